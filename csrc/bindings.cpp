@@ -1,0 +1,73 @@
+// Every native entry point. Plans and their settings come from the list in rules.h.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "python/rule_plan.h"
+
+namespace py = pybind11;
+using namespace friction;
+
+namespace {
+
+// A group's settings arrive as numbers in the order of kSettings.
+template <class Rule>
+typename Rule::Settings settings_of(const std::vector<double>& numbers) {
+  typename Rule::Settings settings;
+  static_assert(sizeof settings == sizeof(double) * std::size(Rule::kSettings));
+  if (numbers.size() != std::size(Rule::kSettings))
+    throw std::invalid_argument(std::string(Rule::kName) + " takes " +
+                                std::to_string(std::size(Rule::kSettings)) + " settings");
+  std::memcpy(&settings, numbers.data(), sizeof settings);
+  return settings;
+}
+
+template <class Rule, class PlanType>
+void bind_plan(py::module_& m, const char* name) {
+  py::class_<PlanType, Plan> plan(m, name);
+  plan.def(py::init<std::shared_ptr<TensorReader>, py::list>(), py::arg("reader"), py::arg("entries"))
+      .def("step",
+           [](PlanType& self, const py::dict& state, const py::list& param_groups,
+              const std::vector<std::vector<double>>& settings, int threads) -> py::object {
+             std::vector<typename Rule::Settings> groups;
+             for (const auto& numbers : settings) groups.push_back(settings_of<Rule>(numbers));
+             const Problem problem = self.step(state, param_groups, groups, threads);
+             if (problem.what.empty()) return py::none();
+             return py::make_tuple(problem.entry, problem.what);
+           },
+           py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"));
+  if constexpr (Rule::kObserves)
+    plan.def("observations",
+             [](const PlanType& self, size_t groups) {
+               py::list sums;
+               for (const GroupObservation& g : self.observations(groups))
+                 sums.append(py::make_tuple(g.count, g.sum, g.square_sum));
+               return sums;
+             },
+             py::arg("groups"));
+  py::list names;
+  for (const char* setting : Rule::kSettings) names.append(setting);
+  plan.attr("settings") = py::tuple(names);
+}
+
+template <class... Rule>
+void bind_rules(py::module_& m, RuleList<Rule...>) {
+  (bind_plan<Rule, RulePlan<Rule>>(m, Rule::kName), ...);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  m.doc() = "Native kernels of friction_kernels; its classes are the public interface.";
+  m.attr("compiler") = FRICTION_COMPILER;
+  m.attr("cuda_architectures") = py::tuple();
+  m.def("instruction_sets", &instruction_sets);
+  m.def("instruction_set", [] { return std::string(kernels().instruction_set); });
+  m.def("use_instruction_set", &use_instruction_set, py::arg("name"));
+  m.def("thread_source", &thread_source);
+  m.def("launch_counts", &launch_counts);
+  py::class_<TensorReader, std::shared_ptr<TensorReader>>(m, "TensorReader")
+      .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"));
+  py::class_<Plan>(m, "Plan").def_property_readonly("updated", &Plan::updated);
+  bind_rules(m, Rules());
+  bind_plan<FrictionAdam, AdamPPlan>(m, "friction_adamp");
+}

@@ -1,0 +1,83 @@
+#include "parallel.h"
+
+#include <dlfcn.h>
+
+#include <atomic>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace friction {
+namespace {
+
+// A second pool of threads would compete with torch's, whose workers spin for a while after each
+// operator. So the region runs on torch's own pool, through the entry point that every OpenMP
+// runtime for gcc-compatible code exports.
+using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
+
+GompParallel find_torch_openmp() {
+  // RTLD_NOLOAD: torch is in the process already, or there is nothing to share.
+  void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  if (torch == nullptr) return nullptr;
+  return reinterpret_cast<GompParallel>(dlsym(torch, "GOMP_parallel"));
+}
+
+GompParallel torch_openmp() {
+  static const GompParallel found = find_torch_openmp();
+  return found;
+}
+
+struct Shared {
+  const std::function<void(int64_t, int64_t)>& work;
+  int64_t items, grain;
+  std::atomic<int64_t> next{0};
+
+  void run() {
+    for (;;) {
+      const int64_t first = next.fetch_add(grain, std::memory_order_relaxed);
+      if (first >= items) return;
+      work(first, first + grain < items ? first + grain : items);
+    }
+  }
+};
+
+std::mutex counts_mutex;
+std::map<std::string, int64_t> counts;
+
+}  // namespace
+
+void parallel_region(const char* kernel, int64_t items, int64_t grain, int threads,
+                     const std::function<void(int64_t, int64_t)>& work) {
+  {
+    const std::lock_guard<std::mutex> lock(counts_mutex);
+    ++counts[kernel];
+  }
+  Shared shared{work, items, grain};
+  const int64_t useful = (items + grain - 1) / grain;
+  if (threads > useful) threads = static_cast<int>(useful);
+  if (threads <= 1) return shared.run();
+  if (const GompParallel parallel = torch_openmp()) {
+    parallel([](void* data) { static_cast<Shared*>(data)->run(); }, &shared,
+             static_cast<unsigned>(threads), 0);
+    return;
+  }
+  std::vector<std::thread> workers;
+  for (int i = 1; i < threads; ++i) workers.emplace_back([&] { shared.run(); });
+  shared.run();
+  for (std::thread& worker : workers) worker.join();
+}
+
+std::map<std::string, int64_t> launch_counts() {
+  const std::lock_guard<std::mutex> lock(counts_mutex);
+  return counts;
+}
+
+std::string thread_source() {
+  Dl_info info;
+  if (torch_openmp() == nullptr || !dladdr(reinterpret_cast<void*>(torch_openmp()), &info))
+    return "own threads, started for each region";
+  const std::string path = info.dli_fname;
+  return "torch's OpenMP (" + path.substr(path.rfind('/') + 1) + ")";
+}
+
+}  // namespace friction

@@ -1,0 +1,65 @@
+#include "tensor_reader.h"
+
+#include <stdexcept>
+
+namespace friction {
+namespace py = pybind11;
+
+int64_t TensorView::numel() const {
+  int64_t n = 1;
+  for (int d = 0; d < ndim; ++d) n *= shape[d];
+  return n;
+}
+
+bool TensorView::same_shape(const TensorView& other) const {
+  return ndim == other.ndim && is_complex == other.is_complex &&
+         std::memcmp(shape, other.shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
+}
+
+TensorReader::TensorReader(py::type tensor, py::type parameter)
+    : tensor_(std::move(tensor)), parameter_(std::move(parameter)), grad_(tensor_.attr("grad")) {
+  get_grad_ = Py_TYPE(grad_.ptr())->tp_descr_get;
+  const py::object capsule =
+      py::getattr(tensor_, "__dlpack_c_exchange_api__", py::none());
+  if (capsule.is_none() || get_grad_ == nullptr)
+    throw std::runtime_error("this torch does not publish torch.Tensor.__dlpack_c_exchange_api__");
+  api_ = static_cast<const dlpack::ExchangeApi*>(
+      PyCapsule_GetPointer(capsule.ptr(), dlpack::kCapsuleName));
+  if (api_ == nullptr) throw py::error_already_set();
+  if (api_->major_version != dlpack::kMajorVersion || api_->tensor_from_py_object == nullptr)
+    throw std::runtime_error("this torch publishes DLPack " + std::to_string(api_->major_version) +
+                             ", read here is DLPack 1");
+}
+
+bool TensorReader::read(PyObject* object, TensorView& out) const {
+  const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
+  if (type != tensor_.ptr() && type != parameter_.ptr()) return false;
+  dlpack::Tensor tensor;
+  if (api_->tensor_from_py_object(object, &tensor) != 0) {
+    PyErr_Clear();  // sparse, meta and the like: the caller says what it is
+    return false;
+  }
+  const int code = tensor.dtype.code;
+  out.is_complex = code == dlpack::kComplex;
+  const int bits = out.is_complex ? tensor.dtype.bits / 2 : tensor.dtype.bits;
+  if (code == dlpack::kBFloat && bits == 16)
+    out.dtype = DType::kBFloat16;
+  else if (code != dlpack::kFloat && code != dlpack::kComplex)
+    return false;
+  else if (bits == 16)
+    out.dtype = DType::kFloat16;
+  else if (bits == 32)
+    out.dtype = DType::kFloat32;
+  else if (bits == 64)
+    out.dtype = DType::kFloat64;
+  else
+    return false;
+  out.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
+  out.on_cpu = tensor.device.type == dlpack::kCpu;
+  out.ndim = tensor.ndim;
+  out.shape = tensor.shape;
+  out.strides = tensor.strides;
+  return true;
+}
+
+}  // namespace friction

@@ -1,0 +1,45 @@
+// Reads a torch tensor's address, type and strides, and a parameter's gradient, in tens of nanoseconds.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "../dtypes.h"
+#include "dlpack_abi.h"
+
+namespace friction {
+
+struct TensorView {
+  void* data;
+  DType dtype;
+  bool is_complex;  // each element is a pair of dtype
+  bool on_cpu;
+  int ndim;
+  const int64_t *shape, *strides;  // in elements; owned by the tensor
+
+  int64_t numel() const;
+  bool same_shape(const TensorView& other) const;
+};
+
+class TensorReader {
+ public:
+  // torch.Tensor and torch.nn.Parameter: the types read natively. Subclasses may keep their data elsewhere.
+  // Throws std::runtime_error where this torch does not publish the interface.
+  TensorReader(pybind11::type tensor, pybind11::type parameter);
+
+  // False where the object is no plain strided tensor of a floating or complex type with memory.
+  bool read(PyObject* object, TensorView& out) const;
+
+  // The parameter's gradient or None (a new reference).
+  pybind11::object grad(PyObject* parameter) const {
+    return pybind11::reinterpret_steal<pybind11::object>(
+        get_grad_(grad_.ptr(), parameter, reinterpret_cast<PyObject*>(Py_TYPE(parameter))));
+  }
+
+ private:
+  pybind11::type tensor_, parameter_;
+  pybind11::object grad_;
+  descrgetfunc get_grad_;
+  const dlpack::ExchangeApi* api_;
+};
+
+}  // namespace friction

@@ -1,0 +1,41 @@
+// AdamP's projection (arXiv 2006.08217) for a tensor seen as a matrix of rows, or as one row.
+//
+//   where |cos(p_row, g_row)| < delta / sqrt(length) holds for every row,
+//     u_row <- u_row - p^_row (p^_row . u_row),   p^ = p / (|p| + eps),   and decay <- decay * wd_ratio
+//   rows are tried first (channels), then the whole tensor; a tensor that passes neither is not projected.
+#pragma once
+
+#include "portable.h"
+
+namespace friction {
+
+// Everything the projection needs to know of a row; sums of parts of a row add up.
+struct RowSums {
+  double param_grad = 0, param_param = 0, grad_grad = 0, param_direction = 0;
+
+  FRICTION_INLINE RowSums& operator+=(const RowSums& other) {
+    param_grad += other.param_grad;
+    param_param += other.param_param;
+    grad_grad += other.grad_grad;
+    param_direction += other.param_direction;
+    return *this;
+  }
+};
+
+// Each norm clamped to eps from below, as torch.nn.functional.cosine_similarity does.
+// A NaN anywhere gives false: such a tensor is not projected.
+FRICTION_INLINE bool nearly_orthogonal(const RowSums& row, double length, double delta,
+                                       double eps) {
+  const double param_norm = std::sqrt(row.param_param), grad_norm = std::sqrt(row.grad_grad);
+  const double cosine = row.param_grad / ((param_norm < eps ? eps : param_norm) *
+                                          (grad_norm < eps ? eps : grad_norm));
+  return std::fabs(cosine) < delta / std::sqrt(length);
+}
+
+// c in  u - c p  =  u - p^ (p^ . u)
+FRICTION_INLINE double projection_coefficient(const RowSums& row, double eps) {
+  const double norm = std::sqrt(row.param_param) + eps;
+  return row.param_direction / norm / norm;
+}
+
+}  // namespace friction

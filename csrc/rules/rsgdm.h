@@ -1,0 +1,59 @@
+// RSGDM: momentum with a differential correction (arXiv 2409.15314), in its one-buffer form.
+//
+//   m_t = b m_{t-1} + (1-b) g_t      z_t = b z_{t-1} + (1-b) (g_t - g_{t-1})
+//   p_t = p_{t-1} - lr (m_t + b z_t)
+//
+// From m_0 = z_0 = g_0 = 0 follows z_t = m_t - m_{t-1}, so that neither z nor g_{t-1} is stored and
+//   m_t + b z_t = b^2 m_{t-1} + (1 - b^2) g_t.
+#pragma once
+
+#include "portable.h"
+
+namespace friction {
+
+struct Rsgdm {
+  static constexpr const char* kName = "rsgdm";
+  enum List { kParam, kGrad, kMomentum, kLists };
+  static constexpr bool kWrites[kLists] = {true, false, true};
+  static constexpr const char* kStateKeys[] = {"momentum_buffer"};
+  static constexpr bool kCountsSteps = false;
+  static constexpr bool kObserves = false;
+
+  struct Settings {
+    double lr, momentum, weight_decay;
+    double decoupled, maximize;  // 0 or 1
+  };
+  static constexpr const char* kSettings[] = {"lr", "momentum", "weight_decay", "decoupled",
+                                              "maximize"};
+
+  enum Variant { kOnly, kVariants };
+  static int variant(const Settings&) { return kOnly; }
+
+  template <class T>
+  struct Scalars {
+    T sign, coupled_decay, decay, lr;
+    T momentum, one_minus_momentum, momentum_squared, one_minus_momentum_squared;
+
+    Scalars(const Settings& s, double /*step*/) {
+      sign = T(s.maximize != 0 ? -1 : 1);
+      coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
+      decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
+      lr = T(s.lr);
+      momentum = T(s.momentum), one_minus_momentum = T(1 - s.momentum);
+      momentum_squared = T(s.momentum * s.momentum);
+      one_minus_momentum_squared = T(1 - s.momentum * s.momentum);
+    }
+  };
+
+  template <int kVariant, class T>
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& /*observed*/) {
+    T g = s.sign * x[kGrad];
+    g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
+    const T m = x[kMomentum];
+    x[kMomentum] = s.momentum * m + s.one_minus_momentum * g;
+    x[kParam] = x[kParam] * s.decay -
+                s.lr * (s.momentum_squared * m + s.one_minus_momentum_squared * g);
+  }
+};
+
+}  // namespace friction

@@ -1,0 +1,78 @@
+// The list of tensors one launch walks, and the walk: chunk -> (tensor, elements).
+//
+// A tensor has up to kMaxLists parallel lists (parameter, gradient, states). Its elements are walked
+// in chunks of kChunk, and chunks are numbered through all tensors, so that a launch of any number of
+// workers is balanced by elements. A chunk never depends on who walks it: sums taken per chunk (and
+// per row within a chunk) are the same for every launch shape.
+#pragma once
+
+#include "dtypes.h"
+
+namespace friction {
+
+constexpr int kMaxLists = 5;
+constexpr int64_t kChunk = 2048;
+
+// Where the lists of a tensor lie that is not contiguous, or not alike, in all of them:
+// sizes and strides (in elements) of the walk's dimensions, outermost first.
+struct Layout {
+  int dims;
+  const int64_t* sizes;    // [dims]
+  const int64_t* strides;  // [lists, dims]
+};
+
+struct TensorEntry {
+  void* data[kMaxLists];
+  DType dtype[kMaxLists];
+  const Layout* layout;  // null where every list is contiguous in the walk's order
+  int64_t numel;
+  int64_t first_chunk;   // chunks of all tensors before this one
+  int32_t scalars;       // which (group, step) the update's scalars belong to
+  // Rows of a matrix that AdamP may project; 0 rows: never projected.
+  int64_t rows, row_length;
+  int64_t first_row;     // rows of all tensors before this one
+};
+
+struct TensorTable {
+  const TensorEntry* tensors;
+  int64_t count;
+
+  FRICTION_INLINE int64_t chunks() const {
+    if (count == 0) return 0;
+    const TensorEntry& last = tensors[count - 1];
+    return last.first_chunk + (last.numel + kChunk - 1) / kChunk;
+  }
+
+  // The tensor that holds a chunk: the last one that starts at or before it.
+  FRICTION_INLINE int64_t tensor_of(int64_t chunk) const {
+    int64_t low = 0, high = count - 1;
+    while (low < high) {
+      const int64_t middle = low + (high - low + 1) / 2;
+      if (tensors[middle].first_chunk <= chunk)
+        low = middle;
+      else
+        high = middle - 1;
+    }
+    return low;
+  }
+
+  // Calls visit(tensor, begin, end) for every chunk in [first, last).
+  template <class Visit>
+  FRICTION_INLINE void walk(int64_t first, int64_t last, Visit&& visit) const {
+    int64_t tensor = tensor_of(first);
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      while (tensor + 1 < count && tensors[tensor + 1].first_chunk <= chunk) ++tensor;
+      const int64_t begin = (chunk - tensors[tensor].first_chunk) * kChunk;
+      const int64_t rest = tensors[tensor].numel - begin;
+      visit(tensors[tensor], begin, begin + (rest < kChunk ? rest : kChunk));
+    }
+  }
+};
+
+// A row's partial sums, one slot for each (row, chunk) that meet. Both only ever grow along a tensor,
+// so row + chunk numbers the pairs without a gap for another pair.
+FRICTION_INLINE int64_t row_slot(const TensorEntry& t, int64_t row, int64_t element) {
+  return (t.first_row + row) + (t.first_chunk + element / kChunk);
+}
+
+}  // namespace friction

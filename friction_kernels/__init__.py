@@ -1,0 +1,32 @@
+"""Drop-in optimizers that update every parameter of every group in one launch."""
+
+from friction_kernels.launches import LaunchCounts, count_launches
+from friction_kernels.optim import (
+    OPTIMIZERS,
+    RSGDM,
+    FrictionStats,
+    SigSignAdamP,
+    SigSignAdamW,
+    SigSignGrad,
+    TanhSignAdamP,
+    TanhSignAdamW,
+    TanhSignGrad,
+    friction_stats,
+)
+from friction_kernels.version import __version__
+
+__all__ = [
+    "OPTIMIZERS",
+    "RSGDM",
+    "FrictionStats",
+    "LaunchCounts",
+    "SigSignAdamP",
+    "SigSignAdamW",
+    "SigSignGrad",
+    "TanhSignAdamP",
+    "TanhSignAdamW",
+    "TanhSignGrad",
+    "__version__",
+    "count_launches",
+    "friction_stats",
+]

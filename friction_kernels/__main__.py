@@ -1,0 +1,14 @@
+"""`python -m friction_kernels`: version, active backends, and why the others are not."""
+
+from friction_kernels.backends import describe
+
+
+def main() -> None:
+    lines = describe()
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        print(f"{name:<{width}}  {value}")
+
+
+if __name__ == "__main__":
+    main()

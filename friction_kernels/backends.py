@@ -1,0 +1,88 @@
+"""Which implementation serves a tensor, and why not the others."""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+BACKENDS = ("auto", "native", "reference")
+
+NATIVE_DTYPES = frozenset(
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex32,
+        torch.complex64,
+        torch.complex128,
+    }
+)
+
+try:
+    from friction_kernels import _native as native
+except ImportError as error:  # not built, or built for another Python
+    native = None
+    _import_error = f"friction_kernels._native cannot be imported ({error}); install with `pip install .`"
+
+
+@lru_cache(maxsize=1)
+def tensor_reader():
+    """What the native plans read tensors with; ImportError says why there is none."""
+    if native is None:
+        raise ImportError(_import_error)
+    try:
+        return native.TensorReader(torch.Tensor, torch.nn.Parameter)
+    except RuntimeError as error:
+        raise ImportError(f"torch {torch.__version__}: {error}; install torch 2.11 or newer") from error
+
+
+@lru_cache(maxsize=1)
+def native_reason() -> str | None:
+    """Why the native backend is inactive, or None where it is active."""
+    try:
+        tensor_reader()
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def why_not_native(param: Tensor) -> str | None:
+    """Why the native backend cannot serve this parameter, or None where it can."""
+    if native_reason() is not None:
+        return native_reason()
+    if type(param) not in (Tensor, torch.nn.Parameter):
+        return f"it is a {type(param).__qualname__}, whose memory only torch knows"
+    if param.device.type != "cpu":
+        return f"it is on {param.device}, and this build has kernels for the CPU only"
+    if param.dtype not in NATIVE_DTYPES:
+        return f"its type {param.dtype} has no kernel"
+    if param.is_conj() or param.is_neg():
+        return "it is a conjugated or negated view"
+    return None
+
+
+def describe() -> dict[str, str]:
+    """What serves on this machine, as `python -m friction_kernels` prints it."""
+    from friction_kernels.version import __version__
+
+    reason = native_reason()
+    lines = {
+        "friction_kernels": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "backend reference": "active (equations in plain torch, any device)",
+        "backend native, CPU": "active" if reason is None else f"inactive: {reason}",
+        "backend native, CUDA": "inactive: this version has no CUDA kernels",
+    }
+    if native is not None:
+        lines["compiler"] = native.compiler
+        lines["instruction set"] = (
+            f"{native.instruction_set()} (can run: {', '.join(native.instruction_sets())})"
+        )
+        lines["threads"] = f"{torch.get_num_threads()}, {native.thread_source()}"
+        lines["CUDA architectures"] = ", ".join(native.cuda_architectures) or "none"
+    return lines

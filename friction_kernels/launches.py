@@ -1,0 +1,60 @@
+"""Counting native launches: the claim that a step is one launch, made checkable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from friction_kernels.backends import native
+
+
+def _counts() -> dict[str, int]:
+    return native.launch_counts() if native is not None else {}
+
+
+class LaunchCounts(Mapping):
+    """Launches by kernel name since the count began; `.total` is their sum."""
+
+    def __init__(self) -> None:
+        self._before = _counts()
+        self._after: dict[str, int] | None = None
+
+    def _since(self) -> dict[str, int]:
+        now = _counts() if self._after is None else self._after
+        counts = {name: count - self._before.get(name, 0) for name, count in now.items()}
+        return {name: count for name, count in counts.items() if count}
+
+    @property
+    def total(self) -> int:
+        return sum(self._since().values())
+
+    def __getitem__(self, kernel: str) -> int:
+        return self._since()[kernel]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._since())
+
+    def __len__(self) -> int:
+        return len(self._since())
+
+    def __repr__(self) -> str:
+        return f"LaunchCounts({self._since()})"
+
+
+class count_launches:  # noqa: N801 - reads as a function, like torch.no_grad
+    """Count native launches (on a CPU: parallel regions) within a `with` block.
+
+    >>> with count_launches() as launches:
+    ...     opt.step()
+    >>> launches.total, dict(launches)
+    (1, {'friction_adam': 1})
+
+    Counts the whole process, whichever thread or optimizer launches. The reference backend launches
+    nothing native and counts as none.
+    """
+
+    def __enter__(self) -> LaunchCounts:
+        self._counts = LaunchCounts()
+        return self._counts
+
+    def __exit__(self, *exc_info) -> None:
+        self._counts._after = _counts()

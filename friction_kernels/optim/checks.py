@@ -1,0 +1,115 @@
+"""Bad input gets an error that names it and the remedy, before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from friction_kernels.backends import BACKENDS, native_reason
+
+
+def check_number(
+    name: str, value: float | Tensor, low: float = 0.0, below: float = math.inf
+) -> None:
+    """Raise ValueError unless low <= value < below (a one-element tensor counts as its value)."""
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"{name} as a tensor must have one element, got shape {tuple(value.shape)}")
+    if not low <= float(value) < below:
+        bounds = f"at least {low:g}" + (f" and below {below:g}" if below < math.inf else " and finite")
+        raise ValueError(f"{name} must be {bounds}, got {float(value):g}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_betas(value: Sequence[float | Tensor]) -> None:
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"betas must be a pair of numbers, got {value!r}")
+    for index, beta in enumerate(value):
+        check_number(f"betas[{index}]", beta, below=1.0)
+
+
+def check_backend(value: str) -> None:
+    check_choice("backend", value, BACKENDS)
+    if value == "native" and native_reason() is not None:
+        raise RuntimeError(
+            f"backend='native' cannot serve: {native_reason()}; use backend='auto' or 'reference'"
+        )
+
+
+def parameter_name(group_index: int, group: Mapping, index: int) -> str:
+    """How errors call a parameter: its place, its name where the group knows names, its shape."""
+    names = group.get("param_names")
+    name = f"'{names[index]}', " if names else ""
+    shape = tuple(group["params"][index].shape)
+    return f"parameter {index} of group {group_index} ({name}shape {shape})"
+
+
+def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index: int) -> None:
+    """Raise for parameters of integer type and for mixed kinds of devices within a group."""
+    named = [p if isinstance(p, tuple) else (None, p) for p in params]
+    tensors = [p for _, p in named]
+    if not all(isinstance(p, Tensor) for p in tensors):
+        return  # torch's own add_param_group raises, and says what it got
+    group = {"params": tensors, "param_names": [n for n, _ in named] if named[0][0] else None}
+    for index, param in enumerate(tensors):
+        name = parameter_name(group_index, group, index)
+        if not (param.is_floating_point() or param.is_complex()):
+            raise TypeError(
+                f"{name} has type {param.dtype}; only floating-point and complex parameters can be "
+                "updated: leave it out of params, or register it as a buffer"
+            )
+        if param.device.type != tensors[0].device.type:
+            raise ValueError(
+                f"{name} is on {param.device} and parameter 0 of the group on "
+                f"{tensors[0].device}; put each kind of device into a parameter group of its own"
+            )
+
+
+def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
+    """Raise where a gradient cannot be used to update its parameter."""
+    if param.device.type == "meta":
+        raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
+    if grad.layout != torch.strided:
+        raise RuntimeError(
+            f"{name} has a sparse gradient ({grad.layout}); make it dense (for nn.Embedding: "
+            "sparse=False) or give the parameter to torch.optim.SparseAdam"
+        )
+    if grad.shape != param.shape:
+        raise RuntimeError(
+            f"{name} has a gradient of shape {tuple(grad.shape)}; call zero_grad() after changing "
+            "a parameter's shape"
+        )
+    if grad.device != param.device:
+        raise RuntimeError(
+            f"{name} is on {param.device} and its gradient on {grad.device}; "
+            "move the model before backward()"
+        )
+    if grad.is_complex() != param.is_complex() or not (grad.is_complex() or grad.is_floating_point()):
+        raise RuntimeError(f"{name} has type {param.dtype} and its gradient {grad.dtype}")
+
+
+def check_state(name: str, param: Tensor, state: Mapping, keys: Iterable[str]) -> None:
+    """Raise where a parameter's state does not fit it."""
+    remedy = "; load states with load_state_dict(), which converts them"
+    for key in keys:
+        value = state.get(key)
+        if not isinstance(value, Tensor):
+            raise RuntimeError(f"{name} has no state '{key}'{remedy}")
+        if value.shape != param.shape:
+            raise RuntimeError(
+                f"{name} has state '{key}' of shape {tuple(value.shape)}; "
+                "delete its state or load one made for this parameter"
+            )
+        if value.device != param.device:
+            raise RuntimeError(f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}")
+        if value.is_complex() != param.is_complex() or (
+            torch.promote_types(value.dtype, param.dtype) != value.dtype
+            and param.dtype in (torch.float64, torch.complex128)
+        ):
+            raise RuntimeError(f"{name} is {param.dtype}, state '{key}' {value.dtype}{remedy}")

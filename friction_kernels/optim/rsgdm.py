@@ -1,0 +1,123 @@
+"""RSGDM: momentum with a differential correction."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from friction_kernels import equations
+from friction_kernels.optim import checks
+from friction_kernels.optim.base import PlannedOptimizer
+
+
+class RSGDM(PlannedOptimizer):
+    """Momentum corrected by its own change.
+
+    Equals, for every parameter p with gradient g (after `maximize` flips it)::
+
+        g = g + weight_decay * p               # unless decoupled_weight_decay
+        previous = momentum_buffer.clone()
+        momentum_buffer.mul_(momentum).add_(g, alpha=1 - momentum)
+        difference = momentum_buffer - previous
+        p.mul_(1 - lr * weight_decay)          # where decoupled_weight_decay
+        p.add_(momentum_buffer + momentum * difference, alpha=-lr)
+
+    The paper's estimate z_t = b z_{t-1} + (1 - b)(g_t - g_{t-1}), started at z_0 = g_0 = 0, is the
+    difference of the two momentum buffers, so that one buffer is enough. And with a constant lr all of
+    it is Nesterov momentum in other clothes: RSGDM(lr, momentum) equals
+    torch.optim.SGD(lr=lr * (1 - momentum), momentum=momentum, nesterov=True) to rounding.
+    Expect its results, with a learning rate 1 / (1 - momentum) times as large.
+
+    Source: Qin et al., "Reducing Bias in Deep Learning Optimization: The RSGDM Approach",
+    arXiv 2409.15314. Published: the update. Choices of this library: the coupled and the decoupled
+    weight decay, `maximize`, and the start z_0 = g_0 = 0.
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups as dicts with any of the options below.
+            Floating-point or complex (updated as pairs of reals), of any dense layout. The buffer is
+            kept in float32 at least.
+        lr: learning rate, at least 0, a number or a one-element tensor (default 0.1).
+        momentum: decay of the momentum, in [0, 1) (default 0.9).
+        weight_decay: at least 0 (default 0.0).
+        decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default False).
+        maximize: maximize the objective (default False).
+        backend: "auto" (native where it serves, else reference), "native" (raises with the reason
+            where it cannot serve) or "reference" (default "auto").
+
+    State: `momentum_buffer`. The reference backend computes literally and keeps `difference_buffer`
+    and `prev_grad` as well; each backend goes on from the other's state.
+
+    Raises:
+        ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
+            devices mixed within a group; from the constructor and add_param_group.
+        RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
+            from step(), before anything is changed.
+    """
+
+    rule = "rsgdm"
+    counts_steps = False
+    native_state: ClassVar = {"momentum_buffer": True}
+    reference_state: ClassVar = {
+        "momentum_buffer": True,
+        "difference_buffer": True,
+        "prev_grad": True,
+    }
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 0.1,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        *,
+        decoupled_weight_decay: bool = False,
+        maximize: bool = False,
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "backend": backend,
+        }
+        super().__init__(params, defaults)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        checks.check_number("lr", group["lr"])
+        checks.check_number("momentum", group["momentum"], below=1.0)
+        checks.check_number("weight_decay", group["weight_decay"])
+        checks.check_backend(group["backend"])
+
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        super()._check_loaded(state_dict)
+        if any("dampening" in group for group in state_dict["param_groups"]):
+            raise ValueError(
+                "the state_dict is one of torch.optim.SGD, whose momentum_buffer is 1 / (1 - momentum) "
+                "times RSGDM's and whose lr means (1 - momentum) times RSGDM's; start RSGDM afresh"
+            )
+
+    def _settings(self, group: dict[str, Any]) -> dict[str, float]:
+        return {**group, "decoupled": group["decoupled_weight_decay"]}
+
+    def _fill_reference_state(self, param: Tensor, state: dict[str, Any]) -> None:
+        # Of a history only m_{t-1} is known. z_{t-1} = 0 with g_{t-1} = m_{t-1} is one that leads there
+        # and gives the same next steps, because z_t = m_t - m_{t-1} either way.
+        if "difference_buffer" not in state:
+            state["difference_buffer"] = torch.zeros_like(state["momentum_buffer"])
+            state["prev_grad"] = state["momentum_buffer"].clone()
+
+    def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> None:
+        equations.rsgdm(
+            param,
+            grad,
+            *lists.values(),
+            lr=float(group["lr"]),
+            momentum=float(group["momentum"]),
+            weight_decay=float(group["weight_decay"]),
+            decoupled=group["decoupled_weight_decay"],
+            maximize=group["maximize"],
+        )

@@ -1,0 +1,60 @@
+"""What the friction does: mean and standard deviation of S at the last step."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from friction_kernels.equations import NEUTRAL_FRICTION
+from friction_kernels.optim.friction_adam import FrictionAdam
+
+
+class FrictionStats(NamedTuple):
+    """S over all elements of a group that had a gradient; `mean` and `std` are nan where `count` is 0."""
+
+    mean: float
+    std: float
+    count: int
+
+
+def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
+    """Mean and standard deviation of the friction S at the last step, for each parameter group.
+
+    S is 1/2 (sigmoid) or 1 (tanh) where friction does nothing. A standard deviation near zero says
+    that it does nothing anywhere, which is usual for friction_input="product"; try "normalized".
+
+    Args:
+        opt: one of the friction optimizers, after at least one step.
+
+    Returns one FrictionStats(mean, std, count) for each group. The statistics are put together when
+    asked for: a native step leaves two partial sums for each 2,048 elements, because S needs the
+    gradient that the step has replaced; a reference step leaves S itself.
+
+    Raises TypeError for another optimizer, RuntimeError before the first step.
+    """
+    if not isinstance(opt, FrictionAdam):
+        raise TypeError(f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer")
+    if opt._plan is None:
+        raise RuntimeError("friction_stats needs a step: call it after opt.step()")
+    groups = len(opt._plan.choices)
+    sums = [(0, 0.0, 0.0)] * groups
+    if opt._plan.native is not None:
+        sums = opt._plan.native.observations(groups)
+    if opt._plan.reference:
+        for index, frictions in enumerate(opt._reference_observed):
+            for s in frictions:
+                deviation = s.double() - NEUTRAL_FRICTION[opt.friction]
+                count, total, square_total = sums[index]
+                sums[index] = (
+                    count + s.numel(),
+                    total + deviation.sum().item(),
+                    square_total + deviation.square().sum().item(),
+                )
+    return [_stats(NEUTRAL_FRICTION[opt.friction], *group) for group in sums]
+
+
+def _stats(neutral: float, count: int, total: float, square_total: float) -> FrictionStats:
+    if count == 0:
+        return FrictionStats(math.nan, math.nan, 0)
+    mean = total / count
+    return FrictionStats(neutral + mean, math.sqrt(max(square_total / count - mean**2, 0.0)), count)
