@@ -31,7 +31,7 @@ void bind_plan(py::module_& m, const char* name) {
              std::vector<typename Rule::Settings> groups;
              for (const auto& numbers : settings) groups.push_back(settings_of<Rule>(numbers));
              const Problem problem = self.step(state, param_groups, groups, threads);
-             if (problem.what.empty()) return py::none();
+             if (problem.what == nullptr) return py::none();
              return py::make_tuple(problem.entry, problem.what);
            },
            py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"));

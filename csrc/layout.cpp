@@ -45,8 +45,8 @@ Walk order_walk(const std::vector<int64_t>& shape,
   return walk;
 }
 
-bool overlaps(const Walk& walk, int list) {
-  const std::vector<int64_t>& strides = walk.strides[static_cast<size_t>(list)];
+bool overlaps(const Walk& walk, size_t list) {
+  const std::vector<int64_t>& strides = walk.strides[list];
   std::vector<size_t> order(walk.sizes.size());
   std::iota(order.begin(), order.end(), size_t{0});
   std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });

@@ -24,6 +24,6 @@ Walk order_walk(const std::vector<int64_t>& shape,
                 const std::vector<std::vector<int64_t>>& strides, bool rows_first);
 
 // Whether two indices of a list may name the same memory.
-bool overlaps(const Walk& walk, int list);
+bool overlaps(const Walk& walk, size_t list);
 
 }  // namespace friction

@@ -7,146 +7,173 @@ namespace py = pybind11;
 
 Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
            const std::vector<const char*>& state_keys, bool projects_rows)
-    : reader_(std::move(reader)), projects_rows_(projects_rows) {
-  for (const py::handle entry : entries) {
-    const auto fields = py::reinterpret_borrow<py::tuple>(entry);
-    PlanEntry& e = entries_.emplace_back();
-    e.param = fields[0];
-    e.state = fields[1];
-    e.group = fields[2].cast<int32_t>();
-    e.native = fields[3].cast<bool>();
+    : entries_(entries.size()), reader_(std::move(reader)), projects_rows_(projects_rows) {
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const auto fields = py::reinterpret_borrow<py::tuple>(PyList_GET_ITEM(entries.ptr(), Py_ssize_t(i)));
+    entries_[i].param = fields[0];
+    entries_[i].state = fields[1];
+    entries_[i].group = fields[2].cast<int32_t>();
+    entries_[i].native = fields[3].cast<bool>();
   }
   for (const char* key : state_keys)
     state_keys_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)));
   counts_steps_ = std::string(state_keys[0]) == "step";
-  lists_ = 2 + static_cast<int>(state_keys_.size()) - (counts_steps_ ? 1 : 0);
+  lists_ = 2 + state_keys_.size() - (counts_steps_ ? 1 : 0);
 }
 
-// The groups hold the planned parameters in the planned order, and each parameter's state is the planned dict.
+// The groups hold the planned parameters in the planned order, and each one's state is the planned dict.
 Problem Plan::check_structure(const py::dict& state, const py::list& param_groups) const {
-  static const py::str params_key("params");
+  static const py::str& params_key = *new py::str("params");
+  constexpr Problem changed{-1, "the parameter groups are not as planned"};
   size_t planned = 0;
   const Py_ssize_t groups = PyList_GET_SIZE(param_groups.ptr());
   for (Py_ssize_t group = 0; group < groups; ++group) {
-    PyObject* params = PyDict_GetItemWithError(PyList_GET_ITEM(param_groups.ptr(), group), params_key.ptr());
-    if (params == nullptr || !PyList_Check(params)) return {-1, "the parameter groups are not as planned"};
+    PyObject* params =
+        PyDict_GetItemWithError(PyList_GET_ITEM(param_groups.ptr(), group), params_key.ptr());
+    if (params == nullptr || !PyList_Check(params)) return changed;
     for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++planned)
       if (planned >= entries_.size() || entries_[planned].group != group ||
           entries_[planned].param.ptr() != PyList_GET_ITEM(params, i))
-        return {-1, "the parameter groups are not as planned"};
+        return changed;
   }
-  if (planned != entries_.size()) return {-1, "the parameter groups are not as planned"};
+  if (planned != entries_.size()) return changed;
 
-  // States were created in the order of the parameters at first, so this walk meets them in order;
-  // it asks the dict, at the price of hashing a tensor, only where it does not.
+  // States were made in the order of the parameters at first, so this walk meets them in order; it asks
+  // the dict, at the price of hashing a tensor, only where it does not.
   PyObject *key, *value;
   Py_ssize_t position = 0;
-  for (size_t index = 0; index < entries_.size(); ++index) {
-    const PlanEntry& entry = entries_[index];
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    const PlanEntry& entry = entries_[i];
     if (!entry.native || entry.state.is_none()) continue;
     if (!PyDict_Next(state.ptr(), &position, &key, &value) || key != entry.param.ptr())
       value = PyDict_GetItemWithError(state.ptr(), entry.param.ptr());
-    if (value != entry.state.ptr()) return {static_cast<int64_t>(index), "its state was replaced"};
+    if (value != entry.state.ptr()) {
+      PyErr_Clear();
+      return {static_cast<int64_t>(i), "its state was replaced"};
+    }
   }
   return {};
 }
 
-// state[key], expected next in the dict's order. Borrowed.
-PyObject* Plan::state_item(PyObject* state, size_t key, Py_ssize_t& position) const {
-  PyObject *found, *value;
-  if (PyDict_Next(state, &position, &found, &value) && found == state_keys_[key].ptr()) return value;
-  return PyDict_GetItemWithError(state, state_keys_[key].ptr());
+// Remembers where a list's elements lie; a change asks for a new walk.
+void Plan::note_strides(PlanEntry& entry, size_t list, const TensorView& view) const {
+  const size_t dims = entry.shape.size();
+  int64_t* known = entry.strides.data() + list * dims;
+  for (size_t d = 0; d < dims; ++d)
+    if (known[d] != view.strides[d]) {
+      known[d] = view.strides[d];
+      entry.walk_known = false;
+    }
 }
 
-std::string Plan::read_lists(const PlanEntry& entry, PyObject* grad, TensorView* lists,
-                             TensorView& step) {
-  if (!reader_->read(entry.param.ptr(), lists[0])) return "it is not a plain dense tensor of a floating or complex type";
-  if (!reader_->read(grad, lists[1])) return "its gradient is not a plain dense tensor of a floating or complex type";
-  Py_ssize_t position = 0;
-  TensorView* list = lists + 2;
-  for (size_t key = 0; key < state_keys_.size(); ++key) {
-    TensorView& view = counts_steps_ && key == 0 ? step : *list++;
-    PyObject* value = state_item(entry.state.ptr(), key, position);
-    if (value == nullptr) return "its state has no '" + state_keys_[key].cast<std::string>() + "'";
-    if (!reader_->read(value, view) || !view.on_cpu)
-      return "its state '" + state_keys_[key].cast<std::string>() + "' is not a plain dense CPU tensor";
-    held_.push_back(py::reinterpret_borrow<py::object>(value));
-  }
-  for (int i = 0; i < lists_; ++i) {
-    if (!lists[i].on_cpu) return "it or its gradient is not on the CPU";
-    if (!lists[i].same_shape(lists[0])) return "its shape differs from its gradient's or state's";
-    if (lists[0].dtype == DType::kFloat64 && i > 1 && lists[i].dtype != DType::kFloat64)
-      return "it is float64 and its state is not";
-  }
-  if (counts_steps_ && (step.is_complex || step.numel() != 1 ||
-                        (step.dtype != DType::kFloat32 && step.dtype != DType::kFloat64)))
-    return "its state 'step' is not one float32 or float64 number";
-  return "";
-}
-
-bool Plan::walk_is_known(const PlanEntry& entry, const TensorView* lists) const {
-  const size_t dims = entry.shape.size(), bytes = dims * sizeof(int64_t);
-  if (!entry.known || static_cast<size_t>(lists[0].ndim) != dims ||
-      entry.is_complex != lists[0].is_complex ||
-      std::memcmp(entry.shape.data(), lists[0].shape, bytes) != 0)
-    return false;
-  for (int list = 0; list < lists_; ++list)
-    if (std::memcmp(entry.strides.data() + static_cast<size_t>(list) * dims, lists[list].strides, bytes))
-      return false;
-  return true;
-}
-
-std::string Plan::find_walk(PlanEntry& entry, const TensorView* lists) const {
+const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists) {
   const TensorView& param = lists[0];
+  if (!reader_->read(entry.param.ptr(), lists[0]))
+    return "it is not a plain dense tensor of a floating or complex type";
+  if (!reader_->read(grad, lists[1]))
+    return "its gradient is not a plain dense tensor of a floating or complex type";
+  if (!param.on_cpu || !lists[1].on_cpu) return "it or its gradient is not on the CPU";
+  if (!lists[1].same_shape(param)) return "its shape differs from its gradient's";
   const auto dims = static_cast<size_t>(param.ndim);
-  const int64_t per_element = param.is_complex ? 2 : 1;
-  entry.known = false;
-  entry.is_complex = param.is_complex;
-  entry.shape.assign(param.shape, param.shape + dims);
-  entry.strides.clear();
-  std::vector<int64_t> shape = entry.shape;
-  if (param.is_complex) shape.push_back(2);
-  std::vector<std::vector<int64_t>> strides;
-  for (int list = 0; list < lists_; ++list) {
-    const TensorView& view = lists[list];
-    entry.strides.insert(entry.strides.end(), view.strides, view.strides + dims);
-    auto& real = strides.emplace_back(view.strides, view.strides + dims);
-    for (int64_t& stride : real) stride *= per_element;
-    if (param.is_complex) real.push_back(1);
+  if (entry.is_complex != param.is_complex || entry.shape.size() != dims ||
+      !std::equal(entry.shape.begin(), entry.shape.end(), param.shape)) {
+    entry.is_complex = param.is_complex;
+    entry.shape.assign(param.shape, param.shape + dims);
+    entry.strides.assign(lists_ * dims, 0);
+    entry.walk_known = false;
+    for (StateTensor& state : entry.states) state = {};  // to be compared with the new shape
   }
+  note_strides(entry, 0, param);
+  note_strides(entry, 1, lists[1]);
+  return nullptr;
+}
+
+const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value) {
+  TensorView view;
+  if (!reader_->read(value, view) || !view.on_cpu) return "a state is not a plain dense CPU tensor";
+  if (counts_steps_ && key == 0) {
+    if (view.is_complex || view.numel() != 1 ||
+        (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat64))
+      return "its state 'step' is not one float32 or float64 number";
+  } else {
+    if (!view.same_shape(param)) return "its shape differs from a state's";
+    if (param.dtype == DType::kFloat64 && view.dtype != DType::kFloat64)
+      return "it is float64 and a state is not";
+    note_strides(entry, 2 + key - (counts_steps_ ? 1 : 0), view);
+  }
+  StateTensor& state = entry.states[key];
+  if (state.tensor.ptr() != value || state.data != view.data) {
+    state_moved_ |= state.tensor.ptr() == value;
+    state.tensor = py::reinterpret_borrow<py::object>(value);
+    state.memory = state.tensor.attr("untyped_storage")();
+  }
+  state.data = view.data;
+  state.dtype = view.dtype;
+  return nullptr;
+}
+
+const char* Plan::read_states(PlanEntry& entry, const TensorView& param, bool reread) {
+  PyObject *key, *value;
+  Py_ssize_t position = 0;
+  for (size_t k = 0; k < state_keys_.size(); ++k) {
+    // Expected next in the dict's order.
+    if (!PyDict_Next(entry.state.ptr(), &position, &key, &value) || key != state_keys_[k].ptr())
+      value = PyDict_GetItemWithError(entry.state.ptr(), state_keys_[k].ptr());
+    if (value == nullptr) return "its state lacks a tensor";
+    const bool widened = param.dtype == DType::kFloat64 && entry.states[k].dtype != DType::kFloat64;
+    if (value != entry.states[k].tensor.ptr() || reread || widened)
+      if (const char* problem = read_state(entry, param, k, value)) return problem;
+  }
+  return nullptr;
+}
+
+const char* Plan::find_walk(PlanEntry& entry, const TensorView& param) const {
+  const size_t dims = entry.shape.size();
+  const int64_t per_element = entry.is_complex ? 2 : 1;
   entry.numel = param.numel() * per_element;
   const bool matrix = projects_rows_ && dims > 1 && entry.numel > 0;
-  entry.rows = matrix ? param.shape[0] : 0;
-  entry.row_length = matrix ? entry.numel / entry.rows : 0;
+  entry.rows = matrix ? entry.shape[0] : 0;
+  entry.contiguous = true;
+  entry.walk_sizes.clear();
+  entry.walk_strides.clear();
   if (entry.numel > 0) {
+    std::vector<int64_t> shape = entry.shape;
+    if (entry.is_complex) shape.push_back(2);
+    std::vector<std::vector<int64_t>> strides;
+    for (size_t list = 0; list < lists_; ++list) {
+      const auto begin = entry.strides.begin() + static_cast<std::ptrdiff_t>(list * dims);
+      auto& real = strides.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(dims));
+      for (int64_t& stride : real) stride *= per_element;
+      if (entry.is_complex) real.push_back(1);
+    }
     const Walk walk = order_walk(shape, strides, matrix);
-    for (int list = 0; list < lists_; ++list)
+    for (size_t list = 0; list < lists_; ++list)
       if (list != 1 && overlaps(walk, list)) return "elements of it or of its state share memory";
     entry.contiguous = walk.contiguous();
-    entry.walk_sizes = walk.sizes;
-    entry.walk_strides.clear();
-    for (const auto& list : walk.strides)
-      entry.walk_strides.insert(entry.walk_strides.end(), list.begin(), list.end());
-    entry.layout = {static_cast<int>(walk.sizes.size()), entry.walk_sizes.data(),
-                    entry.walk_strides.data()};
+    if (!entry.contiguous) {
+      entry.walk_sizes = walk.sizes;
+      for (const auto& list : walk.strides)
+        entry.walk_strides.insert(entry.walk_strides.end(), list.begin(), list.end());
+      entry.layout = {static_cast<int>(walk.sizes.size()), entry.walk_sizes.data(),
+                      entry.walk_strides.data()};
+    }
   }
-  entry.known = true;
-  return "";
+  entry.walk_known = true;
+  return nullptr;
 }
 
-std::string Plan::read_entry(size_t index) {
+const char* Plan::read_entry(size_t index, bool reread_states) {
   PlanEntry& entry = entries_[index];
   py::object grad = reader_->grad(entry.param.ptr());
   if (!grad) throw py::error_already_set();
-  if (grad.is_none()) return "";
+  if (grad.is_none()) return nullptr;
   if (entry.state.is_none()) return "it got its first gradient";
-  TensorView lists[kMaxLists], step{};
-  std::string problem = read_lists(entry, grad.ptr(), lists, step);
-  if (!problem.empty()) return problem;
-  if (!walk_is_known(entry, lists)) {
-    problem = find_walk(entry, lists);
-    if (!problem.empty()) return problem;
-  }
+  TensorView lists[2];
+  const char* problem = read_param_and_grad(entry, grad.ptr(), lists);
+  if (problem == nullptr) problem = read_states(entry, lists[0], reread_states);
+  if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
+  if (problem != nullptr) return problem;
+
   // torch may keep a conjugation or a minus sign as a flag on a view of a complex tensor. Such a view is
   // complex, or has gaps, or a single element.
   if (entry.is_complex || !entry.contiguous || entry.numel == 1) {
@@ -155,62 +182,67 @@ std::string Plan::read_entry(size_t index) {
     const py::object resolved = grad.attr("resolve_conj")().attr("resolve_neg")();
     if (!resolved.is(grad)) {
       grad = resolved;
-      problem = read_lists(entry, grad.ptr(), lists, step);
-      if (problem.empty() && !walk_is_known(entry, lists)) problem = find_walk(entry, lists);
-      if (!problem.empty()) return problem;
+      problem = read_param_and_grad(entry, grad.ptr(), lists);
+      if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
+      if (problem != nullptr) return problem;
     }
   }
-  active_.push_back({index, step});
-  held_.push_back(std::move(grad));
-  if (entry.numel == 0) return "";
-  TensorEntry& tensor = tensors_.emplace_back();
-  for (int list = 0; list < lists_; ++list) {
-    tensor.data[list] = lists[list].data;
-    tensor.dtype[list] = lists[list].dtype;
-  }
+  active_.push_back(index);
+  gradients_.push_back(std::move(grad));
+  if (entry.numel == 0) return nullptr;
   active_of_tensor_.push_back(active_.size() - 1);
-  return "";
+  TensorEntry& tensor = tensors_.emplace_back();
+  const StateTensor* states = entry.states + (counts_steps_ ? 1 : 0);
+  for (size_t list = 0; list < lists_; ++list) {
+    tensor.data[list] = list < 2 ? lists[list].data : states[list - 2].data;
+    tensor.dtype[list] = list < 2 ? lists[list].dtype : states[list - 2].dtype;
+    if (tensor.data[list] == nullptr) return "a tensor of it has no memory";
+  }
+  return nullptr;
 }
 
-Problem Plan::read(const py::dict& state, const py::list& param_groups) {
-  const Problem changed = check_structure(state, param_groups);
-  if (!changed.what.empty()) return changed;
-  const std::vector<Active> before = std::move(active_);
-  active_.clear();
-  held_.clear();
-  tensors_.clear();
-  active_of_tensor_.clear();
-  for (size_t index = 0; index < entries_.size(); ++index) {
-    if (!entries_[index].native) continue;
-    const std::string what = read_entry(index);
-    if (what.empty()) continue;
-    active_.clear();
-    held_.clear();
-    tensors_.clear();
-    return {static_cast<int64_t>(index), what};
-  }
+void Plan::lay_out_table() {
   int64_t chunks = 0;
-  rows_ = 0;
-  elements_ = 0;
+  rows_ = elements_ = 0;
   for (size_t i = 0; i < tensors_.size(); ++i) {
     TensorEntry& tensor = tensors_[i];
-    const PlanEntry& entry = entries_[active_[active_of_tensor_[i]].entry];
+    const PlanEntry& entry = entries_[active_[active_of_tensor_[i]]];
     tensor.layout = entry.contiguous ? nullptr : &entry.layout;
     tensor.numel = entry.numel;
     tensor.first_chunk = chunks;
     tensor.rows = entry.rows;
-    tensor.row_length = entry.row_length;
+    tensor.row_length = entry.rows > 0 ? entry.numel / entry.rows : 0;
     tensor.first_row = rows_;
     chunks += (entry.numel + kChunk - 1) / kChunk;
     rows_ += entry.rows;
     elements_ += entry.numel;
   }
-  const bool same = before.size() == active_.size() &&
-                    std::equal(before.begin(), before.end(), active_.begin(),
-                               [](const Active& a, const Active& b) { return a.entry == b.entry; });
-  if (!same) {
+}
+
+Problem Plan::read(const py::dict& state, const py::list& param_groups) {
+  const Problem changed = check_structure(state, param_groups);
+  if (changed.what != nullptr) return changed;
+  const std::vector<size_t> before = std::move(active_);
+  active_.clear();
+  gradients_.clear();
+  tensors_.clear();
+  active_of_tensor_.clear();
+  reread_turn_ = entries_.empty() ? 0 : (reread_turn_ + 1) % entries_.size();
+  state_moved_ = false;
+  for (size_t i = 0; i < entries_.size(); ++i) {
+    if (!entries_[i].native) continue;
+    const bool reread = state_moved_ || active_.empty() || i == reread_turn_;
+    if (const char* what = read_entry(i, reread)) {
+      active_.clear();
+      gradients_.clear();
+      tensors_.clear();
+      return {static_cast<int64_t>(i), what};
+    }
+  }
+  lay_out_table();
+  if (active_ != before) {
     updated_ = py::list();
-    for (const Active& active : active_) updated_.append(entries_[active.entry].param);
+    for (const size_t index : active_) updated_.append(entries_[index].param);
   }
   return {};
 }

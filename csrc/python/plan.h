@@ -1,9 +1,12 @@
-// A plan: which parameters one step() updates and where their states hang. It holds references, never
-// addresses: those are read anew each step, so nothing can go stale.
+// A plan: which parameters one step() updates and where their states hang.
+//
+// Safe with raw addresses: those of parameters and gradients are read anew each step. A state's is kept
+// while its tensor is the same object, and the plan keeps that tensor and its memory alive. Since a tensor
+// can also be moved in place (state.data = ...), each step reads the states of one parameter anew, in
+// turn, and the first one's always: whoever moves all states is noticed at once.
 #pragma once
 
 #include <atomic>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -13,29 +16,37 @@
 
 namespace friction {
 
+constexpr int kMaxStates = kMaxLists - 2 + 1;  // with the step counter
+
+struct StateTensor {
+  pybind11::object tensor, memory;  // the tensor and its storage, held
+  void* data = nullptr;
+  DType dtype = DType::kFloat32;
+};
+
 // A tensor of the plan, in the order of the parameter groups.
 struct PlanEntry {
   pybind11::object param;
   pybind11::object state;  // its dict in optimizer.state; None before its first gradient
   int32_t group;
   bool native;             // otherwise the reference serves it, and the plan only checks that it is there
-
-  // What the walk below was made from, to be compared each step.
-  std::vector<int64_t> shape;
-  std::vector<int64_t> strides;  // [lists, dims]
   bool is_complex = false;
-  // The walk.
-  bool known = false;
+  bool walk_known = false;
+  bool contiguous = true;
+  StateTensor states[kMaxStates];
+
+  // What the walk is made from: compared each step.
+  std::vector<int64_t> shape, strides;  // [dims], [lists, dims]
+  // The walk. Empty vectors where it is contiguous.
   std::vector<int64_t> walk_sizes, walk_strides;
   Layout layout{};
-  bool contiguous = true;
-  int64_t numel = 0, rows = 0, row_length = 0;
+  int64_t numel = 0, rows = 0;
 };
 
 // Why a step could not run as planned; nothing was changed then.
 struct Problem {
-  int64_t entry = -1;  // which parameter, counted through the groups; -1: the groups themselves
-  std::string what;    // empty: no problem
+  int64_t entry = -1;          // which parameter, counted through the groups; -1: the groups themselves
+  const char* what = nullptr;  // null: no problem
 };
 
 class Plan {
@@ -50,36 +61,34 @@ class Plan {
   pybind11::list updated() const { return updated_; }
 
  protected:
-  // Checks that the optimizer is as it was planned and reads every tensor. Nothing is changed.
+  // Checks that the optimizer is as it was planned and finds every address. Nothing is changed.
   Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
-  void release_tensors() { held_.clear(); }
+  void release_gradients() { gradients_.clear(); }
 
-  struct Active {
-    size_t entry;
-    TensorView step;  // unused where the rule counts none
-  };
-
-  std::shared_ptr<const TensorReader> reader_;
   std::vector<PlanEntry> entries_;
-  std::vector<Active> active_;
-  std::vector<TensorEntry> tensors_;      // of the active ones, those with elements
+  std::vector<size_t> active_;         // entries with a gradient
+  std::vector<TensorEntry> tensors_;   // of the active ones, those with elements
   std::vector<size_t> active_of_tensor_;
   int64_t rows_ = 0, elements_ = 0;
   std::atomic_flag running_ = ATOMIC_FLAG_INIT;
 
  private:
   Problem check_structure(const pybind11::dict& state, const pybind11::list& param_groups) const;
-  std::string read_entry(size_t index);
-  std::string read_lists(const PlanEntry& entry, PyObject* grad, TensorView* lists,
-                         TensorView& step);
-  std::string find_walk(PlanEntry& entry, const TensorView* lists) const;
-  bool walk_is_known(const PlanEntry& entry, const TensorView* lists) const;
-  PyObject* state_item(PyObject* state, size_t key, Py_ssize_t& position) const;
+  const char* read_entry(size_t index, bool reread_states);
+  const char* read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists);
+  const char* read_states(PlanEntry& entry, const TensorView& param, bool reread);
+  const char* read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value);
+  const char* find_walk(PlanEntry& entry, const TensorView& param) const;
+  void note_strides(PlanEntry& entry, size_t list, const TensorView& view) const;
+  void lay_out_table();
 
+  std::shared_ptr<const TensorReader> reader_;
   std::vector<pybind11::str> state_keys_;
   bool counts_steps_, projects_rows_;
-  int lists_;
-  std::vector<pybind11::object> held_;  // gradients and states, alive while a step runs without the GIL
+  size_t lists_;
+  size_t reread_turn_ = 0;
+  bool state_moved_ = false;  // found in this step: read all that follow anew
+  std::vector<pybind11::object> gradients_;  // alive while a step runs without the GIL
   pybind11::list updated_;
 };
 

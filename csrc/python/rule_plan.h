@@ -35,7 +35,7 @@ struct Shares {
 
   explicit Shares(int threads) : threads(threads), grain(1) {}
   Shares(int64_t elements, int64_t chunks, int most_threads) {
-    constexpr int64_t kWorthAThread = 32768, kElementsPerChunkStart = 128;
+    constexpr int64_t kWorthAThread = 32768, kElementsPerChunkStart = 32;
     const int64_t work = (elements + kElementsPerChunkStart * chunks) / kWorthAThread;
     threads = work < 1 ? 1 : work < most_threads ? static_cast<int>(work) : most_threads;
     const int64_t span = chunks / (16 * threads);
@@ -55,8 +55,8 @@ class RulePlan : public Plan {
   Problem step(const pybind11::dict& state, const pybind11::list& param_groups,
                const std::vector<Settings>& groups, int threads) {
     const Running running(running_);
-    Problem problem = read(state, param_groups);
-    if (!problem.what.empty()) return problem;
+    const Problem problem = read(state, param_groups);
+    if (problem.what != nullptr) return problem;
     advance(groups);
     Region<Rule> region{{tensors_.data(), static_cast<int64_t>(tensors_.size())}, scalars_.data(), nullptr};
     if (const int64_t chunks = region.table.chunks(); chunks > 0) {
@@ -67,7 +67,7 @@ class RulePlan : public Plan {
       const pybind11::gil_scoped_release no_gil;
       launch(region, Shares(elements_, chunks, threads));
     }
-    release_tensors();
+    release_gradients();
     return {};
   }
 
@@ -109,7 +109,7 @@ class RulePlan : public Plan {
   }
 
   int32_t group_of(size_t tensor) const {
-    return entries_[active_[active_of_tensor_[tensor]].entry].group;
+    return entries_[active_[active_of_tensor_[tensor]]].group;
   }
 
   // Counts each parameter's step and finds its scalars, made once for each (group, step) there is.
@@ -120,8 +120,9 @@ class RulePlan : public Plan {
     size_t tensor = 0;
     scalars_.clear();
     for (size_t i = 0; i < active_.size(); ++i) {
-      const std::pair<int32_t, double> at{entries_[active_[i].entry].group,
-                                          Rule::kCountsSteps ? count_step(active_[i].step) : 0};
+      const PlanEntry& entry = entries_[active_[i]];
+      const std::pair<int32_t, double> at{entry.group,
+                                          Rule::kCountsSteps ? count_step(entry.states[0]) : 0};
       if (at != last) {
         const auto [found, added] = known.try_emplace(at, static_cast<int32_t>(scalars_.size()));
         if (added) scalars_.emplace_back(groups.at(static_cast<size_t>(at.first)), at.second);
@@ -132,7 +133,7 @@ class RulePlan : public Plan {
     }
   }
 
-  static double count_step(const TensorView& step) {
+  static double count_step(const StateTensor& step) {
     if (step.dtype == DType::kFloat64) return *static_cast<double*>(step.data) += 1;
     return *static_cast<float*>(step.data) += 1;
   }
