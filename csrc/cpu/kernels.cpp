@@ -49,7 +49,7 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
 }
 
 // The loop over plain arrays that the compiler vectorises. Lists never overlap but for equal indices.
-template <class Rule, int kVariant, class T, size_t... kList>
+template <class Rule, int kVariant, bool kObserve, class T, size_t... kList>
 FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], T* observed, int64_t count,
                                      const typename Rule::template Scalars<T> s,
                                      std::index_sequence<kList...>) {
@@ -59,7 +59,7 @@ FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], T* observe
     T x[] = {local[kList][i]...}, seen = T(0);
     Rule::template update<kVariant>(x, s, seen);
     ((Rule::kWrites[kList] ? void(local[kList][i] = x[kList]) : void()), ...);
-    if constexpr (Rule::kObserves) observed[i] = seen;
+    if constexpr (kObserve) observed[i] = seen;
   }
 }
 
@@ -69,17 +69,16 @@ void put_observation(const T* observed, int64_t count, Observation& out) {
   out.square_sum = lane_sum<T>(count, [&](int64_t i) { return observed[i] * observed[i]; });
 }
 
-template <class Rule, int kVariant, class T>
+template <class Rule, int kVariant, bool kObserve, class T>
 void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, int64_t count,
                   const typename Rule::template Scalars<T>& scalars) {
   Stage<T, Rule::kLists> stage;
   stage.load(t, begin, count);
-  T observed[Rule::kObserves ? kChunk : 1];
-  update_elements<Rule, kVariant>(stage.x, observed, count, scalars,
-                                  std::make_index_sequence<Rule::kLists>());
+  T observed[kObserve ? kChunk : 1];
+  update_elements<Rule, kVariant, kObserve>(stage.x, observed, count, scalars,
+                                            std::make_index_sequence<Rule::kLists>());
   stage.store(t, begin, count, Rule::kWrites);
-  if constexpr (Rule::kObserves)
-    put_observation(observed, count, r.observations[t.first_chunk + begin / kChunk]);
+  if constexpr (kObserve) put_observation(observed, count, r.observations[observation_slot(t, begin)]);
 }
 
 template <class Rule>
@@ -88,7 +87,11 @@ FRICTION_INLINE void update_chunk_of(const Region<Rule>& r, const TensorEntry& t
   const StepScalars<Rule>& s = r.scalars[t.scalars];
   with_instance<Rule>(t, s, [&](auto* type, auto variant) {
     using T = std::remove_pointer_t<decltype(type)>;
-    update_chunk<Rule, decltype(variant)::value, T>(r, t, begin, end - begin, scalars_of<T>(s));
+    constexpr int kVariant = decltype(variant)::value;
+    if constexpr (Rule::kObserves)
+      if (is_observed(begin))
+        return update_chunk<Rule, kVariant, true, T>(r, t, begin, end - begin, scalars_of<T>(s));
+    update_chunk<Rule, kVariant, false, T>(r, t, begin, end - begin, scalars_of<T>(s));
   });
 }
 
@@ -179,12 +182,12 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
 }
 
 // AdamP, second pass, where the tensor is projected: u_row - c_row p_row, and the decay scaled.
-template <int kVariant, class T>
+template <int kVariant, bool kObserve, class T>
 void apply_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
                  const StepScalars<Adam>& step) {
   Stage<T, Adam::kLists> stage;
   stage.load(t, begin, end - begin);
-  T observed[kChunk];
+  T observed[kObserve ? kChunk : 1];
   T *param = stage.x[Adam::kParam], *exp_avg = stage.x[Adam::kExpAvg],
     *exp_avg_sq = stage.x[Adam::kExpAvgSq], *prev_grad = stage.x[Adam::kPrevGrad];
   const T* grad = stage.x[Adam::kGrad];
@@ -197,15 +200,16 @@ void apply_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, 
     for (int64_t i = row_begin - begin; i < row_end - begin; ++i) {
       T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, seen;
       const T direction = Adam::direction<kVariant>(x, s, seen);
-      param[i] = param[i] * decay - s.lr * (direction - coefficient * param[i]);
+      param[i] = param[i] * decay - (direction - coefficient * param[i]);
       exp_avg[i] = x[Adam::kExpAvg];
       exp_avg_sq[i] = x[Adam::kExpAvgSq];
       prev_grad[i] = x[Adam::kPrevGrad];
-      observed[i] = seen;
+      if constexpr (kObserve) observed[i] = seen;
     }
   });
   stage.store(t, begin, end - begin, Adam::kWrites);
-  put_observation(observed, end - begin, r.observations[t.first_chunk + begin / kChunk]);
+  if constexpr (kObserve)
+    put_observation(observed, end - begin, r.observations[observation_slot(t, begin)]);
 }
 
 void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
@@ -214,7 +218,12 @@ void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
       return update_chunk_of<Adam>(r, t, begin, end);
     const StepScalars<Adam>& s = r.scalars[t.scalars];
     with_instance<Adam>(t, s, [&](auto* type, auto variant) {
-      apply_chunk<decltype(variant)::value, std::remove_pointer_t<decltype(type)>>(r, t, begin, end, s);
+      using T = std::remove_pointer_t<decltype(type)>;
+      constexpr int kVariant = decltype(variant)::value;
+      if (is_observed(begin))
+        apply_chunk<kVariant, true, T>(r, t, begin, end, s);
+      else
+        apply_chunk<kVariant, false, T>(r, t, begin, end, s);
     });
   });
 }

@@ -9,7 +9,7 @@
 
 namespace friction {
 
-// Sums over a group's elements at the last step of what the rule observes.
+// Sums over a group's observed elements at the last step of what the rule observes.
 struct GroupObservation {
   int64_t count = 0;
   double sum = 0, square_sum = 0;
@@ -76,10 +76,11 @@ class RulePlan : public Plan {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const TensorEntry& t = tensors_[i];
       GroupObservation& group = sums.at(static_cast<size_t>(group_of(i)));
-      group.count += t.numel;
-      for (int64_t chunk = t.first_chunk; chunk * kChunk < t.first_chunk * kChunk + t.numel; ++chunk) {
-        group.sum += observations_[static_cast<size_t>(chunk)].sum;
-        group.square_sum += observations_[static_cast<size_t>(chunk)].square_sum;
+      for (int64_t begin = 0; begin < t.numel; begin += kObserveEvery * kChunk) {
+        const Observation& seen = observations_[static_cast<size_t>(observation_slot(t, begin))];
+        group.count += t.numel - begin < kChunk ? t.numel - begin : kChunk;
+        group.sum += seen.sum;
+        group.square_sum += seen.square_sum;
       }
     }
     return sums;

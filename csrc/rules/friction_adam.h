@@ -6,7 +6,8 @@
 //   p_t = p_{t-1} (1 - lr decay) - lr S_t m^ / (sqrt(v^) + eps)
 //
 // One formula serves both frictions, because tanh(y) + 1 = 2 sigma(2 y); the right-hand form also
-// keeps its relative accuracy as S nears 0, where the left-hand one cancels.
+// keeps its relative accuracy as S nears 0, where the left-hand one cancels. With e = exp(-y),
+// sigma(y) = 1 / (1 + e), whose division and the update's are made one.
 #pragma once
 
 #include "portable.h"
@@ -30,63 +31,74 @@ struct FrictionAdam {
       "lr",      "beta1", "beta2",      "beta3",     "eps",      "weight_decay", "delta",
       "wd_ratio", "tanh",  "normalized", "decoupled", "maximize", "nesterov"};
 
-  // Choices that hold for a whole group and get a loop of their own.
-  enum Variant { kProduct, kNormalized, kVariants };
-  static int variant(const Settings& s) { return s.normalized != 0 ? kNormalized : kProduct; }
+  // Choices that hold for a whole group and get a loop of their own, as bits.
+  // kGeneral: maximize, coupled decay or nesterov; without it their arithmetic is left out.
+  enum Variant { kNormalized = 1, kGeneral = 2, kVariants = 4 };
+  static int variant(const Settings& s) {
+    const bool coupled = s.decoupled == 0 && s.weight_decay != 0;
+    return (s.normalized != 0 ? kNormalized : 0) |
+           (s.maximize != 0 || coupled || s.nesterov != 0 ? kGeneral : 0);
+  }
 
-  // The settings at step t, in the type the arithmetic runs in.
+  // The settings at step t, in the type the arithmetic runs in. Factors that meet are made one: with
+  // c = sqrt(1 - b2^t),  lr S m^ / (sqrt(v^) + eps) = (lr scale c / (1 - b1^t)) m / ((1 + e)(sqrt(v) + c eps))
   template <class T>
   struct Scalars {
-    T sign;                           // -1 where the objective is maximized
-    T coupled_decay;                  // times the parameter, added to the gradient
-    T decay;                          // 1 - lr * decoupled weight decay
-    T lr, eps;
+    T sign;               // -1 where the objective is maximized
+    T coupled_decay;      // times the parameter, added to the gradient
+    T decay;              // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
-    T m_hat;                          // 1 / (1 - beta1^t)
-    T v_hat, sqrt_v_hat;              // 1 / (1 - beta2^t) and its root
-    T of_m, of_grad;                  // numerator of_m m + of_grad g: 1, 0, or b1, 1 - b1 for nesterov
-    T friction_scale, friction_beta;  // S = scale sigma(beta x): 1, b3, or 2, 2 b3 for tanh
+    T of_m, of_grad;      // lr scale c / (1 - b1^t); for nesterov shared out to m and g
+    T c_eps;              // c eps
+    T v_hat, eps;         // 1 / (1 - b2^t)
+    T exponent;           // e = 2^(exponent x): -b3 log2(e), doubled for tanh
+    T scale;              // S = scale / (1 + e): 1, or 2 for tanh
 
     Scalars(const Settings& s, double step) {
-      const double correction1 = 1 - std::pow(s.beta1, step);
-      const double correction2 = 1 - std::pow(s.beta2, step);
+      const double c = std::sqrt(1 - std::pow(s.beta2, step)), log2_e = 1.44269504088896340736;
+      const double friction_scale = s.tanh != 0 ? 2 : 1;
+      const double factor = s.lr * friction_scale * c / (1 - std::pow(s.beta1, step));
       sign = T(s.maximize != 0 ? -1 : 1);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
-      lr = T(s.lr), eps = T(s.eps);
       beta1 = T(s.beta1), one_minus_beta1 = T(1 - s.beta1);
       beta2 = T(s.beta2), one_minus_beta2 = T(1 - s.beta2);
-      m_hat = T(1 / correction1);
-      v_hat = T(1 / correction2), sqrt_v_hat = T(1 / std::sqrt(correction2));
-      of_m = T(s.nesterov != 0 ? s.beta1 : 1), of_grad = T(s.nesterov != 0 ? 1 - s.beta1 : 0);
-      friction_scale = T(s.tanh != 0 ? 2 : 1);
-      friction_beta = T(s.tanh != 0 ? 2 * s.beta3 : s.beta3);
+      of_m = T(factor * (s.nesterov != 0 ? s.beta1 : 1));
+      of_grad = T(factor * (s.nesterov != 0 ? 1 - s.beta1 : 0));
+      c_eps = T(c * s.eps);
+      v_hat = T(1 / (c * c)), eps = T(s.eps);
+      exponent = T(-friction_scale * s.beta3 * log2_e);
+      scale = T(friction_scale);
     }
   };
 
-  // Advances the moments and prev_grad of one element; returns S m^ / (sqrt(v^) + eps).
+  // Advances the moments and prev_grad of one element; returns lr S m^ / (sqrt(v^) + eps).
   // observed: S less its value without friction.
   template <int kVariant, class T>
   static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s, T& observed) {
-    T g = s.sign * x[kGrad];
-    g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
+    T g = x[kGrad];
+    if constexpr (kVariant & kGeneral) {
+      g = s.sign * g;
+      g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
+    }
     const T m = s.beta1 * x[kExpAvg] + s.one_minus_beta1 * g;
     const T v = s.beta2 * x[kExpAvgSq] + s.one_minus_beta2 * g * g;
     T agreement = x[kPrevGrad] * g;
-    if constexpr (kVariant == kNormalized) agreement = agreement / (v * s.v_hat + s.eps);
-    const T share = sigmoid(s.friction_beta * agreement);
+    if constexpr (kVariant & kNormalized) agreement = agreement / (v * s.v_hat + s.eps);
+    const T one_plus_e = T(1) + clamped_exp2(s.exponent * agreement);
     x[kExpAvg] = m;
     x[kExpAvgSq] = v;
     x[kPrevGrad] = g;
-    observed = s.friction_scale * (share - T(0.5));
-    return s.friction_scale * share * ((s.of_m * m + s.of_grad * g) * s.m_hat) /
-           (std::sqrt(v) * s.sqrt_v_hat + s.eps);
+    observed = s.scale / one_plus_e - T(0.5) * s.scale;
+    T numerator = s.of_m * m;
+    if constexpr (kVariant & kGeneral) numerator = numerator + s.of_grad * g;
+    return numerator / (one_plus_e * (std::sqrt(v) + s.c_eps));
   }
 
   template <int kVariant, class T>
   static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& observed) {
     const T param = x[kParam];
-    x[kParam] = param * s.decay - s.lr * direction<kVariant>(x, s, observed);
+    x[kParam] = param * s.decay - direction<kVariant>(x, s, observed);
   }
 };
 

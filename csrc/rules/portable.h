@@ -15,60 +15,67 @@
 
 namespace friction {
 
+// For clamped_exp2. Adding round_to_int = 1.5 * 2^mantissa leaves round(x) in the low bits of the sum.
 template <class T>
-struct ExpConstants;
+struct Exp2Constants;
 
-// round_to_int: adding 1.5 * 2^mantissa leaves round(x) in the low bits of the sum.
-// ln2_high has so few bits that n * ln2_high is exact for every n that occurs.
 template <>
-struct ExpConstants<float> {
-  using Bits = int32_t;
+struct Exp2Constants<float> {
+  using Bits = uint32_t;
   static constexpr float round_to_int = 12582912.0f;
-  static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-  static constexpr float lowest = -86.0f, highest = 88.0f;
-  static constexpr int mantissa_bits = 23, degree = 7;
+  static constexpr float lowest = -125.0f, highest = 127.0f;
+  static constexpr int mantissa_bits = 23;
 };
 
 template <>
-struct ExpConstants<double> {
-  using Bits = int64_t;
+struct Exp2Constants<double> {
+  using Bits = uint64_t;
   static constexpr double round_to_int = 6755399441055744.0;
-  static constexpr double ln2_high = 0.693145751953125, ln2_low = 1.42860682030941723212e-6;
-  static constexpr double lowest = -707.0, highest = 709.0;
-  static constexpr int mantissa_bits = 52, degree = 13;
+  static constexpr double lowest = -1021.0, highest = 1023.0;
+  static constexpr int mantissa_bits = 52;
 };
 
-// exp(x), clamped to the finite normal range; a NaN stays a NaN.
-// Only additions and multiplications, so that every instruction set gives the same bits.
-template <class T>
-FRICTION_INLINE T clamped_exp(T x) {
-  using C = ExpConstants<T>;
-  constexpr T log2_e = T(1.44269504088896340736);
-  constexpr T inverse[] = {T(1),      T(1),      T(1.0 / 2), T(1.0 / 3),  T(1.0 / 4),
-                           T(1.0 / 5), T(1.0 / 6), T(1.0 / 7), T(1.0 / 8),  T(1.0 / 9),
-                           T(1.0 / 10), T(1.0 / 11), T(1.0 / 12), T(1.0 / 13)};
-  x = x < C::lowest ? C::lowest : x;
-  x = x > C::highest ? C::highest : x;
-  const T shifted = x * log2_e + C::round_to_int;
-  const T n = shifted - C::round_to_int;
-  const T r = (x - n * C::ln2_high) - n * C::ln2_low;
-  // Taylor series on |r| <= ln(2)/2, nested: 1 + r/1 (1 + r/2 (1 + r/3 (...)))
-  T sum = T(1);
-#pragma GCC unroll 16
-  for (int k = C::degree; k > 0; --k) sum = T(1) + (r * inverse[k]) * sum;
-  typename C::Bits scale, bits;
-  std::memcpy(&scale, &shifted, sizeof scale);
-  std::memcpy(&bits, &sum, sizeof bits);
-  bits += static_cast<typename C::Bits>(
-      static_cast<typename std::make_unsigned<typename C::Bits>::type>(scale) << C::mantissa_bits);
-  std::memcpy(&sum, &bits, sizeof sum);
-  return sum;
+// 2^f for |f| <= 1/2: minimax polynomials, relative error 1.9e-9 and 3.1e-18, exactly 1 at 0.
+FRICTION_INLINE float exp2_fraction(float f) {
+  float sum = 1.5345812161311629759e-4f;
+  sum = sum * f + 1.3399931177239737967e-3f;
+  sum = sum * f + 9.6184889563311816196e-3f;
+  sum = sum * f + 5.550328777105324799e-2f;
+  sum = sum * f + 2.4022646890645520696e-1f;
+  sum = sum * f + 6.9314720573719575134e-1f;
+  return sum * f + 1.0f;
 }
 
-// sigma(x) = 1 / (1 + exp(-x)), with small relative error also where it nears 0.
+FRICTION_INLINE double exp2_fraction(double f) {
+  double sum = 4.4352827069572771511e-10;
+  sum = sum * f + 7.0741056135081427963e-9;
+  sum = sum * f + 1.0178198021671930844e-7;
+  sum = sum * f + 1.321543308967639918e-6;
+  sum = sum * f + 1.5252733489988525649e-5;
+  sum = sum * f + 1.5403530462514432062e-4;
+  sum = sum * f + 1.3333558146789921722e-3;
+  sum = sum * f + 9.6181291075883352443e-3;
+  sum = sum * f + 5.5504108664819921605e-2;
+  sum = sum * f + 2.4022650695910156204e-1;
+  sum = sum * f + 6.9314718055994533046e-1;
+  return sum * f + 1.0;
+}
+
+// 2^x, clamped to the finite normal range; a NaN stays a NaN. Only additions, multiplications and
+// integer operations, so that every instruction set gives the same bits.
 template <class T>
-FRICTION_INLINE T sigmoid(T x) {
-  return T(1) / (T(1) + clamped_exp(-x));
+FRICTION_INLINE T clamped_exp2(T x) {
+  using C = Exp2Constants<T>;
+  x = C::lowest > x ? C::lowest : x;
+  x = C::highest < x ? C::highest : x;
+  const T shifted = x + C::round_to_int;
+  T power = exp2_fraction(x - (shifted - C::round_to_int));
+  typename C::Bits scale, bits;
+  std::memcpy(&scale, &shifted, sizeof scale);
+  std::memcpy(&bits, &power, sizeof bits);
+  bits += scale << C::mantissa_bits;
+  std::memcpy(&power, &bits, sizeof power);
+  return power;
 }
 
 }  // namespace friction

@@ -10,7 +10,7 @@ from friction_kernels.optim.friction_adam import FrictionAdam
 
 
 class FrictionStats(NamedTuple):
-    """S over all elements of a group that had a gradient; `mean` and `std` are nan where `count` is 0."""
+    """S over `count` elements of a group; `mean` and `std` are nan where no element had a gradient."""
 
     mean: float
     std: float
@@ -26,9 +26,11 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     Args:
         opt: one of the friction optimizers, after at least one step.
 
-    Returns one FrictionStats(mean, std, count) for each group. The statistics are put together when
-    asked for: a native step leaves two partial sums for each 2,048 elements, because S needs the
-    gradient that the step has replaced; a reference step leaves S itself.
+    Returns one FrictionStats(mean, std, count) for each group. S needs the gradient that a step
+    replaces, so a native step leaves two sums for every eighth block of 2,048 elements (the first of
+    each tensor always), and the statistics are put together from them when asked for: they are exact
+    for tensors of up to 2,048 elements, and a sample of an eighth for larger ones. After a reference
+    step they are over all elements.
 
     Raises TypeError for another optimizer, RuntimeError before the first step.
     """
