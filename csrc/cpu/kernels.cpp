@@ -64,9 +64,9 @@ FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], T* observe
 }
 
 template <class T>
-void put_observation(const T* observed, int64_t count, Observation& out) {
-  out.sum = lane_sum<T>(count, [&](int64_t i) { return observed[i]; });
-  out.square_sum = lane_sum<T>(count, [&](int64_t i) { return observed[i] * observed[i]; });
+Observation observation_of(const T* observed, int64_t count) {
+  return {lane_sum<T>(count, [&](int64_t i) { return observed[i]; }),
+          lane_sum<T>(count, [&](int64_t i) { return observed[i] * observed[i]; }), count};
 }
 
 template <class Rule, int kVariant, bool kObserve, class T>
@@ -78,7 +78,8 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
   update_elements<Rule, kVariant, kObserve>(stage.x, observed, count, scalars,
                                             std::make_index_sequence<Rule::kLists>());
   stage.store(t, begin, count, Rule::kWrites);
-  if constexpr (kObserve) put_observation(observed, count, r.observations[observation_slot(t, begin)]);
+  if constexpr (kObserve)
+    r.observations[observation_slot(t, begin)] = observation_of(observed, count);
 }
 
 template <class Rule>
@@ -115,116 +116,185 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
 
 using Adam = FrictionAdam;
 
-// AdamP, first pass: changes nothing, sums what the decision needs of each row.
-template <int kVariant, class T>
-void reduce_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
-                  const Adam::Scalars<T>& scalars) {
-  Stage<T, Adam::kLists> stage;
+// AdamP, first pass: sums what the decision needs of each row.
+template <class T>
+void reduce_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end) {
+  Stage<T, 2> stage;  // parameter and gradient
   stage.load(t, begin, end - begin);
-  T directions[kChunk];
-  const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad],
-          *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
-          *prev_grad = stage.x[Adam::kPrevGrad];
-  const Adam::Scalars<T> s = scalars;
-#pragma GCC ivdep
-  for (int64_t i = 0; i < end - begin; ++i) {
-    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, observed;
-    directions[i] = Adam::direction<kVariant>(x, s, observed);
-  }
   for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
-    const int64_t offset = row_begin - begin, count = row_end - row_begin;
-    const T *p = param + offset, *g = grad + offset, *u = directions + offset;
+    const T *p = stage.x[Adam::kParam] + (row_begin - begin),
+            *g = stage.x[Adam::kGrad] + (row_begin - begin);
+    const int64_t count = row_end - row_begin;
     RowSums& sums = r.slots[row_slot(t, row, begin)];
     sums.param_grad = lane_sum<T>(count, [&](int64_t i) { return p[i] * g[i]; });
     sums.param_param = lane_sum<T>(count, [&](int64_t i) { return p[i] * p[i]; });
     sums.grad_grad = lane_sum<T>(count, [&](int64_t i) { return g[i] * g[i]; });
-    sums.param_direction = lane_sum<T>(count, [&](int64_t i) { return p[i] * u[i]; });
   });
 }
 
 void adamp_reduce(const ProjectedRegion& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     if (t.rows == 0) return;
-    const StepScalars<Adam>& s = r.scalars[t.scalars];
-    with_instance<Adam>(t, s, [&](auto* type, auto variant) {
-      using T = std::remove_pointer_t<decltype(type)>;
-      reduce_chunk<decltype(variant)::value, T>(r, t, begin, end, scalars_of<T>(s));
-    });
+    if (t.dtype[0] == DType::kFloat64)
+      reduce_chunk<double>(r, t, begin, end);
+    else
+      reduce_chunk<float>(r, t, begin, end);
   });
 }
 
-// AdamP, between the passes: one item is one tensor.
+RowSums row_sums(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
+  const int64_t begin = row * t.row_length, last_element = begin + t.row_length - 1;
+  RowSums sums;
+  for (int64_t chunk = begin / kChunk; chunk <= last_element / kChunk; ++chunk)
+    sums += r.slots[row_slot(t, row, chunk * kChunk)];
+  return sums;
+}
+
+// param . direction over the elements [begin, end), which changes nothing.
+template <int kVariant, class T>
+double param_direction(const TensorEntry& t, int64_t begin, int64_t end, const Adam::Scalars<T>& scalars) {
+  Stage<T, Adam::kLists> stage;
+  T products[kChunk];
+  const Adam::Scalars<T> s = scalars;
+  double sum = 0;
+  for (; begin < end; begin += kChunk) {
+    const int64_t count = end - begin < kChunk ? end - begin : kChunk;
+    stage.load(t, begin, count);
+    const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad],
+            *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
+            *prev_grad = stage.x[Adam::kPrevGrad];
+#pragma GCC ivdep
+    for (int64_t i = 0; i < count; ++i) {
+      T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, observed;
+      products[i] = param[i] * Adam::direction<kVariant>(x, s, observed);
+    }
+    sum += lane_sum<T>(count, [&](int64_t i) { return products[i]; });
+  }
+  return sum;
+}
+
+// AdamP, between the passes: one item is one tensor. Few tensors are projected as a whole, so that one
+// worker may sum param . direction for all of it.
 void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
   for (int64_t index = first; index < last; ++index) {
     const TensorEntry& t = r.table.tensors[index];
-    const Adam::Settings& s = r.scalars[t.scalars].settings;
-    double* coefficients = r.row_coefficients + t.first_row;
+    const StepScalars<Adam>& s = r.scalars[t.scalars];
     bool rows_pass = t.rows > 0;
     RowSums whole;
     for (int64_t row = 0; row < t.rows; ++row) {
-      const int64_t begin = row * t.row_length, last_element = begin + t.row_length - 1;
-      RowSums sums;
-      for (int64_t chunk = begin / kChunk; chunk <= last_element / kChunk; ++chunk)
-        sums += r.slots[row_slot(t, row, chunk * kChunk)];
-      rows_pass = rows_pass && nearly_orthogonal(sums, double(t.row_length), s.delta, s.eps);
-      coefficients[row] = projection_coefficient(sums, s.eps);
+      const RowSums sums = row_sums(r, t, row);
+      rows_pass =
+          rows_pass && nearly_orthogonal(sums, double(t.row_length), s.settings.delta, s.settings.eps);
       whole += sums;
     }
-    r.projections[index] = Projection::kNone;
+    ProjectionDecision& decision = r.decisions[index] = {};
     if (rows_pass) {
-      r.projections[index] = Projection::kRows;
-    } else if (t.rows > 0 && nearly_orthogonal(whole, double(t.numel), s.delta, s.eps)) {
-      r.projections[index] = Projection::kTensor;
-      for (int64_t row = 0; row < t.rows; ++row)
-        coefficients[row] = projection_coefficient(whole, s.eps);
+      decision.kind = ProjectionDecision::kRows;
+    } else if (t.rows > 0 &&
+               nearly_orthogonal(whole, double(t.numel), s.settings.delta, s.settings.eps)) {
+      decision.kind = ProjectionDecision::kTensor;
+      with_instance<Adam>(t, s, [&](auto* type, auto variant) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        const double sum =
+            param_direction<decltype(variant)::value, T>(t, 0, t.numel, scalars_of<T>(s));
+        decision.coefficient = projection_coefficient(whole.param_param, sum, s.settings.eps);
+      });
     }
   }
 }
 
-// AdamP, second pass, where the tensor is projected: u_row - c_row p_row, and the decay scaled.
+// Advances the states of the staged elements and leaves each one's direction in `directions`.
 template <int kVariant, bool kObserve, class T>
-void apply_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
-                 const StepScalars<Adam>& step) {
-  Stage<T, Adam::kLists> stage;
-  stage.load(t, begin, end - begin);
-  T observed[kObserve ? kChunk : 1];
-  T *param = stage.x[Adam::kParam], *exp_avg = stage.x[Adam::kExpAvg],
-    *exp_avg_sq = stage.x[Adam::kExpAvgSq], *prev_grad = stage.x[Adam::kPrevGrad];
-  const T* grad = stage.x[Adam::kGrad];
-  const Adam::Scalars<T> s = scalars_of<T>(step);
+FRICTION_INLINE void advance_states(const Stage<T, Adam::kLists>& stage, int64_t count,
+                                    const Adam::Scalars<T> s, T* directions, T* observed) {
+  const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad];
+  T *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
+    *prev_grad = stage.x[Adam::kPrevGrad];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, seen;
+    directions[i] = Adam::direction<kVariant>(x, s, seen);
+    exp_avg[i] = x[Adam::kExpAvg];
+    exp_avg_sq[i] = x[Adam::kExpAvgSq];
+    prev_grad[i] = x[Adam::kPrevGrad];
+    if constexpr (kObserve) observed[i] = seen;
+  }
+}
+
+template <class T>
+FRICTION_INLINE void descend_projected(T* param, const T* direction, int64_t count, T decay,
+                                       T coefficient) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i)
+    param[i] = param[i] * decay - (direction[i] - coefficient * param[i]);
+}
+
+// AdamP, second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and the
+// decay scaled. They are whole rows where rows are projected one by one.
+template <int kVariant, bool kObserve, class T>
+Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
+                            const StepScalars<Adam>& step, const ProjectionDecision& decision) {
+  const Adam::Scalars<T>& s = scalars_of<T>(step);
   const Adam::Settings& group = step.settings;
   const T decay = T(1 - group.lr * group.weight_decay * group.wd_ratio);
-  for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
-    const T coefficient = T(r.row_coefficients[t.first_row + row]);
-#pragma GCC ivdep
-    for (int64_t i = row_begin - begin; i < row_end - begin; ++i) {
-      T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, seen;
-      const T direction = Adam::direction<kVariant>(x, s, seen);
-      param[i] = param[i] * decay - (direction - coefficient * param[i]);
-      exp_avg[i] = x[Adam::kExpAvg];
-      exp_avg_sq[i] = x[Adam::kExpAvgSq];
-      prev_grad[i] = x[Adam::kPrevGrad];
-      if constexpr (kObserve) observed[i] = seen;
+  const bool by_rows = decision.kind == ProjectionDecision::kRows;
+  const auto coefficient = [&](int64_t row, double sum) {
+    return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
+  };
+  const bool long_row = by_rows && t.row_length > kChunk;
+  const T of_all = long_row ? coefficient(begin / t.row_length,
+                                          param_direction<kVariant, T>(t, begin, end, s))
+                            : T(decision.coefficient);
+  // Short rows share a stage, as many as it holds.
+  const int64_t block = by_rows && !long_row ? kChunk / t.row_length * t.row_length : kChunk;
+  Stage<T, Adam::kLists> stage;
+  T directions[kChunk], observed[kObserve ? kChunk : 1];
+  Observation seen;
+  for (; begin < end; begin += block) {
+    const int64_t count = end - begin < block ? end - begin : block;
+    stage.load(t, begin, count);
+    advance_states<kVariant, kObserve>(stage, count, s, directions, observed);
+    T* param = stage.x[Adam::kParam];
+    if (!by_rows || long_row) {
+      descend_projected(param, directions, count, decay, of_all);
+    } else {
+      for_each_row(t, begin, begin + count, [&](int64_t row, int64_t row_begin, int64_t row_end) {
+        T *p = param + (row_begin - begin), *u = directions + (row_begin - begin);
+        const int64_t length = row_end - row_begin;
+        const double sum = lane_sum<T>(length, [&](int64_t i) { return p[i] * u[i]; });
+        descend_projected(p, u, length, decay, coefficient(row, sum));
+      });
     }
-  });
-  stage.store(t, begin, end - begin, Adam::kWrites);
-  if constexpr (kObserve)
-    put_observation(observed, end - begin, r.observations[observation_slot(t, begin)]);
+    stage.store(t, begin, count, Adam::kWrites);
+    if constexpr (kObserve) seen += observation_of(observed, count);
+  }
+  return seen;
 }
 
 void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
-    if (r.projections[&t - r.table.tensors] == Projection::kNone)
-      return update_chunk_of<Adam>(r, t, begin, end);
+    const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
+    if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Adam>(r, t, begin, end);
+    const bool observe = is_observed(begin);
+    const int64_t slot = observation_slot(t, begin);
+    if (decision.kind == ProjectionDecision::kRows) {
+      // A chunk is answerable for the rows that begin in it.
+      begin = (begin + t.row_length - 1) / t.row_length * t.row_length;
+      end = (end + t.row_length - 1) / t.row_length * t.row_length;
+    }
+    Observation seen;
     const StepScalars<Adam>& s = r.scalars[t.scalars];
     with_instance<Adam>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
       constexpr int kVariant = decltype(variant)::value;
-      if (is_observed(begin))
-        apply_chunk<kVariant, true, T>(r, t, begin, end, s);
-      else
-        apply_chunk<kVariant, false, T>(r, t, begin, end, s);
+      // Long rows one by one: each has a coefficient of its own.
+      const int64_t stride =
+          decision.kind == ProjectionDecision::kRows && t.row_length > kChunk ? t.row_length : end - begin;
+      for (int64_t at = begin; at < end; at += stride)
+        seen += observe ? apply_projected<kVariant, true, T>(r, t, at, at + stride, s, decision)
+                        : apply_projected<kVariant, false, T>(r, t, at, at + stride, s, decision);
     });
+    if (observe) r.observations[slot] = seen;
   });
 }
 

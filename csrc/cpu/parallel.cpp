@@ -12,7 +12,8 @@ namespace {
 
 // A second pool of threads would compete with torch's, whose workers spin for a while after each
 // operator. So the region runs on torch's own pool, through the entry point that every OpenMP
-// runtime for gcc-compatible code exports.
+// runtime for gcc-compatible code exports. It asks for as many threads as torch does, always: libgomp
+// ends the threads that a smaller region leaves over, and torch's next operator would start them anew.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 GompParallel find_torch_openmp() {
@@ -53,9 +54,7 @@ void parallel_region(const char* kernel, int64_t items, int64_t grain, int threa
     ++counts[kernel];
   }
   Shared shared{work, items, grain};
-  const int64_t useful = (items + grain - 1) / grain;
-  if (threads > useful) threads = static_cast<int>(useful);
-  if (threads <= 1) return shared.run();
+  if (threads <= 1 || items <= grain) return shared.run();
   if (const GompParallel parallel = torch_openmp()) {
     parallel([](void* data) { static_cast<Shared*>(data)->run(); }, &shared,
              static_cast<unsigned>(threads), 0);

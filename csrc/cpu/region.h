@@ -14,6 +14,14 @@ namespace friction {
 // since it replaces what the quantity was made from.
 struct Observation {
   double sum = 0, square_sum = 0;
+  int64_t count = 0;
+
+  FRICTION_INLINE Observation& operator+=(const Observation& other) {
+    sum += other.sum;
+    square_sum += other.square_sum;
+    count += other.count;
+    return *this;
+  }
 };
 
 constexpr int64_t kObserveEvery = 8;
@@ -47,12 +55,14 @@ struct Region {
 };
 
 // What AdamP decided for a tensor.
-enum class Projection : uint8_t { kNone, kRows, kTensor };
+struct ProjectionDecision {
+  enum Kind : uint8_t { kNone, kRows, kTensor } kind = kNone;
+  double coefficient = 0;  // of the whole tensor, for kTensor
+};
 
 struct ProjectedRegion : Region<FrictionAdam> {
-  RowSums* slots;             // [rows + chunks], see row_slot
-  double* row_coefficients;   // [rows]
-  Projection* projections;    // [tensors]
+  RowSums* slots;                 // [rows + chunks], see row_slot
+  ProjectionDecision* decisions;  // [tensors]
 };
 
 // Each kernel works on the items [first, last) of its region: chunks, or tensors where it decides.

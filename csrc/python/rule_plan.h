@@ -28,16 +28,16 @@ class Running {
   std::atomic_flag& flag_;
 };
 
-// How a launch is shared out: spans small enough for balance, threads only where there is work for them.
+// How a launch is shared out: all of torch's threads or, where that is not worth waking them, one;
+// in spans small enough for balance.
 struct Shares {
   int threads;
-  int64_t grain;
+  int64_t grain = 1;
 
-  explicit Shares(int threads) : threads(threads), grain(1) {}
-  Shares(int64_t elements, int64_t chunks, int most_threads) {
-    constexpr int64_t kWorthAThread = 32768, kElementsPerChunkStart = 32;
-    const int64_t work = (elements + kElementsPerChunkStart * chunks) / kWorthAThread;
-    threads = work < 1 ? 1 : work < most_threads ? static_cast<int>(work) : most_threads;
+  explicit Shares(int threads) : threads(threads) {}
+  Shares(int64_t elements, int64_t chunks, int torch_threads) {
+    constexpr int64_t kWorthThreads = 65536, kElementsPerChunkStart = 32;
+    threads = elements + kElementsPerChunkStart * chunks < kWorthThreads ? 1 : torch_threads;
     const int64_t span = chunks / (16 * threads);
     grain = span < 1 ? 1 : span > 64 ? 64 : span;
   }
@@ -78,7 +78,7 @@ class RulePlan : public Plan {
       GroupObservation& group = sums.at(static_cast<size_t>(group_of(i)));
       for (int64_t begin = 0; begin < t.numel; begin += kObserveEvery * kChunk) {
         const Observation& seen = observations_[static_cast<size_t>(observation_slot(t, begin))];
-        group.count += t.numel - begin < kChunk ? t.numel - begin : kChunk;
+        group.count += seen.count;
         group.sum += seen.sum;
         group.square_sum += seen.square_sum;
       }
@@ -143,7 +143,7 @@ class RulePlan : public Plan {
   std::vector<Observation> observations_;
 };
 
-// AdamP: reduce, decide, apply.
+// AdamP: reduce (reads parameters and gradients), decide, apply.
 class AdamPPlan : public RulePlan<FrictionAdam> {
  public:
   AdamPPlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries)
@@ -153,13 +153,8 @@ class AdamPPlan : public RulePlan<FrictionAdam> {
   void launch(const Region<FrictionAdam>& region, const Shares& shares) override {
     const int64_t chunks = region.table.chunks();
     slots_.resize(static_cast<size_t>(rows() + chunks));
-    row_coefficients_.resize(static_cast<size_t>(rows()));
-    projections_.resize(static_cast<size_t>(region.table.count));
-    ProjectedRegion projected;
-    static_cast<Region<FrictionAdam>&>(projected) = region;
-    projected.slots = slots_.data();
-    projected.row_coefficients = row_coefficients_.data();
-    projected.projections = projections_.data();
+    decisions_.resize(static_cast<size_t>(region.table.count));
+    const ProjectedRegion projected{region, slots_.data(), decisions_.data()};
     const KernelSet& kernel = kernels();
     run("friction_adamp_reduce", projected, chunks, shares, kernel.adamp_reduce);
     run("friction_adamp_decide", projected, region.table.count, Shares(shares.threads), kernel.adamp_decide);
@@ -168,8 +163,7 @@ class AdamPPlan : public RulePlan<FrictionAdam> {
 
  private:
   std::vector<RowSums> slots_;
-  std::vector<double> row_coefficients_;
-  std::vector<Projection> projections_;
+  std::vector<ProjectionDecision> decisions_;
 };
 
 }  // namespace friction

@@ -9,15 +9,14 @@
 
 namespace friction {
 
-// Everything the projection needs to know of a row; sums of parts of a row add up.
+// What the test needs to know of a row; sums of parts of a row add up.
 struct RowSums {
-  double param_grad = 0, param_param = 0, grad_grad = 0, param_direction = 0;
+  double param_grad = 0, param_param = 0, grad_grad = 0;
 
   FRICTION_INLINE RowSums& operator+=(const RowSums& other) {
     param_grad += other.param_grad;
     param_param += other.param_param;
     grad_grad += other.grad_grad;
-    param_direction += other.param_direction;
     return *this;
   }
 };
@@ -32,10 +31,11 @@ FRICTION_INLINE bool nearly_orthogonal(const RowSums& row, double length, double
   return std::fabs(cosine) < delta / std::sqrt(length);
 }
 
-// c in  u - c p  =  u - p^ (p^ . u)
-FRICTION_INLINE double projection_coefficient(const RowSums& row, double eps) {
-  const double norm = std::sqrt(row.param_param) + eps;
-  return row.param_direction / norm / norm;
+// c in  u - c p  =  u - p^ (p^ . u), from |p|^2 and p . u
+FRICTION_INLINE double projection_coefficient(double param_param, double param_direction,
+                                              double eps) {
+  const double norm = std::sqrt(param_param) + eps;
+  return param_direction / norm / norm;
 }
 
 }  // namespace friction

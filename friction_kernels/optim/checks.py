@@ -54,7 +54,7 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
     """Raise for parameters of integer type and for mixed kinds of devices within a group."""
     named = [p if isinstance(p, tuple) else (None, p) for p in params]
     tensors = [p for _, p in named]
-    if not all(isinstance(p, Tensor) for p in tensors):
+    if not tensors or not all(isinstance(p, Tensor) for p in tensors):
         return  # torch's own add_param_group raises, and says what it got
     group = {"params": tensors, "param_names": [n for n, _ in named] if named[0][0] else None}
     for index, param in enumerate(tensors):

@@ -1,0 +1,33 @@
+"""Shared by all tests: hypothesis profiles, thread and instruction-set hygiene, the shared reference data."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from friction_kernels import _native
+
+settings.register_profile(
+    "default", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("default"), max_examples=2000)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture(autouse=True)
+def leave_global_settings_alone():
+    threads, instruction_set = torch.get_num_threads(), _native.instruction_set()
+    yield
+    torch.set_num_threads(threads)
+    _native.use_instruction_set(instruction_set)
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Reference values made by other programs; they lie beside the project where there are any."""
+    path = Path(__file__).parents[2] / "shared" / "golden"
+    if not path.is_dir():
+        pytest.skip(f"no golden values at {path}: the equations are checked against free oracles only")
+    return path

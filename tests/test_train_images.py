@@ -1,0 +1,133 @@
+"""The training example from its command line: what it prints, what it draws, what it refuses."""
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "train_images.py"
+
+
+def train_images(*options: object) -> subprocess.CompletedProcess[str]:
+    # One thread: on a busy machine, threads that wait for each other can stall for minutes.
+    return subprocess.run(
+        [sys.executable, str(EXAMPLE), "--quick", *map(str, options)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def refusal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the example says on leaving with exit code 2; run in this process, to be quick."""
+
+    def run(*options: object) -> str:
+        monkeypatch.syspath_prepend(EXAMPLE.parent)
+        monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *map(str, options)])
+        with pytest.raises(SystemExit) as exit_info:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        assert exit_info.value.code == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+def image_folder(folder: Path, **images_of_class: int) -> Path:
+    noise = np.random.default_rng(0)
+    for name, count in images_of_class.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            pixels = noise.integers(0, 256, size=(12, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{index}.png")
+    return folder
+
+
+def assert_trained(result: subprocess.CompletedProcess[str], output: Path) -> None:
+    assert result.returncode == 0, result.stderr
+    assert "Test accuracy" in result.stdout and " %" in result.stdout
+    with Image.open(output / "curves.png") as curves:
+        assert curves.format == "PNG" and min(curves.size) > 300
+    assert str(output / "curves.png") in result.stdout
+
+
+def test_digits_with_default_optimizers(tmp_path: Path) -> None:
+    output = tmp_path / "new" / "output"
+    result = train_images("--output", output)
+    assert_trained(result, output)
+    for word in ("1797 images", "ViT", "ResNet", "SigSignAdamW", "RSGDM", "AdamW", "SGD"):
+        assert word in result.stdout
+    for word in ("native", "reference", "torch fused", "same mathematics"):
+        assert word in result.stdout
+
+
+def test_folder_with_chosen_optimizers(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data", cats=8, dogs=6)
+    options = ("--data", data, "--image-size", 16, "--model", "resnet", "--output", tmp_path)
+    result = train_images(*options, "--optimizer", "sigsigngrad", "NAdam")
+    assert_trained(result, tmp_path)
+    for word in ("14 images of 16 x 16 x 3", "2 classes", "SigSignGrad", "NAdam", "ResNet"):
+        assert word in result.stdout
+    assert "ViT" not in result.stdout
+
+
+def test_refusal_is_short(tmp_path: Path) -> None:
+    result = train_images("--data", tmp_path / "none")
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert f"{tmp_path / 'none'} is not an existing folder" in result.stderr.splitlines()[-1]
+
+
+def test_folder_without_classes(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    assert f"{tmp_path} has no sub-folders" in refusal("--data", tmp_path, "--output", tmp_path)
+
+
+def test_single_class(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    data = image_folder(tmp_path / "data", cats=4)
+    assert "has one class only, 'cats'" in refusal("--data", data, "--output", tmp_path)
+
+
+@pytest.mark.parametrize(("count", "complaint"), [(0, "holds no images"), (3, "is too small")])
+def test_class_of_few_images(
+    tmp_path: Path, refusal: Callable[..., str], count: int, complaint: str
+) -> None:
+    data = image_folder(tmp_path / "data", cats=4, dogs=count)
+    said = refusal("--data", data, "--output", tmp_path)
+    assert f"class folder {data / 'dogs'} {complaint}" in said
+
+
+def test_unreadable_image(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    data = image_folder(tmp_path / "data", cats=4, dogs=4)
+    broken = data / "dogs" / "broken.png"
+    broken.write_bytes(b"not an image")
+    assert f"cannot read image {broken}" in refusal("--data", data, "--output", tmp_path)
+
+
+def test_unknown_optimizer(refusal: Callable[..., str]) -> None:
+    said = refusal("--optimizer", "Foo")
+    assert "unknown optimizer 'Foo'" in said
+    assert "SigSignAdamW" in said and "RMSprop" in said
+
+
+def test_optimizer_that_needs_a_closure(refusal: Callable[..., str]) -> None:
+    said = refusal("--optimizer", "LBFGS")
+    assert "LBFGS" in said and "closure" in said
+
+
+def test_option_that_the_optimizer_refuses(refusal: Callable[..., str]) -> None:
+    assert "SigSignAdamW native cannot train" in refusal("--lr", "-1")
+
+
+def test_unwritable_output(tmp_path: Path, refusal: Callable[..., str]) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    assert f"cannot write to output folder {file}" in refusal("--output", file)
