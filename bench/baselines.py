@@ -18,9 +18,9 @@ ADAMW_BYTES = 4 * (4 + 3)
 FRICTION_BYTES = 4 * (5 + 4)
 # Momentum reads p, g, buffer and writes p, buffer.
 MOMENTUM_BYTES = 4 * (3 + 2)
-# AdamP first reduces its projection over everything it reads, then applies the step.
-ADAMP_BYTES = 4 * 4 + ADAMW_BYTES
-FRICTION_ADAMP_BYTES = 4 * 5 + FRICTION_BYTES
+# AdamP first compares parameters with gradients, then applies the step.
+ADAMP_BYTES = 4 * 2 + ADAMW_BYTES
+FRICTION_ADAMP_BYTES = 4 * 2 + FRICTION_BYTES
 
 
 @dataclass(frozen=True)

@@ -24,26 +24,29 @@ typename Rule::Settings settings_of(const std::vector<double>& numbers) {
 template <class Rule, class PlanType>
 void bind_plan(py::module_& m, const char* name) {
   py::class_<PlanType, Plan> plan(m, name);
-  plan.def(py::init<std::shared_ptr<TensorReader>, py::list>(), py::arg("reader"), py::arg("entries"))
-      .def("step",
-           [](PlanType& self, const py::dict& state, const py::list& param_groups,
-              const std::vector<std::vector<double>>& settings, int threads) -> py::object {
-             std::vector<typename Rule::Settings> groups;
-             for (const auto& numbers : settings) groups.push_back(settings_of<Rule>(numbers));
-             const Problem problem = self.step(state, param_groups, groups, threads);
-             if (problem.what == nullptr) return py::none();
-             return py::make_tuple(problem.entry, problem.what);
-           },
-           py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"));
+  plan.def(py::init<std::shared_ptr<TensorReader>, py::list>(), py::arg("reader"),
+           py::arg("entries"))
+      .def(
+          "step",
+          [](PlanType& self, const py::dict& state, const py::list& param_groups,
+             const std::vector<std::vector<double>>& settings, int threads) -> py::object {
+            std::vector<typename Rule::Settings> groups;
+            for (const auto& numbers : settings) groups.push_back(settings_of<Rule>(numbers));
+            const Problem problem = self.step(state, param_groups, groups, threads);
+            if (problem.what == nullptr) return py::none();
+            return py::make_tuple(problem.entry, problem.what);
+          },
+          py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"));
   if constexpr (Rule::kObserves)
-    plan.def("observations",
-             [](const PlanType& self, size_t groups) {
-               py::list sums;
-               for (const GroupObservation& g : self.observations(groups))
-                 sums.append(py::make_tuple(g.count, g.sum, g.square_sum));
-               return sums;
-             },
-             py::arg("groups"));
+    plan.def(
+        "observations",
+        [](const PlanType& self, size_t groups) {
+          py::list sums;
+          for (const GroupObservation& g : self.observations(groups))
+            sums.append(py::make_tuple(g.count, g.sum, g.square_sum));
+          return sums;
+        },
+        py::arg("groups"));
   py::list names;
   for (const char* setting : Rule::kSettings) names.append(setting);
   plan.attr("settings") = py::tuple(names);

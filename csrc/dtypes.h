@@ -52,8 +52,10 @@ FRICTION_INLINE Stored narrow(T x) {
   } else if constexpr (std::is_same_v<Stored, Half>) {
     const uint32_t bits = bits_of(static_cast<float>(x));
     const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
-    const uint32_t normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - ((127u - 15u) << 23)) >> 13;
-    // Adding 0.5 lines the last bit of a subnormal half up with the last bit of a float, and rounds.
+    const uint32_t normal =
+        (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - ((127u - 15u) << 23)) >> 13;
+    // Adding 0.5 lines the last bit of a subnormal half up with the last bit of a float, and
+    // rounds.
     const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
     const uint32_t half = magnitude > 0x7f800000u    ? 0x7e00u
                           : magnitude >= 0x477ff000u ? 0x7c00u  // 65520 and above round to infinity

@@ -6,13 +6,12 @@
 namespace friction {
 
 bool Walk::contiguous() const {
-  return sizes.size() <= 1 && std::all_of(strides.begin(), strides.end(), [](const auto& s) {
-           return s.empty() || s[0] == 1;
-         });
+  return sizes.size() <= 1 && std::all_of(strides.begin(), strides.end(),
+                                          [](const auto& s) { return s.empty() || s[0] == 1; });
 }
 
-Walk order_walk(const std::vector<int64_t>& shape,
-                const std::vector<std::vector<int64_t>>& strides, bool rows_first) {
+Walk order_walk(const std::vector<int64_t>& shape, const std::vector<std::vector<int64_t>>& strides,
+                bool rows_first) {
   std::vector<size_t> order;
   for (size_t d = 0; d < shape.size(); ++d)
     if (shape[d] != 1) order.push_back(d);
@@ -49,7 +48,8 @@ bool overlaps(const Walk& walk, size_t list) {
   const std::vector<int64_t>& strides = walk.strides[list];
   std::vector<size_t> order(walk.sizes.size());
   std::iota(order.begin(), order.end(), size_t{0});
-  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
+  std::sort(order.begin(), order.end(),
+            [&](size_t a, size_t b) { return strides[a] < strides[b]; });
   int64_t extent = 1;  // elements the dimensions so far reach over
   for (const size_t d : order) {
     if (strides[d] < extent) return true;

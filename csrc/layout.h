@@ -17,11 +17,12 @@ struct Walk {
   bool contiguous() const;
 };
 
-// Orders the dimensions as the first list (the parameter) lies in memory, so that most tensors become
-// one contiguous run whatever their layout. With rows_first, dimension 0 stays outermost, so that rows
-// are consecutive. Dimensions that all lists lay out as one are merged; those of size 1 are dropped.
-Walk order_walk(const std::vector<int64_t>& shape,
-                const std::vector<std::vector<int64_t>>& strides, bool rows_first);
+// Orders the dimensions as the first list (the parameter) lies in memory, so that most tensors
+// become one contiguous run whatever their layout. With rows_first, dimension 0 stays outermost, so
+// that rows are consecutive. Dimensions that all lists lay out as one are merged; those of size 1
+// are dropped.
+Walk order_walk(const std::vector<int64_t>& shape, const std::vector<std::vector<int64_t>>& strides,
+                bool rows_first);
 
 // Whether two indices of a list may name the same memory.
 bool overlaps(const Walk& walk, size_t list);

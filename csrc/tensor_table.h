@@ -1,9 +1,9 @@
 // The list of tensors one launch walks, and the walk: chunk -> (tensor, elements).
 //
-// A tensor has up to kMaxLists parallel lists (parameter, gradient, states). Its elements are walked
-// in chunks of kChunk, and chunks are numbered through all tensors, so that a launch of any number of
-// workers is balanced by elements. A chunk never depends on who walks it: sums taken per chunk (and
-// per row within a chunk) are the same for every launch shape.
+// A tensor has up to kMaxLists parallel lists (parameter, gradient, states). Its elements are
+// walked in chunks of kChunk, and chunks are numbered through all tensors, so that a launch of any
+// number of workers is balanced by elements. A chunk never depends on who walks it: sums taken per
+// chunk (and per row within a chunk) are the same for every launch shape.
 #pragma once
 
 #include "dtypes.h"
@@ -26,11 +26,11 @@ struct TensorEntry {
   DType dtype[kMaxLists];
   const Layout* layout;  // null where every list is contiguous in the walk's order
   int64_t numel;
-  int64_t first_chunk;   // chunks of all tensors before this one
-  int32_t scalars;       // which (group, step) the update's scalars belong to
+  int64_t first_chunk;  // chunks of all tensors before this one
+  int32_t scalars;      // which (group, step) the update's scalars belong to
   // Rows of a matrix that AdamP may project; 0 rows: never projected.
   int64_t rows, row_length;
-  int64_t first_row;     // rows of all tensors before this one
+  int64_t first_row;  // rows of all tensors before this one
 };
 
 struct TensorTable {
@@ -69,8 +69,8 @@ struct TensorTable {
   }
 };
 
-// A row's partial sums, one slot for each (row, chunk) that meet. Both only ever grow along a tensor,
-// so row + chunk numbers the pairs without a gap for another pair.
+// A row's partial sums, one slot for each (row, chunk) that meet. Both only ever grow along a
+// tensor, so row + chunk numbers the pairs without a gap for another pair.
 FRICTION_INLINE int64_t row_slot(const TensorEntry& t, int64_t row, int64_t element) {
   return (t.first_row + row) + (t.first_chunk + element / kChunk);
 }

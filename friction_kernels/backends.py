@@ -26,7 +26,9 @@ try:
     from friction_kernels import _native as native
 except ImportError as error:  # not built, or built for another Python
     native = None
-    _import_error = f"friction_kernels._native cannot be imported ({error}); install with `pip install .`"
+    _import_error = (
+        f"friction_kernels._native cannot be imported ({error}); install with `pip install .`"
+    )
 
 
 @lru_cache(maxsize=1)
@@ -37,7 +39,9 @@ def tensor_reader():
     try:
         return native.TensorReader(torch.Tensor, torch.nn.Parameter)
     except RuntimeError as error:
-        raise ImportError(f"torch {torch.__version__}: {error}; install torch 2.11 or newer") from error
+        raise ImportError(
+            f"torch {torch.__version__}: {error}; install torch 2.11 or newer"
+        ) from error
 
 
 @lru_cache(maxsize=1)

@@ -53,7 +53,7 @@ def friction_direction(
     x = prev_grad * g  # x = g_{t-1} g_t
     if friction_input == "normalized":
         x = x / (v_hat + eps)  # x = g_{t-1} g_t / (v^_t + eps), ours
-    if friction == "sigmoid":
+    if friction == "sigmoid":  # noqa: SIM108 - one equation a line
         s = torch.sigmoid(beta3 * x)  # S_t = sigma(b3 x)
     else:
         s = torch.tanh(beta3 * x) + 1  # S_t = tanh(b3 x) + 1
@@ -96,10 +96,10 @@ def project(
     param: Tensor, grad: Tensor, u: Tensor, *, delta: float, eps: float
 ) -> tuple[Tensor, bool]:
     """AdamP's projection of u: by rows, else as a whole, else not. Returns (u, projected)."""
+    if param.numel() == 0:
+        return u, False
     for rows in (param.shape[0], 1):
         p, g = param.reshape(rows, -1), grad.reshape(rows, -1)
-        if p.numel() == 0:
-            continue
         cosine = cosine_similarity(p, g, dim=1, eps=eps).abs()
         if cosine.max() < delta / p.shape[1] ** 0.5:  # |cos(theta_row, g_row)| < delta / sqrt(len)
             p_hat = p / (p.norm(dim=1, keepdim=True) + eps)  # theta_row / (|theta_row| + eps)

@@ -29,5 +29,7 @@ def golden_dir() -> Path:
     """Reference values made by other programs; they lie beside the project where there are any."""
     path = Path(__file__).parents[2] / "shared" / "golden"
     if not path.is_dir():
-        pytest.skip(f"no golden values at {path}: the equations are checked against free oracles only")
+        pytest.skip(
+            f"no golden values at {path}: the equations are checked against free oracles only"
+        )
     return path

@@ -21,7 +21,9 @@ GOLDEN_CASES = (
 
 
 def gradients(steps: int, *shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(steps, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        steps, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def trajectory(make_optimizer, start: torch.Tensor, grads: torch.Tensor) -> torch.Tensor:
@@ -78,7 +80,9 @@ def test_sigmoid_without_friction_is_torch_adamw_at_half_the_rate(backend):
     start, grads = gradients(1, 7, 5)[0], gradients(20, 7, 5, seed=1)
     # The decay is eta * lambda: half the rate wants twice the weight decay.
     ours = trajectory(
-        lambda p: SigSignAdamW(p, lr=2e-3, beta3=0.0, weight_decay=0.1, backend=backend), start, grads
+        lambda p: SigSignAdamW(p, lr=2e-3, beta3=0.0, weight_decay=0.1, backend=backend),
+        start,
+        grads,
     )
     torchs = trajectory(lambda p: torch.optim.AdamW(p, lr=1e-3, weight_decay=0.2), start, grads)
     assert_close(ours, torchs, 1e-12)
@@ -89,7 +93,9 @@ def test_coupled_tanh_without_friction_is_torch_adam(backend):
     start, grads = gradients(1, 7, 5)[0], gradients(20, 7, 5, seed=1)
     cls = OPTIMIZERS["TanhSignGrad"]
     ours = trajectory(lambda p: cls(p, beta3=0.0, weight_decay=0.1, backend=backend), start, grads)
-    assert_close(ours, trajectory(lambda p: torch.optim.Adam(p, weight_decay=0.1), start, grads), 1e-12)
+    assert_close(
+        ours, trajectory(lambda p: torch.optim.Adam(p, weight_decay=0.1), start, grads), 1e-12
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -99,7 +105,9 @@ def test_coupled_tanh_without_friction_is_torch_adam(backend):
 def test_tanh_adamp_without_friction_is_adamp(backend, nesterov, delta, shape):
     start, grads = gradients(1, *shape)[0], gradients(8, *shape, seed=1)
     options = {"lr": 1e-2, "weight_decay": 0.1, "delta": delta, "nesterov": nesterov}
-    ours = trajectory(lambda p: TanhSignAdamP(p, beta3=0.0, backend=backend, **options), start, grads)
+    ours = trajectory(
+        lambda p: TanhSignAdamP(p, beta3=0.0, backend=backend, **options), start, grads
+    )
     assert_close(ours, trajectory(lambda p: adamp.AdamP(p, **options), start, grads), 1e-12)
 
 

@@ -14,7 +14,8 @@ std::vector<std::string> instruction_sets();
 // The kernels in use.
 const KernelSet& kernels();
 
-// Chooses by name (throws std::invalid_argument for one not in instruction_sets()). For tests and benchmarks.
+// Chooses by name (throws std::invalid_argument for one not in instruction_sets()). For tests and
+// benchmarks.
 void use_instruction_set(const std::string& name);
 
 }  // namespace friction

@@ -1,6 +1,6 @@
-// The processor's driver: how a worker walks its part of the table. Compiled once per instruction set
-// (FRICTION_ISA) with the same arithmetic in all: no fused multiply-adds, no library functions, sums in
-// a fixed number of lanes. So every instruction set and thread count gives the same bits.
+// The processor's driver: how a worker walks its part of the table. Compiled once per instruction
+// set (FRICTION_ISA) with the same arithmetic in all: no fused multiply-adds, no library functions,
+// sums in a fixed number of lanes. So every instruction set and thread count gives the same bits.
 #include <utility>
 
 #include "region.h"
@@ -48,7 +48,8 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
     f(static_cast<float*>(nullptr), Constant<kVariant>{});
 }
 
-// The loop over plain arrays that the compiler vectorises. Lists never overlap but for equal indices.
+// The loop over plain arrays that the compiler vectorises. Lists never overlap but for equal
+// indices.
 template <class Rule, int kVariant, bool kObserve, class T, size_t... kList>
 FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], T* observed, int64_t count,
                                      const typename Rule::template Scalars<T> s,
@@ -152,7 +153,8 @@ RowSums row_sums(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
 
 // param . direction over the elements [begin, end), which changes nothing.
 template <int kVariant, class T>
-double param_direction(const TensorEntry& t, int64_t begin, int64_t end, const Adam::Scalars<T>& scalars) {
+double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
+                       const Adam::Scalars<T>& scalars) {
   Stage<T, Adam::kLists> stage;
   T products[kChunk];
   const Adam::Scalars<T> s = scalars;
@@ -173,8 +175,8 @@ double param_direction(const TensorEntry& t, int64_t begin, int64_t end, const A
   return sum;
 }
 
-// AdamP, between the passes: one item is one tensor. Few tensors are projected as a whole, so that one
-// worker may sum param . direction for all of it.
+// AdamP, between the passes: one item is one tensor. Few tensors are projected as a whole, so that
+// one worker may sum param . direction for all of it.
 void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
   for (int64_t index = first; index < last; ++index) {
     const TensorEntry& t = r.table.tensors[index];
@@ -183,8 +185,8 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
     RowSums whole;
     for (int64_t row = 0; row < t.rows; ++row) {
       const RowSums sums = row_sums(r, t, row);
-      rows_pass =
-          rows_pass && nearly_orthogonal(sums, double(t.row_length), s.settings.delta, s.settings.eps);
+      rows_pass = rows_pass &&
+                  nearly_orthogonal(sums, double(t.row_length), s.settings.delta, s.settings.eps);
       whole += sums;
     }
     ProjectionDecision& decision = r.decisions[index] = {};
@@ -229,11 +231,12 @@ FRICTION_INLINE void descend_projected(T* param, const T* direction, int64_t cou
     param[i] = param[i] * decay - (direction[i] - coefficient * param[i]);
 }
 
-// AdamP, second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and the
-// decay scaled. They are whole rows where rows are projected one by one.
+// AdamP, second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and
+// the decay scaled. They are whole rows where rows are projected one by one.
 template <int kVariant, bool kObserve, class T>
-Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
-                            const StepScalars<Adam>& step, const ProjectionDecision& decision) {
+Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t begin,
+                            int64_t end, const StepScalars<Adam>& step,
+                            const ProjectionDecision& decision) {
   const Adam::Scalars<T>& s = scalars_of<T>(step);
   const Adam::Settings& group = step.settings;
   const T decay = T(1 - group.lr * group.weight_decay * group.wd_ratio);
@@ -242,9 +245,9 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };
   const bool long_row = by_rows && t.row_length > kChunk;
-  const T of_all = long_row ? coefficient(begin / t.row_length,
-                                          param_direction<kVariant, T>(t, begin, end, s))
-                            : T(decision.coefficient);
+  const T of_all =
+      long_row ? coefficient(begin / t.row_length, param_direction<kVariant, T>(t, begin, end, s))
+               : T(decision.coefficient);
   // Short rows share a stage, as many as it holds.
   const int64_t block = by_rows && !long_row ? kChunk / t.row_length * t.row_length : kChunk;
   Stage<T, Adam::kLists> stage;
@@ -288,8 +291,9 @@ void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
       using T = std::remove_pointer_t<decltype(type)>;
       constexpr int kVariant = decltype(variant)::value;
       // Long rows one by one: each has a coefficient of its own.
-      const int64_t stride =
-          decision.kind == ProjectionDecision::kRows && t.row_length > kChunk ? t.row_length : end - begin;
+      const int64_t stride = decision.kind == ProjectionDecision::kRows && t.row_length > kChunk
+                                 ? t.row_length
+                                 : end - begin;
       for (int64_t at = begin; at < end; at += stride)
         seen += observe ? apply_projected<kVariant, true, T>(r, t, at, at + stride, s, decision)
                         : apply_projected<kVariant, false, T>(r, t, at, at + stride, s, decision);

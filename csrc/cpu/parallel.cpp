@@ -12,8 +12,9 @@ namespace {
 
 // A second pool of threads would compete with torch's, whose workers spin for a while after each
 // operator. So the region runs on torch's own pool, through the entry point that every OpenMP
-// runtime for gcc-compatible code exports. It asks for as many threads as torch does, always: libgomp
-// ends the threads that a smaller region leaves over, and torch's next operator would start them anew.
+// runtime for gcc-compatible code exports. It asks for as many threads as torch does, always:
+// libgomp ends the threads that a smaller region leaves over, and torch's next operator would start
+// them anew.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 GompParallel find_torch_openmp() {

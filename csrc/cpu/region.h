@@ -9,9 +9,9 @@
 
 namespace friction {
 
-// Sums over one chunk of the quantity a rule observes. Every eighth chunk of a tensor is observed, the
-// first one always: observing all would cost a fifth of the arithmetic, and a step cannot be asked later,
-// since it replaces what the quantity was made from.
+// Sums over one chunk of the quantity a rule observes. Every eighth chunk of a tensor is observed,
+// the first one always: observing all would cost a fifth of the arithmetic, and a step cannot be
+// asked later, since it replaces what the quantity was made from.
 struct Observation {
   double sum = 0, square_sum = 0;
   int64_t count = 0;
@@ -26,9 +26,7 @@ struct Observation {
 
 constexpr int64_t kObserveEvery = 8;
 
-FRICTION_INLINE bool is_observed(int64_t element) {
-  return element / kChunk % kObserveEvery == 0;
-}
+FRICTION_INLINE bool is_observed(int64_t element) { return element / kChunk % kObserveEvery == 0; }
 
 // Where a chunk's observation goes: one slot for each chunk of all tensors.
 FRICTION_INLINE int64_t observation_slot(const TensorEntry& t, int64_t element) {
@@ -51,7 +49,8 @@ template <class Rule>
 struct Region {
   TensorTable table;
   const StepScalars<Rule>* scalars;  // [TensorEntry::scalars]
-  Observation* observations;         // [chunks], see observation_slot; null where the rule observes nothing
+  Observation*
+      observations;  // [chunks], see observation_slot; null where the rule observes nothing
 };
 
 // What AdamP decided for a tensor.

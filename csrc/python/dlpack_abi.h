@@ -1,6 +1,7 @@
 // The part of DLPack 1.3's C interface through which torch describes a tensor to other libraries
-// without a torch header: a table of functions, published as torch.Tensor.__dlpack_c_exchange_api__.
-// Field order is the interface; https://dmlc.github.io/dlpack/latest/c_api.html
+// without a torch header: a table of functions, published as
+// torch.Tensor.__dlpack_c_exchange_api__. Field order is the interface;
+// https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,8 @@ struct ExchangeApi {
   void (*allocate_managed)();
   void (*managed_from_py_object)();
   void (*managed_to_py_object)();
-  int (*tensor_from_py_object)(void* py_object, Tensor* out);  // borrows; -1 with a Python error set
+  int (*tensor_from_py_object)(void* py_object,
+                               Tensor* out);  // borrows; -1 with a Python error set
   int (*current_work_stream)(int32_t device_type, int32_t device_index, void** out);
 };
 

@@ -9,7 +9,8 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
            const std::vector<const char*>& state_keys, bool projects_rows)
     : entries_(entries.size()), reader_(std::move(reader)), projects_rows_(projects_rows) {
   for (size_t i = 0; i < entries_.size(); ++i) {
-    const auto fields = py::reinterpret_borrow<py::tuple>(PyList_GET_ITEM(entries.ptr(), Py_ssize_t(i)));
+    const auto fields =
+        py::reinterpret_borrow<py::tuple>(PyList_GET_ITEM(entries.ptr(), Py_ssize_t(i)));
     entries_[i].param = fields[0];
     entries_[i].state = fields[1];
     entries_[i].group = fields[2].cast<int32_t>();
@@ -21,7 +22,8 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
   lists_ = 2 + state_keys_.size() - (counts_steps_ ? 1 : 0);
 }
 
-// The groups hold the planned parameters in the planned order, and each one's state is the planned dict.
+// The groups hold the planned parameters in the planned order, and each one's state is the planned
+// dict.
 Problem Plan::check_structure(const py::dict& state, const py::list& param_groups) const {
   static const py::str& params_key = *new py::str("params");
   constexpr Problem changed{-1, "the parameter groups are not as planned"};
@@ -38,8 +40,8 @@ Problem Plan::check_structure(const py::dict& state, const py::list& param_group
   }
   if (planned != entries_.size()) return changed;
 
-  // States were made in the order of the parameters at first, so this walk meets them in order; it asks
-  // the dict, at the price of hashing a tensor, only where it does not.
+  // States were made in the order of the parameters at first, so this walk meets them in order; it
+  // asks the dict, at the price of hashing a tensor, only where it does not.
   PyObject *key, *value;
   Py_ssize_t position = 0;
   for (size_t i = 0; i < entries_.size(); ++i) {
@@ -88,7 +90,8 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   return nullptr;
 }
 
-const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value) {
+const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t key,
+                             PyObject* value) {
   TensorView view;
   if (!reader_->read(value, view) || !view.on_cpu) return "a state is not a plain dense CPU tensor";
   if (counts_steps_ && key == 0) {
@@ -174,8 +177,8 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
   if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
   if (problem != nullptr) return problem;
 
-  // torch may keep a conjugation or a minus sign as a flag on a view of a complex tensor. Such a view is
-  // complex, or has gaps, or a single element.
+  // torch may keep a conjugation or a minus sign as a flag on a view of a complex tensor. Such a
+  // view is complex, or has gaps, or a single element.
   if (entry.is_complex || !entry.contiguous || entry.numel == 1) {
     if (entry.param.attr("is_conj")().cast<bool>() || entry.param.attr("is_neg")().cast<bool>())
       return "it is a conjugated or negated view";

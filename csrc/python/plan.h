@@ -1,9 +1,9 @@
 // A plan: which parameters one step() updates and where their states hang.
 //
-// Safe with raw addresses: those of parameters and gradients are read anew each step. A state's is kept
-// while its tensor is the same object, and the plan keeps that tensor and its memory alive. Since a tensor
-// can also be moved in place (state.data = ...), each step reads the states of one parameter anew, in
-// turn, and the first one's always: whoever moves all states is noticed at once.
+// Safe with raw addresses: those of parameters and gradients are read anew each step. A state's is
+// kept while its tensor is the same object, and the plan keeps that tensor and its memory alive.
+// Since a tensor can also be moved in place (state.data = ...), each step reads the states of one
+// parameter anew, in turn, and the first one's always: whoever moves all states is noticed at once.
 #pragma once
 
 #include <atomic>
@@ -29,7 +29,7 @@ struct PlanEntry {
   pybind11::object param;
   pybind11::object state;  // its dict in optimizer.state; None before its first gradient
   int32_t group;
-  bool native;             // otherwise the reference serves it, and the plan only checks that it is there
+  bool native;  // otherwise the reference serves it, and the plan only checks that it is there
   bool is_complex = false;
   bool walk_known = false;
   bool contiguous = true;
@@ -45,7 +45,7 @@ struct PlanEntry {
 
 // Why a step could not run as planned; nothing was changed then.
 struct Problem {
-  int64_t entry = -1;          // which parameter, counted through the groups; -1: the groups themselves
+  int64_t entry = -1;  // which parameter, counted through the groups; -1: the groups themselves
   const char* what = nullptr;  // null: no problem
 };
 
@@ -66,8 +66,8 @@ class Plan {
   void release_gradients() { gradients_.clear(); }
 
   std::vector<PlanEntry> entries_;
-  std::vector<size_t> active_;         // entries with a gradient
-  std::vector<TensorEntry> tensors_;   // of the active ones, those with elements
+  std::vector<size_t> active_;        // entries with a gradient
+  std::vector<TensorEntry> tensors_;  // of the active ones, those with elements
   std::vector<size_t> active_of_tensor_;
   int64_t rows_ = 0, elements_ = 0;
   std::atomic_flag running_ = ATOMIC_FLAG_INIT;
@@ -87,7 +87,7 @@ class Plan {
   bool counts_steps_, projects_rows_;
   size_t lists_;
   size_t reread_turn_ = 0;
-  bool state_moved_ = false;  // found in this step: read all that follow anew
+  bool state_moved_ = false;                 // found in this step: read all that follow anew
   std::vector<pybind11::object> gradients_;  // alive while a step runs without the GIL
   pybind11::list updated_;
 };

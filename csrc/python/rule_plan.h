@@ -48,17 +48,20 @@ class RulePlan : public Plan {
  public:
   using Settings = typename Rule::Settings;
 
-  RulePlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries, bool projects_rows = false)
+  RulePlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
+           bool projects_rows = false)
       : Plan(std::move(reader), std::move(entries), state_keys(), projects_rows) {}
 
-  // One step with the groups' settings on up to `threads` threads. Where there is a problem, nothing changed.
+  // One step with the groups' settings on up to `threads` threads. Where there is a problem,
+  // nothing changed.
   Problem step(const pybind11::dict& state, const pybind11::list& param_groups,
                const std::vector<Settings>& groups, int threads) {
     const Running running(running_);
     const Problem problem = read(state, param_groups);
     if (problem.what != nullptr) return problem;
     advance(groups);
-    Region<Rule> region{{tensors_.data(), static_cast<int64_t>(tensors_.size())}, scalars_.data(), nullptr};
+    Region<Rule> region{
+        {tensors_.data(), static_cast<int64_t>(tensors_.size())}, scalars_.data(), nullptr};
     if (const int64_t chunks = region.table.chunks(); chunks > 0) {
       if constexpr (Rule::kObserves) {
         observations_.resize(static_cast<size_t>(chunks));
@@ -95,8 +98,9 @@ class RulePlan : public Plan {
   template <class RegionType>
   static void run(const char* name, const RegionType& region, int64_t items, const Shares& shares,
                   Kernel<RegionType> kernel) {
-    parallel_region(name, items, shares.grain, shares.threads,
-                    [&region, kernel](int64_t first, int64_t last) { kernel(region, first, last); });
+    parallel_region(
+        name, items, shares.grain, shares.threads,
+        [&region, kernel](int64_t first, int64_t last) { kernel(region, first, last); });
   }
 
   int64_t rows() const { return rows_; }
@@ -130,7 +134,8 @@ class RulePlan : public Plan {
         index = found->second;
         last = at;
       }
-      if (tensor < tensors_.size() && active_of_tensor_[tensor] == i) tensors_[tensor++].scalars = index;
+      if (tensor < tensors_.size() && active_of_tensor_[tensor] == i)
+        tensors_[tensor++].scalars = index;
     }
   }
 
@@ -157,7 +162,8 @@ class AdamPPlan : public RulePlan<FrictionAdam> {
     const ProjectedRegion projected{region, slots_.data(), decisions_.data()};
     const KernelSet& kernel = kernels();
     run("friction_adamp_reduce", projected, chunks, shares, kernel.adamp_reduce);
-    run("friction_adamp_decide", projected, region.table.count, Shares(shares.threads), kernel.adamp_decide);
+    run("friction_adamp_decide", projected, region.table.count, Shares(shares.threads),
+        kernel.adamp_decide);
     run("friction_adamp_apply", projected, chunks, shares, kernel.adamp_apply);
   }
 

@@ -19,8 +19,7 @@ bool TensorView::same_shape(const TensorView& other) const {
 TensorReader::TensorReader(py::type tensor, py::type parameter)
     : tensor_(std::move(tensor)), parameter_(std::move(parameter)), grad_(tensor_.attr("grad")) {
   get_grad_ = Py_TYPE(grad_.ptr())->tp_descr_get;
-  const py::object capsule =
-      py::getattr(tensor_, "__dlpack_c_exchange_api__", py::none());
+  const py::object capsule = py::getattr(tensor_, "__dlpack_c_exchange_api__", py::none());
   if (capsule.is_none() || get_grad_ == nullptr)
     throw std::runtime_error("this torch does not publish torch.Tensor.__dlpack_c_exchange_api__");
   api_ = static_cast<const dlpack::ExchangeApi*>(

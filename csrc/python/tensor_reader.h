@@ -1,4 +1,5 @@
-// Reads a torch tensor's address, type and strides, and a parameter's gradient, in tens of nanoseconds.
+// Reads a torch tensor's address, type and strides, and a parameter's gradient, in tens of
+// nanoseconds.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -22,8 +23,8 @@ struct TensorView {
 
 class TensorReader {
  public:
-  // torch.Tensor and torch.nn.Parameter: the types read natively. Subclasses may keep their data elsewhere.
-  // Throws std::runtime_error where this torch does not publish the interface.
+  // torch.Tensor and torch.nn.Parameter: the types read natively. Subclasses may keep their data
+  // elsewhere. Throws std::runtime_error where this torch does not publish the interface.
   TensorReader(pybind11::type tensor, pybind11::type parameter);
 
   // False where the object is no plain strided tensor of a floating or complex type with memory.

@@ -1,8 +1,10 @@
 // AdamP's projection (arXiv 2006.08217) for a tensor seen as a matrix of rows, or as one row.
 //
 //   where |cos(p_row, g_row)| < delta / sqrt(length) holds for every row,
-//     u_row <- u_row - p^_row (p^_row . u_row),   p^ = p / (|p| + eps),   and decay <- decay * wd_ratio
-//   rows are tried first (channels), then the whole tensor; a tensor that passes neither is not projected.
+//     u_row <- u_row - p^_row (p^_row . u_row),   p^ = p / (|p| + eps),   and decay <- decay *
+//     wd_ratio
+//   rows are tried first (channels), then the whole tensor; a tensor that passes neither is not
+//   projected.
 #pragma once
 
 #include "portable.h"

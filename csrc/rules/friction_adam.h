@@ -28,7 +28,7 @@ struct FrictionAdam {
     double tanh, normalized, decoupled, maximize, nesterov;  // 0 or 1
   };
   static constexpr const char* kSettings[] = {
-      "lr",      "beta1", "beta2",      "beta3",     "eps",      "weight_decay", "delta",
+      "lr",       "beta1", "beta2",      "beta3",     "eps",      "weight_decay", "delta",
       "wd_ratio", "tanh",  "normalized", "decoupled", "maximize", "nesterov"};
 
   // Choices that hold for a whole group and get a loop of their own, as bits.
@@ -40,19 +40,20 @@ struct FrictionAdam {
            (s.maximize != 0 || coupled || s.nesterov != 0 ? kGeneral : 0);
   }
 
-  // The settings at step t, in the type the arithmetic runs in. Factors that meet are made one: with
-  // c = sqrt(1 - b2^t),  lr S m^ / (sqrt(v^) + eps) = (lr scale c / (1 - b1^t)) m / ((1 + e)(sqrt(v) + c eps))
+  // The settings at step t, in the type the arithmetic runs in. Factors that meet are made one:
+  // with c = sqrt(1 - b2^t),  lr S m^ / (sqrt(v^) + eps) = (lr scale c / (1 - b1^t)) m / ((1 +
+  // e)(sqrt(v) + c eps))
   template <class T>
   struct Scalars {
-    T sign;               // -1 where the objective is maximized
-    T coupled_decay;      // times the parameter, added to the gradient
-    T decay;              // 1 - lr * decoupled weight decay
+    T sign;           // -1 where the objective is maximized
+    T coupled_decay;  // times the parameter, added to the gradient
+    T decay;          // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
-    T of_m, of_grad;      // lr scale c / (1 - b1^t); for nesterov shared out to m and g
-    T c_eps;              // c eps
-    T v_hat, eps;         // 1 / (1 - b2^t)
-    T exponent;           // e = 2^(exponent x): -b3 log2(e), doubled for tanh
-    T scale;              // S = scale / (1 + e): 1, or 2 for tanh
+    T of_m, of_grad;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
+    T c_eps;          // c eps
+    T v_hat, eps;     // 1 / (1 - b2^t)
+    T exponent;       // e = 2^(exponent x): -b3 log2(e), doubled for tanh
+    T scale;          // S = scale / (1 + e): 1, or 2 for tanh
 
     Scalars(const Settings& s, double step) {
       const double c = std::sqrt(1 - std::pow(s.beta2, step)), log2_e = 1.44269504088896340736;

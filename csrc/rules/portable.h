@@ -1,4 +1,5 @@
-// What lets a rule be compiled by g++ and nvcc alike, and the one transcendental function rules need.
+// What lets a rule be compiled by g++ and nvcc alike, and the one transcendental function rules
+// need.
 #pragma once
 
 #include <cmath>
@@ -15,7 +16,8 @@
 
 namespace friction {
 
-// For clamped_exp2. Adding round_to_int = 1.5 * 2^mantissa leaves round(x) in the low bits of the sum.
+// For clamped_exp2. Adding round_to_int = 1.5 * 2^mantissa leaves round(x) in the low bits of the
+// sum.
 template <class T>
 struct Exp2Constants;
 

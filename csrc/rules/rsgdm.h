@@ -51,8 +51,8 @@ struct Rsgdm {
     g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     const T m = x[kMomentum];
     x[kMomentum] = s.momentum * m + s.one_minus_momentum * g;
-    x[kParam] = x[kParam] * s.decay -
-                s.lr * (s.momentum_squared * m + s.one_minus_momentum_squared * g);
+    x[kParam] =
+        x[kParam] * s.decay - s.lr * (s.momentum_squared * m + s.one_minus_momentum_squared * g);
   }
 };
 

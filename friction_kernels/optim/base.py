@@ -141,7 +141,9 @@ class PlannedOptimizer(Optimizer):
     def _explain(self, entry: int, what: str) -> str:
         for group_index, group in enumerate(self.param_groups):
             if 0 <= entry < len(group["params"]):
-                return f"{checks.parameter_name(group_index, group, entry)} cannot be updated: {what}"
+                return (
+                    f"{checks.parameter_name(group_index, group, entry)} cannot be updated: {what}"
+                )
             entry -= len(group["params"])
         return f"step() cannot run: {what}"
 

@@ -16,9 +16,13 @@ def check_number(
 ) -> None:
     """Raise ValueError unless low <= value < below (a one-element tensor counts as its value)."""
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(f"{name} as a tensor must have one element, got shape {tuple(value.shape)}")
+        raise ValueError(
+            f"{name} as a tensor must have one element, got shape {tuple(value.shape)}"
+        )
     if not low <= float(value) < below:
-        bounds = f"at least {low:g}" + (f" and below {below:g}" if below < math.inf else " and finite")
+        bounds = f"at least {low:g}" + (
+            f" and below {below:g}" if below < math.inf else " and finite"
+        )
         raise ValueError(f"{name} must be {bounds}, got {float(value):g}")
 
 
@@ -90,7 +94,9 @@ def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
             f"{name} is on {param.device} and its gradient on {grad.device}; "
             "move the model before backward()"
         )
-    if grad.is_complex() != param.is_complex() or not (grad.is_complex() or grad.is_floating_point()):
+    if grad.is_complex() != param.is_complex() or not (
+        grad.is_complex() or grad.is_floating_point()
+    ):
         raise RuntimeError(f"{name} has type {param.dtype} and its gradient {grad.dtype}")
 
 
@@ -107,7 +113,9 @@ def check_state(name: str, param: Tensor, state: Mapping, keys: Iterable[str]) -
                 "delete its state or load one made for this parameter"
             )
         if value.device != param.device:
-            raise RuntimeError(f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}")
+            raise RuntimeError(
+                f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}"
+            )
         if value.is_complex() != param.is_complex() or (
             torch.promote_types(value.dtype, param.dtype) != value.dtype
             and param.dtype in (torch.float64, torch.complex128)

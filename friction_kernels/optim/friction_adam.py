@@ -255,7 +255,9 @@ class TanhSignGrad(FrictionAdam):
 class _FrictionAdamW(FrictionAdam):
     decoupled = True
 
-    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), beta3=1.0, eps=1e-8, weight_decay=1e-2, **options):
+    def __init__(
+        self, params, lr=1e-3, betas=(0.9, 0.999), beta3=1.0, eps=1e-8, weight_decay=1e-2, **options
+    ):
         super().__init__(params, lr, betas, beta3, eps, weight_decay, **options)
 
 

@@ -35,7 +35,9 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     Raises TypeError for another optimizer, RuntimeError before the first step.
     """
     if not isinstance(opt, FrictionAdam):
-        raise TypeError(f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer")
+        raise TypeError(
+            f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer"
+        )
     if opt._plan is None:
         raise RuntimeError("friction_stats needs a step: call it after opt.step()")
     groups = len(opt._plan.choices)
