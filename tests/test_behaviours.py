@@ -874,7 +874,10 @@ def test_friction_stats_refuse_an_optimizer_without_friction(name):
 
 def test_module_prints_what_serves_here():
     printed = subprocess.run(
-        [sys.executable, "-m", "friction_kernels"], capture_output=True, encoding="utf-8", timeout=120
+        [sys.executable, "-m", "friction_kernels"],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=120,
     )
     assert printed.returncode == 0, printed.stderr
     lines = dict(line.split("  ", 1) for line in printed.stdout.splitlines())
