@@ -1,6 +1,7 @@
 """What `train_images.py` shows of its runs: a table, a comparison of losses, and curves."""
 
 import itertools
+import math
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,14 +13,14 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 # The first steps allocate the optimizer's state and warm the caches.
 FIRST_STEPS = 5
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#000000", "#D55E00", "#56B4E9")
 MODEL_NAMES = {"vit": "ViT", "resnet": "ResNet"}
 
 
@@ -57,7 +58,13 @@ def milliseconds_per_step(runs: Runs) -> float:
     return 1000 * statistics.median(itertools.chain.from_iterable(later_steps))
 
 
+def diverged(runs: Runs) -> bool:
+    return not all(math.isfinite(run.losses[-1]) for run in runs)
+
+
 def final_accuracy(runs: Runs) -> str:
+    if diverged(runs):
+        return "diverged"
     percents = [100 * run.accuracies[-1] for run in runs]
     spread = f" ± {statistics.stdev(percents):.1f}" if len(percents) > 1 else ""
     return f"{statistics.mean(percents):.1f}{spread} %"
@@ -96,7 +103,7 @@ def print_differences(runs: Runs) -> None:
     """Say how far apart runs have come that only differ in their rounding."""
     for model, runs_of_label in by_model(runs).items():
         for (one, ones), (other, others) in itertools.combinations(runs_of_label.items(), 2):
-            if ones[0].mathematics != others[0].mathematics:
+            if ones[0].mathematics != others[0].mathematics or diverged(ones + others):
                 continue
             ratio = milliseconds_per_step(others) / milliseconds_per_step(ones)
             print(
@@ -138,13 +145,17 @@ def draw_model(
         drawn.add(group[0].mathematics)
         draw_over_seeds(loss_axes, [run.losses for run in group], style)
         draw_over_seeds(accuracy_axes, [run.accuracies for run in group], style)
-    loss_axes.set(
-        title=f"{MODEL_NAMES[model]}: training loss", ylabel="cross-entropy", yscale="log"
-    )
+    loss_axes.set(title=f"{MODEL_NAMES[model]}: training loss", ylabel="cross-entropy")
+    # There is no logarithmic axis of nothing.
+    if not all(diverged(group) for group in runs_of_label.values()):
+        loss_axes.set_yscale("log")
+        loss_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        loss_axes.yaxis.set_major_formatter("{x:g}")
+        loss_axes.yaxis.set_minor_formatter(NullFormatter())
     accuracy_axes.set(
         title=f"{MODEL_NAMES[model]}: test accuracy", ylabel="correct", ylim=(None, 1)
     )
-    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+    accuracy_axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     for axes in (loss_axes, accuracy_axes):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -71,9 +71,10 @@ void Plan::note_strides(PlanEntry& entry, size_t list, const TensorView& view) c
 const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists) {
   const TensorView& param = lists[0];
   if (!reader_->read(entry.param.ptr(), lists[0]))
-    return "it is not a plain dense tensor of a floating or complex type";
+    return "it is not a plain dense tensor of a floating or complex type, or has no memory";
   if (!reader_->read(grad, lists[1]))
-    return "its gradient is not a plain dense tensor of a floating or complex type";
+    return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
+           "memory";
   if (!param.on_cpu || !lists[1].on_cpu) return "it or its gradient is not on the CPU";
   if (!lists[1].same_shape(param)) return "its shape differs from its gradient's";
   const auto dims = static_cast<size_t>(param.ndim);
@@ -93,7 +94,8 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
 const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t key,
                              PyObject* value) {
   TensorView view;
-  if (!reader_->read(value, view) || !view.on_cpu) return "a state is not a plain dense CPU tensor";
+  if (!reader_->read(value, view) || !view.on_cpu)
+    return "a state is not a plain dense CPU tensor, or has no memory";
   if (counts_steps_ && key == 0) {
     if (view.is_complex || view.numel() != 1 ||
         (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat64))
@@ -199,7 +201,6 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
   for (size_t list = 0; list < lists_; ++list) {
     tensor.data[list] = list < 2 ? lists[list].data : states[list - 2].data;
     tensor.dtype[list] = list < 2 ? lists[list].dtype : states[list - 2].dtype;
-    if (tensor.data[list] == nullptr) return "a tensor of it has no memory";
   }
   return nullptr;
 }
@@ -225,7 +226,6 @@ void Plan::lay_out_table() {
 Problem Plan::read(const py::dict& state, const py::list& param_groups) {
   const Problem changed = check_structure(state, param_groups);
   if (changed.what != nullptr) return changed;
-  const std::vector<size_t> before = std::move(active_);
   active_.clear();
   gradients_.clear();
   tensors_.clear();
@@ -243,9 +243,10 @@ Problem Plan::read(const py::dict& state, const py::list& param_groups) {
     }
   }
   lay_out_table();
-  if (active_ != before) {
+  if (active_ != updated_entries_) {
     updated_ = py::list();
     for (const size_t index : active_) updated_.append(entries_[index].param);
+    updated_entries_ = active_;
   }
   return {};
 }

@@ -90,6 +90,7 @@ class Plan {
   bool state_moved_ = false;                 // found in this step: read all that follow anew
   std::vector<pybind11::object> gradients_;  // alive while a step runs without the GIL
   pybind11::list updated_;
+  std::vector<size_t> updated_entries_;  // what updated_ lists
 };
 
 }  // namespace friction

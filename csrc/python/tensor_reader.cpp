@@ -16,6 +16,15 @@ bool TensorView::same_shape(const TensorView& other) const {
          std::memcmp(shape, other.shape, sizeof(int64_t) * static_cast<size_t>(ndim)) == 0;
 }
 
+namespace {
+
+bool has_memory(PyObject* tensor) {
+  const py::object storage = py::reinterpret_borrow<py::object>(tensor).attr("untyped_storage")();
+  return storage.attr("nbytes")().cast<int64_t>() > 0;
+}
+
+}  // namespace
+
 TensorReader::TensorReader(py::type tensor, py::type parameter)
     : tensor_(std::move(tensor)), parameter_(std::move(parameter)), grad_(tensor_.attr("grad")) {
   get_grad_ = Py_TYPE(grad_.ptr())->tp_descr_get;
@@ -58,7 +67,10 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
   out.ndim = tensor.ndim;
   out.shape = tensor.shape;
   out.strides = tensor.strides;
-  return true;
+  // A storage that was resized to nothing leaves a view its offset for an address, which is small.
+  constexpr uintptr_t kSuspiciouslyLow = uintptr_t{1} << 40;
+  const bool suspicious = out.on_cpu && reinterpret_cast<uintptr_t>(out.data) < kSuspiciouslyLow;
+  return !suspicious || out.numel() == 0 || has_memory(object);
 }
 
 }  // namespace friction

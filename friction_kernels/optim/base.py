@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
@@ -24,6 +25,16 @@ class StepPlan:
     settings: tuple[str, ...]  # in the order the native plan takes them
     reference: list[tuple[int, int]]  # (group, index in group)
     choices: list[str]  # each group's backend
+    params: list[Tensor]  # of all groups
+
+    def fits(self, param_groups: list[dict[str, Any]]) -> bool:
+        """Whether the groups ask for what was planned. A native plan checks its parameters itself."""
+        if [group["backend"] for group in param_groups] != self.choices:
+            return False
+        if self.native is not None:
+            return True
+        params = [param for group in param_groups for param in group["params"]]
+        return len(params) == len(self.params) and all(map(operator.is_, params, self.params))
 
 
 class PlannedOptimizer(Optimizer):
@@ -87,7 +98,7 @@ class PlannedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self._plan
-        if plan is None or [group["backend"] for group in self.param_groups] != plan.choices:
+        if plan is None or not plan.fits(self.param_groups):
             plan = self._plan = self._make_plan()
         elif plan.reference:
             self._prepare(plan.reference)
@@ -124,7 +135,8 @@ class PlannedOptimizer(Optimizer):
             self._fill_reference_state(param, state)
             if self.counts_steps:
                 state["step"] += 1
-            tensors = [param, param.grad, *(state[key] for key in self.reference_state)]
+            plain = param.resolve_conj()  # a copy where the parameter is a conjugated view
+            tensors = [plain, param.grad, *(state[key] for key in self.reference_state)]
             if param.is_complex():
                 tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
             real, grad, *lists = tensors
@@ -136,6 +148,8 @@ class PlannedOptimizer(Optimizer):
                 step=state["step"].item() if self.counts_steps else 0,
                 is_matrix=param.dim() > 1,
             )
+            if plain is not param:
+                param.copy_(plain)
             self._reference_observed[group_index].append(observed)
 
     def _explain(self, entry: int, what: str) -> str:
@@ -181,6 +195,7 @@ class PlannedOptimizer(Optimizer):
             settings=settings,
             reference=[(group, index) for group, index, native in served if not native],
             choices=[group["backend"] for group in self.param_groups],
+            params=[param for group in self.param_groups for param in group["params"]],
         )
 
     def _prepare(self, entries: list[tuple[int, int]]) -> None:

@@ -24,33 +24,6 @@ class FrictionAdam(PlannedOptimizer):
     friction: ClassVar[str]  # "sigmoid" or "tanh"
     decoupled: ClassVar[bool]
 
-    def __init__(
-        self,
-        params,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float = 1.0,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        *,
-        maximize: bool = False,
-        friction_input: str = "product",
-        backend: str = "auto",
-        **projection: Any,
-    ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "beta3": beta3,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "maximize": maximize,
-            "friction_input": friction_input,
-            "backend": backend,
-            **projection,
-        }
-        super().__init__(params, defaults)
-
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.check_number("lr", group["lr"])
         checks.check_betas(group["betas"])
@@ -97,6 +70,68 @@ class FrictionAdam(PlannedOptimizer):
         )
 
 
+class FrictionAdamCoupled(FrictionAdam):
+    """What SigSignGrad and TanhSignGrad share: decay added to the gradient."""
+
+    decoupled = False
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 1.0,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        friction_input: str = "product",
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "beta3": beta3,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "friction_input": friction_input,
+            "backend": backend,
+        }
+        super().__init__(params, defaults)
+
+
+class FrictionAdamW(FrictionAdam):
+    """What the two AdamW classes share: decoupled decay."""
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        beta3: float = 1.0,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        friction_input: str = "product",
+        backend: str = "auto",
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "beta3": beta3,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "maximize": maximize,
+            "friction_input": friction_input,
+            "backend": backend,
+        }
+        super().__init__(params, defaults)
+
+
 class FrictionAdamP(FrictionAdam):
     """What the two AdamP classes share: decoupled decay and the projection."""
 
@@ -119,20 +154,20 @@ class FrictionAdamP(FrictionAdam):
         friction_input: str = "product",
         backend: str = "auto",
     ) -> None:
-        super().__init__(
-            params,
-            lr,
-            betas,
-            beta3,
-            eps,
-            weight_decay,
-            maximize=maximize,
-            friction_input=friction_input,
-            backend=backend,
-            delta=delta,
-            wd_ratio=wd_ratio,
-            nesterov=nesterov,
-        )
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "beta3": beta3,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "delta": delta,
+            "wd_ratio": wd_ratio,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "friction_input": friction_input,
+            "backend": backend,
+        }
+        super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
@@ -244,28 +279,19 @@ def _describe(cls: type, summary: str, decay: str) -> None:
     )
 
 
-class SigSignGrad(FrictionAdam):
-    friction, decoupled = "sigmoid", False
-
-
-class TanhSignGrad(FrictionAdam):
-    friction, decoupled = "tanh", False
-
-
-class _FrictionAdamW(FrictionAdam):
-    decoupled = True
-
-    def __init__(
-        self, params, lr=1e-3, betas=(0.9, 0.999), beta3=1.0, eps=1e-8, weight_decay=1e-2, **options
-    ):
-        super().__init__(params, lr, betas, beta3, eps, weight_decay, **options)
-
-
-class SigSignAdamW(_FrictionAdamW):
+class SigSignGrad(FrictionAdamCoupled):
     friction = "sigmoid"
 
 
-class TanhSignAdamW(_FrictionAdamW):
+class TanhSignGrad(FrictionAdamCoupled):
+    friction = "tanh"
+
+
+class SigSignAdamW(FrictionAdamW):
+    friction = "sigmoid"
+
+
+class TanhSignAdamW(FrictionAdamW):
     friction = "tanh"
 
 

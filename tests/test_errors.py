@@ -1,0 +1,554 @@
+"""Bad input: the error names it and what to do, and nothing has changed."""
+
+import contextlib
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from friction_kernels import OPTIMIZERS, RSGDM, backends
+from friction_kernels.optim.friction_adam import FrictionAdam
+
+FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
+warm_or_not = pytest.mark.parametrize("warm", [0, 2], ids=["at the first step", "after two steps"])
+
+
+class Odd(torch.Tensor):
+    """A tensor subclass, whose memory only torch knows."""
+
+
+def noise(shape, seed):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_params():
+    return [nn.Parameter(noise((3, 4), 0)), nn.Parameter(noise((5,), 1))]
+
+
+def run(opt, steps):
+    for step in range(steps):
+        for group in opt.param_groups:
+            for index, param in enumerate(group["params"]):
+                param.grad = noise(param.shape, 100 * (step + 1) + index)
+        opt.step()
+
+
+def bits(value):
+    """A copy to compare with, to the bit."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    if value.device.type == "meta":
+        return "meta", value.shape, value.dtype
+    return "tensor", value.dtype, value.shape, value.detach().reshape(-1).tolist()
+
+
+def snapshot(opt):
+    return (
+        [
+            {key: bits(value) for key, value in group.items() if key != "params"}
+            for group in opt.param_groups
+        ],
+        [
+            [(id(param), param._version, bits(param)) for param in group["params"]]
+            for group in opt.param_groups
+        ],
+        {
+            id(param): {key: (id(value), bits(value)) for key, value in state.items()}
+            for param, state in opt.state.items()
+        },
+    )
+
+
+@contextlib.contextmanager
+def refused(opt, error, match):
+    """The block raises such an error, and nothing of the optimizer has changed."""
+    before = snapshot(opt)
+    with pytest.raises(error, match=match):
+        yield
+    assert snapshot(opt) == before
+
+
+# Options.
+
+BAD_RATES = (-0.5, math.nan, math.inf, None, torch.tensor([0.1, 0.2]))
+BAD_DECAYS = (-0.5, 1.0, 1.5, math.nan, None)
+BAD_OPTIONS = {
+    "lr": (*BAD_RATES, torch.tensor(-0.1)),
+    "eps": BAD_RATES,
+    "weight_decay": BAD_RATES,
+    "beta3": BAD_RATES,
+    "delta": BAD_RATES,
+    "wd_ratio": BAD_RATES,
+    "momentum": BAD_DECAYS,
+    "betas": (
+        *((bad, 0.9) for bad in BAD_DECAYS),
+        *((0.9, bad) for bad in BAD_DECAYS),
+        *(0.9, (0.9,), (0.9, 0.99, 0.999), None, "ab"),
+    ),
+    "friction_input": ("products", None, True),
+    "backend": ("cuda", None, 0),
+}
+SAYS = {
+    "momentum": "momentum must be at least 0 and below 1",
+    "betas": r"betas(\[[01]\] must be at least 0 and below 1| must be a pair)",
+    "friction_input": "friction_input must be one of 'product', 'normalized', got ",
+    "backend": "backend must be one of 'auto', 'native', 'reference', got ",
+}
+
+
+def options_that_can_be_wrong():
+    for name, cls in OPTIMIZERS.items():
+        for option, default in cls(make_params()).defaults.items():
+            if isinstance(default, bool):
+                continue
+            for bad in BAD_OPTIONS.get(option, BAD_RATES):
+                says = f"{option} (as a tensor )?must (be at least 0|have one element)"
+                value = "list" if isinstance(bad, torch.Tensor) and bad.dim() else bad
+                yield pytest.param(
+                    name, option, bad, SAYS.get(option, says), id=f"{name}-{option}={value}"
+                )
+
+
+bad_options = pytest.mark.parametrize(
+    ("name", "option", "bad", "says"), list(options_that_can_be_wrong())
+)
+
+
+@bad_options
+def test_bad_option_is_refused_by_the_constructor_and_by_add_param_group(name, option, bad, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        OPTIMIZERS[name](make_params(), **{option: bad})
+    opt = OPTIMIZERS[name](make_params())
+    with refused(opt, (TypeError, ValueError), says):
+        opt.add_param_group({"params": make_params(), option: bad})
+
+
+@every_optimizer
+def test_optimizer_steps_on_after_a_group_was_refused(name):
+    opt, twin = OPTIMIZERS[name](make_params()), OPTIMIZERS[name](make_params())
+    run(opt, 2)
+    run(twin, 2)
+    with refused(opt, ValueError, "lr must be at least 0 and finite, got -1"):
+        opt.add_param_group({"params": make_params(), "lr": -1, "weight_decay": 0.5})
+    run(opt, 2)
+    run(twin, 2)
+    for group, twin_group in zip(opt.param_groups, twin.param_groups, strict=True):
+        assert all(map(torch.equal, group["params"], twin_group["params"]))
+
+
+@every_optimizer
+def test_unknown_option_is_refused_as_by_torch(name):
+    with pytest.raises(TypeError, match="learning_rate"):
+        torch.optim.AdamW(make_params(), learning_rate=0.1)
+    with pytest.raises(TypeError, match="learning_rate"):
+        OPTIMIZERS[name](make_params(), learning_rate=0.1)
+
+
+@both_backends
+@every_optimizer
+def test_unknown_backend_written_into_a_group_is_refused_at_the_next_step(name, backend):
+    opt = OPTIMIZERS[name](make_params(), backend=backend)
+    run(opt, 2)
+    opt.param_groups[0]["backend"] = "cuda"
+    with refused(opt, ValueError, "backend must be one of 'auto', 'native', 'reference'.*'cuda'"):
+        opt.step()
+    opt.param_groups[0]["backend"] = backend
+    opt.step()
+
+
+# Parameters.
+
+
+def add_group(opt, params):
+    opt.add_param_group({"params": params})
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
+@every_optimizer
+def test_parameter_of_integer_type_is_refused(name, dtype):
+    bad = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    named = [("weight", make_params()[0]), ("count", bad)]
+    says = rf"parameter 1 of group 0 \('count', shape \(3,\)\) has type {dtype}.*leave it out"
+    with pytest.raises(TypeError, match=says):
+        OPTIMIZERS[name](named)
+    opt = OPTIMIZERS[name](make_params())
+    run(opt, 2)
+    with refused(opt, TypeError, rf"parameter 1 of group 1 \(shape \(3,\)\) has type {dtype}"):
+        add_group(opt, [make_params()[0], bad])
+    with refused(opt, TypeError, rf"parameter 0 of group 1 \(shape \(3,\)\) has type {dtype}"):
+        add_group(opt, bad)
+
+
+@every_optimizer
+def test_devices_mixed_in_one_group_are_refused(name):
+    mixed = [("here", make_params()[0]), ("nowhere", nn.Parameter(torch.zeros(3, device="meta")))]
+    says = (
+        r"'nowhere'.* is on meta and parameter 0 of the group on cpu; put each kind .* of its own"
+    )
+    with pytest.raises(ValueError, match=says):
+        OPTIMIZERS[name](mixed)
+    opt = OPTIMIZERS[name](make_params())
+    run(opt, 2)
+    with refused(opt, ValueError, r"parameter 1 of group 1 .* is on meta.* of its own"):
+        add_group(opt, [param for _, param in mixed])
+    OPTIMIZERS[name]([{"params": [param]} for _, param in mixed])
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [
+        ("tensor", TypeError),
+        ({"a", "b"}, TypeError),
+        ([nn.Parameter(torch.ones(2)) * 2], ValueError),
+        ([nn.Parameter(torch.ones(2)), "tensor"], TypeError),
+        ([("name", nn.Parameter(torch.ones(2))), nn.Parameter(torch.ones(2))], ValueError),
+        ([None], TypeError),
+    ],
+    ids=["string", "set", "no leaf", "no tensor", "half named", "None"],
+)
+@every_optimizer
+def test_what_torch_takes_for_no_parameters_is_refused_as_by_torch(name, bad, error):
+    opt, adamw = OPTIMIZERS[name](make_params()), torch.optim.AdamW(make_params())
+    with pytest.raises(error):
+        add_group(adamw, bad)
+    with refused(opt, error, "[a-z]{3}"):
+        add_group(opt, bad)
+
+
+@every_optimizer
+def test_parameter_of_another_group_is_not_added_again(name):
+    opt = OPTIMIZERS[name](make_params())
+    run(opt, 2)
+    with refused(opt, ValueError, "more than one parameter group"):
+        add_group(opt, [*make_params(), opt.param_groups[0]["params"][1]])
+    run(opt, 1)
+
+
+@every_optimizer
+def test_optimizer_without_parameters_is_refused(name):
+    with pytest.raises(ValueError, match="empty parameter list"):
+        OPTIMIZERS[name]([])
+
+
+@both_backends
+@warm_or_not
+@every_optimizer
+def test_parameter_whose_elements_share_memory_is_refused(name, warm, backend):
+    good = make_params()[0]
+    bad = torch.zeros(1).expand(4).requires_grad_()
+    opt = OPTIMIZERS[name]([("good", good), ("bad", bad)], backend=backend)
+    for step in range(warm):
+        good.grad = noise((3, 4), step)
+        opt.step()
+    good.grad, bad.grad = noise((3, 4), 7), torch.ones(4)
+    with refused(
+        opt, RuntimeError, r"parameter 1 of group 0 \('bad', shape \(4,\)\).*share memory"
+    ):
+        opt.step()
+    with pytest.raises(RuntimeError, match=r"clone\(\)|contiguous\(\)"):
+        opt.step()
+
+
+@both_backends
+@warm_or_not
+@every_optimizer
+def test_state_whose_elements_share_memory_is_refused(name, warm, backend):
+    opt = OPTIMIZERS[name](make_params(), backend=backend)
+    run(opt, 1 + warm)
+    param = opt.param_groups[0]["params"][1]
+    key = next(key for key in opt.state[param] if key != "step")
+    opt.state[param][key] = torch.zeros(1).expand(5)
+    with refused(opt, RuntimeError, "parameter 1 of group 0 .*share memory"):
+        opt.step()
+
+
+@both_backends
+@every_optimizer
+def test_meta_parameter_with_a_gradient_is_refused(name, backend):
+    good, bad = make_params()[0], nn.Parameter(torch.zeros(3, device="meta"))
+    groups = [
+        {"params": [("good", good)], "backend": backend},
+        {"params": [("bad", bad)], "backend": "auto"},
+    ]
+    opt = OPTIMIZERS[name](groups)
+    for step in range(2):
+        good.grad = noise((3, 4), step)
+        opt.step()
+    bad.grad = torch.zeros(3, device="meta")
+    says = r"parameter 0 of group 1 \('bad', shape \(3,\)\) is on the meta device.*to_empty\(\)"
+    with refused(opt, RuntimeError, says):
+        opt.step()
+
+
+# Gradients.
+
+
+@both_backends
+@warm_or_not
+@every_optimizer
+def test_sparse_gradient_is_refused(name, warm, backend):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(6, 4, sparse=True), nn.Linear(4, 2))
+    opt = OPTIMIZERS[name](model.named_parameters(), backend=backend)
+    run(opt, warm)
+    opt.zero_grad()
+    model(torch.tensor([1, 2])).sum().backward()
+    assert model[0].weight.grad.is_sparse
+    says = r"parameter 0 of group 0 \('0.weight', shape \(6, 4\)\) has a sparse.*sparse=False"
+    for _ in range(2):
+        with refused(opt, RuntimeError, says):
+            opt.step()
+    model[0].weight.grad = model[0].weight.grad.to_dense()
+    before = model[0].weight.detach().clone()
+    opt.step()
+    assert not torch.equal(model[0].weight, before)
+
+
+@both_backends
+@warm_or_not
+@every_optimizer
+def test_gradient_of_another_shape_is_refused(name, warm, backend):
+    opt = OPTIMIZERS[name]([("a", make_params()[0]), ("b", make_params()[1])], backend=backend)
+    run(opt, max(warm, 1))
+    if not warm:
+        opt.state.clear()
+    param = opt.param_groups[0]["params"][1]
+    param.data = torch.zeros(7)
+    says = r"parameter 1 of group 0 \('b', shape \(7,\)\) has a gradient of shape \(5,\).*zero_grad"
+    with refused(opt, RuntimeError, says):
+        opt.step()
+
+
+# States put in by hand.
+
+
+@both_backends
+@pytest.mark.parametrize("index", [0, 1])
+@every_optimizer
+def test_state_that_does_not_fit_is_refused(name, index, backend):
+    params = make_params()
+    opt = OPTIMIZERS[name]([("a", params[0]), ("b", params[1])], backend=backend)
+    run(opt, 2)
+    state, called = opt.state[params[index]], f"parameter {index} of group 0 .*'{'ab'[index]}'"
+    for key in [key for key in state if key != "step"]:
+        right = state[key]
+        state[key] = torch.zeros(2, 2)
+        says = rf"{called}.*'{key}' of shape \(2, 2\); delete its state or load"
+        with refused(opt, RuntimeError, says):
+            opt.step()
+        state[key] = torch.zeros_like(right, device="meta")
+        says = rf"{called}.* is on cpu, state '{key}' on meta; .*load_state_dict"
+        with refused(opt, RuntimeError, says):
+            opt.step()
+        state[key] = right
+    opt.step()
+
+
+@both_backends
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq", "prev_grad"])
+@pytest.mark.parametrize("name", FRICTION)
+def test_state_that_lacks_a_tensor_is_refused(name, key, index, backend):
+    params = make_params()
+    opt = OPTIMIZERS[name]([("a", params[0]), ("b", params[1])], backend=backend)
+    run(opt, 2)
+    right = opt.state[params[index]].pop(key)
+    says = (
+        rf"parameter {index} of group 0 \('{'ab'[index]}'.* has no state '{key}'; .*load_state_dict"
+    )
+    with refused(opt, RuntimeError, says):
+        opt.step()
+    opt.state[params[index]][key] = right
+    opt.step()
+
+
+@pytest.mark.parametrize("key", ["difference_buffer", "prev_grad"])
+def test_what_the_reference_of_rsgdm_keeps_besides_the_buffer_may_go(key):
+    params, twins = make_params(), make_params()
+    opt, twin_opt = (RSGDM(p, backend="reference") for p in (params, twins))
+    run(opt, 3)
+    run(twin_opt, 3)
+    del opt.state[params[0]][key]
+    run(opt, 3)
+    run(twin_opt, 3)
+    torch.testing.assert_close(params, twins, rtol=1e-6, atol=1e-7)
+
+
+@both_backends
+@pytest.mark.parametrize(
+    "bad",
+    [3, torch.zeros(2), torch.zeros((), device="meta")],
+    ids=["Python number", "two", "meta"],
+)
+@pytest.mark.parametrize("name", FRICTION)
+def test_step_count_that_is_no_single_number_is_refused(name, bad, backend):
+    params = make_params()
+    opt = OPTIMIZERS[name](params, backend=backend)
+    run(opt, 2)
+    opt.state[params[1]]["step"] = bad
+    with refused(opt, RuntimeError, "parameter 1 of group 0 .*'step'"):
+        opt.step()
+
+
+@both_backends
+@every_optimizer
+def test_float32_state_of_a_float64_parameter_is_refused(name, backend):
+    param = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    opt = OPTIMIZERS[name]([param], backend=backend)
+    param.grad = torch.ones(3, dtype=torch.float64)
+    opt.step()
+    state = opt.state[param]
+    key = next(key for key in state if key != "step")
+    state[key] = state[key].float()
+    says = rf"parameter 0 of group 0 .*float64, state '{key}' torch.float32; .*load_state_dict"
+    with refused(opt, RuntimeError, says):
+        opt.step()
+
+
+# Backends.
+
+
+@warm_or_not
+@every_optimizer
+def test_native_refuses_a_tensor_subclass_and_says_why(name, warm):
+    good, odd = make_params()[0], noise((5,), 1).as_subclass(Odd).requires_grad_()
+    opt = OPTIMIZERS[name]([("good", good), ("odd", odd)], backend="native")
+    for step in range(warm):
+        good.grad = noise((3, 4), step)
+        opt.step()
+    good.grad, odd.grad = noise((3, 4), 9), noise((5,), 9)
+    says = r"parameter 1 of group 0 \('odd', shape \(5,\)\): it is a Odd.*use backend='auto'"
+    with refused(opt, RuntimeError, says):
+        opt.step()
+
+
+@every_optimizer
+def test_auto_serves_a_tensor_subclass_by_the_reference(name):
+    params = [make_params()[0], noise((5,), 1).as_subclass(Odd).requires_grad_()]
+    good, plain = make_params()
+    run(OPTIMIZERS[name](params, backend="auto"), 3)
+    run(OPTIMIZERS[name]([good], backend="native"), 3)
+    reference = OPTIMIZERS[name]([{"params": [plain]}], backend="reference")
+    for step in range(3):
+        plain.grad = noise((5,), 100 * (step + 1) + 1)
+        reference.step()
+    assert torch.equal(params[0], good)
+    assert torch.equal(params[1].as_subclass(torch.Tensor), plain)
+    assert isinstance(params[1], Odd)
+
+
+@every_optimizer
+def test_auto_serves_a_gradient_of_a_tensor_subclass(name):
+    params, twins = make_params(), make_params()
+    opt, twin_opt = OPTIMIZERS[name](params), OPTIMIZERS[name](twins)
+    for step in range(3):
+        for index, (param, twin) in enumerate(zip(params, twins, strict=True)):
+            twin.grad = noise(twin.shape, 10 * step + index)
+            param.grad = twin.grad.clone().as_subclass(Odd)
+        opt.step()
+        twin_opt.step()
+    for param, twin in zip(params, twins, strict=True):
+        torch.testing.assert_close(param, twin, rtol=1e-6, atol=1e-7)
+
+
+@pytest.fixture
+def no_native(monkeypatch):
+    """As if the extension had not been built."""
+    says = "friction_kernels._native cannot be imported (not here); install with `pip install .`"
+
+    def forget():
+        backends.tensor_reader.cache_clear()
+        backends.native_reason.cache_clear()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backends, "native", None)
+        patch.setattr(backends, "_import_error", says, raising=False)
+        forget()
+        yield
+    forget()
+
+
+@every_optimizer
+def test_without_the_extension_native_is_refused_with_the_reason(name, no_native):
+    says = r"_native cannot be imported \(not here\); install with `pip install .`.*backend='auto'"
+    with pytest.raises(RuntimeError, match=says):
+        OPTIMIZERS[name](make_params(), backend="native")
+    opt = OPTIMIZERS[name](make_params())
+    run(opt, 2)
+    with refused(opt, RuntimeError, says):
+        opt.add_param_group({"params": make_params(), "backend": "native"})
+    opt.param_groups[0]["backend"] = "native"
+    with refused(opt, RuntimeError, says.replace("`.*", "`; use ")):
+        opt.step()
+
+
+@every_optimizer
+def test_without_the_extension_auto_works_by_the_reference(name, no_native):
+    params, twins = make_params(), make_params()
+    run(OPTIMIZERS[name](params, backend="auto"), 3)
+    run(OPTIMIZERS[name](twins, backend="reference"), 3)
+    for param, twin, start in zip(params, twins, make_params(), strict=True):
+        assert torch.equal(param, twin)
+        assert not torch.equal(param, start)
+
+
+def test_without_the_extension_describe_says_why(no_native):
+    lines = backends.describe()
+    says = "friction_kernels._native cannot be imported (not here); install with `pip install .`"
+    assert lines["backend native, CPU"] == f"inactive: {says}"
+    assert lines["backend reference"].startswith("active")
+
+
+WITHOUT_EXTENSION = """
+import runpy, sys
+sys.modules["friction_kernels._native"] = None
+
+import torch
+from friction_kernels import RSGDM, count_launches, friction_stats, TanhSignAdamW
+
+param = torch.ones(3, requires_grad=True)
+param.grad = torch.ones(3)
+opt = TanhSignAdamW([param])
+with count_launches() as launches:
+    opt.step()
+assert (param < 1).all() and launches.total == 0 and friction_stats(opt)[0].count == 3
+try:
+    RSGDM([param], backend="native")
+except RuntimeError as error:
+    print(error)
+runpy.run_module("friction_kernels", run_name="__main__")
+"""
+
+
+def test_package_works_where_the_extension_cannot_be_imported():
+    process = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTENSION], capture_output=True, encoding="utf-8"
+    )
+    assert process.returncode == 0, process.stderr
+    refusal, *lines = process.stdout.splitlines()
+    assert "backend='native' cannot serve: friction_kernels._native cannot be imported" in refusal
+    (why,) = (line for line in lines if line.startswith("backend native, CPU"))
+    assert "inactive: friction_kernels._native cannot be imported" in why
+    assert "pip install ." in why
+
+
+def test_torch_without_the_exchange_interface_leaves_the_reference(monkeypatch):
+    class Old(torch.Tensor):
+        __dlpack_c_exchange_api__ = None
+
+    monkeypatch.setattr(backends.torch, "Tensor", Old)
+    backends.tensor_reader.cache_clear()
+    backends.native_reason.cache_clear()
+    try:
+        reason = backends.native_reason()
+    finally:
+        backends.tensor_reader.cache_clear()
+        backends.native_reason.cache_clear()
+    assert f"torch {torch.__version__}" in reason
+    assert "__dlpack_c_exchange_api__; install torch 2.11 or newer" in reason
