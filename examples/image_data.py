@@ -80,7 +80,8 @@ def digits() -> ImageSet:
 def image_folder(folder: Path, image_size: int) -> ImageSet:
     files_of_class = [image_files(class_folder) for class_folder in class_folders(folder)]
     files = [file for class_files in files_of_class for file in class_files]
-    images = [read_image(file, image_size) for file in tqdm(files, "reading", unit="image")]
+    with tqdm(files, "reading", unit="image") as progress:
+        images = [read_image(file, image_size) for file in progress]
     labels = np.repeat(np.arange(len(files_of_class)), [len(files) for files in files_of_class])
     return ImageSet.split(str(folder), np.stack(images), labels)
 

@@ -58,8 +58,9 @@ def why_not_native(param: Tensor) -> str | None:
     """Why the native backend cannot serve this parameter, or None where it can."""
     if native_reason() is not None:
         return native_reason()
-    if type(param) not in (Tensor, torch.nn.Parameter):
-        return f"it is a {type(param).__qualname__}, whose memory only torch knows"
+    for tensor, name in ((param, "it"), (param.grad, "its gradient")):
+        if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
+            return f"{name} is a {type(tensor).__qualname__}, whose memory only torch knows"
     if param.device.type != "cpu":
         return f"it is on {param.device}, and this build has kernels for the CPU only"
     if param.dtype not in NATIVE_DTYPES:

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,13 +17,21 @@ from friction_kernels import backends
 from friction_kernels.optim import checks
 
 
+class Entry(NamedTuple):
+    """A parameter's place, and why the native kernels do not serve it (None where they do)."""
+
+    group: int
+    index: int
+    reason: str | None
+
+
 @dataclass
 class StepPlan:
     """Which parameters the native kernels update and which the reference does."""
 
     native: Any  # a plan of _native; None where it serves no parameter
     settings: tuple[str, ...]  # in the order the native plan takes them
-    reference: list[tuple[int, int]]  # (group, index in group)
+    reference: list[Entry]
     choices: list[str]  # each group's backend
     params: list[Tensor]  # of all groups
 
@@ -124,15 +132,15 @@ class PlannedOptimizer(Optimizer):
             increment_version(plan.native.updated)
         return problem
 
-    def _reference_step(self, entries: list[tuple[int, int]]) -> None:
+    def _reference_step(self, entries: list[Entry]) -> None:
         self._reference_observed = [[] for _ in self.param_groups]
-        for group_index, index in entries:
+        for group_index, index, _ in entries:
             group = self.param_groups[group_index]
             param = group["params"][index]
             if param.grad is None:
                 continue
             state = self.state[param]
-            self._fill_reference_state(param, state)
+            self._fill_reference_state(param, state, group)
             if self.counts_steps:
                 state["step"] += 1
             plain = param.resolve_conj()  # a copy where the parameter is a conjugated view
@@ -163,53 +171,55 @@ class PlannedOptimizer(Optimizer):
 
     def _make_plan(self) -> StepPlan:
         """Look at every parameter once: who serves it, and whether it can be served at all."""
-        served: list[tuple[int, int, bool]] = []
+        entries: list[Entry] = []
         for group_index, group in enumerate(self.param_groups):
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             for index, param in enumerate(group["params"]):
                 reason = "backend='reference' was asked for"
                 if group["backend"] != "reference":
                     reason = backends.why_not_native(param)
-                if reason is not None and group["backend"] == "native" and param.grad is not None:
-                    name = checks.parameter_name(group_index, group, index)
-                    raise RuntimeError(
-                        f"backend='native' cannot serve {name}: {reason}; use backend='auto'"
-                    )
-                served.append((group_index, index, reason is None))
-        self._prepare([(group, index) for group, index, _ in served])
-        if not any(native for *_, native in served):
+                entries.append(Entry(group_index, index, reason))
+        self._prepare(entries)
+        if all(entry.reason for entry in entries):
             plan, settings = None, ()
         else:
             plan_type = getattr(backends.native, self.rule)
-            entries = []
-            for group_index, index, native in served:
+            native_entries = []
+            for group_index, index, reason in entries:
+                native = reason is None
                 param = self.param_groups[group_index]["params"][index]
                 state = self.state[param] if native and param in self.state else None
                 if state is not None:
                     for key in self.reference_state.keys() - self.native_state.keys():
                         state.pop(key, None)  # the native rule does not keep it up
-                entries.append((param, state or None, group_index, native))
-            plan, settings = plan_type(backends.tensor_reader(), entries), plan_type.settings
+                native_entries.append((param, state or None, group_index, native))
+            plan = plan_type(backends.tensor_reader(), native_entries)
+            settings = plan_type.settings
         return StepPlan(
             native=plan,
             settings=settings,
-            reference=[(group, index) for group, index, native in served if not native],
+            reference=[entry for entry in entries if entry.reason],
             choices=[group["backend"] for group in self.param_groups],
             params=[param for group in self.param_groups for param in group["params"]],
         )
 
-    def _prepare(self, entries: list[tuple[int, int]]) -> None:
+    def _prepare(self, entries: list[Entry]) -> None:
         """Check every gradient and state first; then start the states that are missing."""
         stateless = []
-        for group_index, index in entries:
+        for group_index, index, reason in entries:
             group = self.param_groups[group_index]
             param = group["params"][index]
             if param.grad is None:
                 continue
             name = checks.parameter_name(group_index, group, index)
+            if reason is not None and group["backend"] == "native":
+                raise RuntimeError(
+                    f"backend='native' cannot serve {name}: {reason}; use backend='auto'"
+                )
             checks.check_gradient(name, param, param.grad)
-            if self.state.get(param):
-                checks.check_state(name, param, self.state[param], self.native_state)
+            if state := self.state.get(param):
+                keys = [k for k in self.reference_state if k in self.native_state or k in state]
+                checks.check_state(name, param, state, keys, self.counts_steps)
             else:
                 stateless.append(param)
         for param in stateless:
@@ -218,14 +228,16 @@ class PlannedOptimizer(Optimizer):
     def _fill_state(self, param: Tensor, state: dict[str, Any]) -> None:
         """Start at zero what the state lacks."""
         if self.counts_steps and "step" not in state:
-            state["step"] = torch.tensor(0.0, dtype=torch.float32)
+            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
         for key, wide in self.native_state.items():
             if key not in state:
                 state[key] = torch.zeros_like(
                     param, dtype=self._state_dtype(param, wide), memory_format=torch.preserve_format
                 )
 
-    def _fill_reference_state(self, param: Tensor, state: dict[str, Any]) -> None:
+    def _fill_reference_state(
+        self, param: Tensor, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
         """Start what the reference keeps beyond the native state."""
 
     @staticmethod

@@ -16,14 +16,15 @@ def check_number(
 ) -> None:
     """Raise ValueError unless low <= value < below (a one-element tensor counts as its value)."""
     if isinstance(value, Tensor) and value.numel() != 1:
-        raise ValueError(
-            f"{name} as a tensor must have one element, got shape {tuple(value.shape)}"
-        )
-    if not low <= float(value) < below:
-        bounds = f"at least {low:g}" + (
-            f" and below {below:g}" if below < math.inf else " and finite"
-        )
-        raise ValueError(f"{name} must be {bounds}, got {float(value):g}")
+        shape = tuple(value.shape)
+        raise ValueError(f"{name} as a tensor must have one element, got shape {shape}")
+    bounds = f"at least {low:g} and " + (f"below {below:g}" if below < math.inf else "finite")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be {bounds}, got {value!r}") from error
+    if not low <= number < below:
+        raise ValueError(f"{name} must be {bounds}, got {number:g}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -62,13 +63,14 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
         return  # torch's own add_param_group raises, and says what it got
     group = {"params": tensors, "param_names": [n for n, _ in named] if named[0][0] else None}
     for index, param in enumerate(tensors):
-        name = parameter_name(group_index, group, index)
         if not (param.is_floating_point() or param.is_complex()):
+            name = parameter_name(group_index, group, index)
             raise TypeError(
                 f"{name} has type {param.dtype}; only floating-point and complex parameters can be "
                 "updated: leave it out of params, or register it as a buffer"
             )
         if param.device.type != tensors[0].device.type:
+            name = parameter_name(group_index, group, index)
             raise ValueError(
                 f"{name} is on {param.device} and parameter 0 of the group on "
                 f"{tensors[0].device}; put each kind of device into a parameter group of its own"
@@ -76,9 +78,11 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
 
 
 def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
-    """Raise where a gradient cannot be used to update its parameter."""
+    """Raise where a parameter cannot be updated, or not by this gradient."""
     if param.device.type == "meta":
         raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
+    if shares_memory(param):
+        raise RuntimeError(f"{name} has elements that share memory; make it of a clone()")
     if grad.layout != torch.strided:
         raise RuntimeError(
             f"{name} has a sparse gradient ({grad.layout}); make it dense (for nn.Embedding: "
@@ -100,13 +104,37 @@ def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
         raise RuntimeError(f"{name} has type {param.dtype} and its gradient {grad.dtype}")
 
 
-def check_state(name: str, param: Tensor, state: Mapping, keys: Iterable[str]) -> None:
+def shares_memory(tensor: Tensor) -> bool:
+    """Whether elements are expanded: several indices of one place in memory."""
+    return any(
+        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+
+
+def check_state(
+    name: str, param: Tensor, state: Mapping, keys: Iterable[str], counts_steps: bool
+) -> None:
     """Raise where a parameter's state does not fit it."""
     remedy = "; load states with load_state_dict(), which converts them"
+    if counts_steps:
+        step = state.get("step")
+        if not isinstance(step, Tensor):
+            raise RuntimeError(f"{name} has no state 'step'{remedy}")
+        if (
+            step.numel() != 1
+            or step.dtype not in (torch.float32, torch.float64)
+            or step.device.type != "cpu"
+        ):
+            raise RuntimeError(
+                f"{name} has a state 'step' of type {step.dtype}, shape {tuple(step.shape)}, on "
+                f"{step.device}, and not one float32 number on the CPU{remedy}"
+            )
     for key in keys:
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise RuntimeError(f"{name} has no state '{key}'{remedy}")
+        if shares_memory(value):
+            raise RuntimeError(f"{name} has state '{key}' whose elements share memory; clone() it")
         if value.shape != param.shape:
             raise RuntimeError(
                 f"{name} has state '{key}' of shape {tuple(value.shape)}; "

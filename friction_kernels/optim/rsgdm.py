@@ -32,7 +32,8 @@ class RSGDM(PlannedOptimizer):
 
     Source: Qin et al., "Reducing Bias in Deep Learning Optimization: The RSGDM Approach",
     arXiv 2409.15314. Published: the update. Choices of this library: the coupled and the decoupled
-    weight decay, `maximize`, and the start z_0 = g_0 = 0.
+    weight decay, `maximize`, the start z_0 = g_0 = 0, and z_t = m_t - m_{t-1} also at a step whose
+    momentum is not the last one's (a scheduler may cycle it), where the paper's z_t has no such form.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options below.
@@ -84,6 +85,7 @@ class RSGDM(PlannedOptimizer):
             "maximize": maximize,
             "backend": backend,
         }
+        self._history_momentum = {}
         super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -103,12 +105,20 @@ class RSGDM(PlannedOptimizer):
     def _settings(self, group: dict[str, Any]) -> dict[str, float]:
         return {**group, "decoupled": group["decoupled_weight_decay"]}
 
-    def _fill_reference_state(self, param: Tensor, state: dict[str, Any]) -> None:
-        # Of a history only m_{t-1} is known. z_{t-1} = 0 with g_{t-1} = m_{t-1} is one that leads there
-        # and gives the same next steps, because z_t = m_t - m_{t-1} either way.
-        if "difference_buffer" not in state:
+    def _fill_reference_state(self, param, state, group) -> None:
+        # Of a history that is not its own, or was made with another momentum, the reference takes
+        # m_{t-1} alone. z_{t-1} = 0 with g_{t-1} = m_{t-1} is a history that leads there, and gives
+        # z_t = m_t - m_{t-1} like every other.
+        momentum = float(group["momentum"])
+        complete = self.reference_state.keys() <= state.keys()
+        if not complete or self._history_momentum.get(param, momentum) != momentum:
             state["difference_buffer"] = torch.zeros_like(state["momentum_buffer"])
             state["prev_grad"] = state["momentum_buffer"].clone()
+        self._history_momentum[param] = momentum
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._history_momentum: dict[Tensor, float] = {}  # of the reference's last steps
 
     def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> None:
         equations.rsgdm(
