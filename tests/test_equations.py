@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, TanhSignAdamP, TanhSignAdamW
+from friction_kernels import (
+    OPTIMIZERS,
+    RSGDM,
+    SigSignAdamW,
+    TanhSignAdamP,
+    TanhSignAdamW,
+    equations,
+)
 
 BACKENDS = ("reference", "native")
 GOLDEN_CASES = (
@@ -141,6 +148,25 @@ def test_rsgdm_is_torch_nesterov_sgd(backend, maximize, momentum):
         grads,
     )
     assert_close(ours, torchs, 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_one_buffer_is_the_papers_history(backend, decoupled):
+    """The paper's z and g_{t-1}, kept through all steps, lead where the one buffer leads."""
+    start, grads = gradients(1, 7, 5)[0], gradients(30, 7, 5, seed=1)
+    shared = {"lr": 0.3, "momentum": 0.8, "weight_decay": 0.1, "maximize": False}
+    param, m, z, previous = start.clone(), *(torch.zeros(3, 7, 5, dtype=torch.float64))
+    literal = []
+    for grad in grads:
+        equations.rsgdm(param, grad, m, z, previous, decoupled=decoupled, **shared)
+        literal.append(param.clone())
+    ours = trajectory(
+        lambda p: RSGDM(p, decoupled_weight_decay=decoupled, backend=backend, **shared),
+        start,
+        grads,
+    )
+    assert_close(ours, torch.stack(literal), 1e-12)
 
 
 @pytest.mark.parametrize("friction_input", ["product", "normalized"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from friction_kernels import OPTIMIZERS, RSGDM, backends
+from friction_kernels import OPTIMIZERS, backends
 from friction_kernels.optim.friction_adam import FrictionAdam
 
 FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
@@ -366,18 +366,6 @@ def test_state_that_lacks_a_tensor_is_refused(name, key, index, backend):
         opt.step()
     opt.state[params[index]][key] = right
     opt.step()
-
-
-@pytest.mark.parametrize("key", ["difference_buffer", "prev_grad"])
-def test_what_the_reference_of_rsgdm_keeps_besides_the_buffer_may_go(key):
-    params, twins = make_params(), make_params()
-    opt, twin_opt = (RSGDM(p, backend="reference") for p in (params, twins))
-    run(opt, 3)
-    run(twin_opt, 3)
-    del opt.state[params[0]][key]
-    run(opt, 3)
-    run(twin_opt, 3)
-    torch.testing.assert_close(params, twins, rtol=1e-6, atol=1e-7)
 
 
 @both_backends

@@ -134,7 +134,7 @@ class Twins:
             )
             state = {
                 key: random(case, case.grad_scale, generator).to(self.cls._state_dtype(param, wide))
-                for key, wide in self.cls.reference_state.items()
+                for key, wide in self.cls.state_lists.items()
             }
             if "exp_avg_sq" in state:
                 squares = state["exp_avg_sq"]
@@ -143,9 +143,6 @@ class Twins:
                 else:
                     squares = squares.square()
                 state["exp_avg_sq"] = squares
-            if name == "RSGDM":  # the only history that both forms share: z = 0, g = m
-                state["difference_buffer"] = torch.zeros_like(state["momentum_buffer"])
-                state["prev_grad"] = state["momentum_buffer"].clone()
             if self.cls.counts_steps:
                 state["step"] = torch.tensor(float(step))
             self.values.append((param, grad, state))
@@ -189,7 +186,7 @@ class Twins:
             for key, value in state.items():
                 if key == "step":
                     opt.state[leaf][key] = value.clone()
-                elif backend == "reference" or key in self.cls.native_state:
+                else:
                     cast = self.caster(case, exact, magnitude)
                     opt.state[leaf][key] = lay_out(cast(value), case.state_layout)
         opt.step()
@@ -236,7 +233,7 @@ def test_a_step_is_as_exact_as_plain_torch(example):
             continue
         assert o[0].dtype == case.dtype
         assert_as_good_as_plain("param", o[0], p[0], e[0], start, m[0], case.dtype)
-        for key in twins.cls.native_state:
+        for key in twins.cls.state_lists:
             assert o[1][key].dtype == start_state[key].dtype
             assert_as_good_as_plain(
                 key, o[1][key], p[1][key], e[1][key], start_state[key], m[1][key], case.dtype
@@ -264,7 +261,7 @@ def native_steps(name: str, params, grads, group_of=None, steps: int = 3, **opti
     return [
         tensor
         for leaf in leaves
-        for tensor in (leaf.detach(), *(opt.state[leaf][key] for key in opt.native_state))
+        for tensor in (leaf.detach(), *(opt.state[leaf][key] for key in opt.state_lists))
     ]
 
 

@@ -51,8 +51,7 @@ class PlannedOptimizer(Optimizer):
     rule: ClassVar[str]  # the plan's name in _native
     counts_steps: ClassVar[bool]  # whether the state has a 'step'
     # The state's tensors; True: kept in float32 at least, False: in the parameter's type.
-    native_state: ClassVar[dict[str, bool]]
-    reference_state: ClassVar[dict[str, bool]]
+    state_lists: ClassVar[dict[str, bool]]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise for settings that are out of range."""
@@ -140,18 +139,17 @@ class PlannedOptimizer(Optimizer):
             if param.grad is None:
                 continue
             state = self.state[param]
-            self._fill_reference_state(param, state, group)
             if self.counts_steps:
                 state["step"] += 1
             plain = param.resolve_conj()  # a copy where the parameter is a conjugated view
-            tensors = [plain, param.grad, *(state[key] for key in self.reference_state)]
+            tensors = [plain, param.grad, *(state[key] for key in self.state_lists)]
             if param.is_complex():
                 tensors = [torch.view_as_real(tensor.resolve_conj()) for tensor in tensors]
             real, grad, *lists = tensors
             observed = self._reference_update(
                 real,
                 grad,
-                dict(zip(self.reference_state, lists, strict=True)),
+                dict(zip(self.state_lists, lists, strict=True)),
                 group,
                 step=state["step"].item() if self.counts_steps else 0,
                 is_matrix=param.dim() > 1,
@@ -189,9 +187,6 @@ class PlannedOptimizer(Optimizer):
                 native = reason is None
                 param = self.param_groups[group_index]["params"][index]
                 state = self.state[param] if native and param in self.state else None
-                if state is not None:
-                    for key in self.reference_state.keys() - self.native_state.keys():
-                        state.pop(key, None)  # the native rule does not keep it up
                 native_entries.append((param, state or None, group_index, native))
             plan = plan_type(backends.tensor_reader(), native_entries)
             settings = plan_type.settings
@@ -218,8 +213,7 @@ class PlannedOptimizer(Optimizer):
                 )
             checks.check_gradient(name, param, param.grad)
             if state := self.state.get(param):
-                keys = [k for k in self.reference_state if k in self.native_state or k in state]
-                checks.check_state(name, param, state, keys, self.counts_steps)
+                checks.check_state(name, param, state, self.state_lists, self.counts_steps)
             else:
                 stateless.append(param)
         for param in stateless:
@@ -229,16 +223,11 @@ class PlannedOptimizer(Optimizer):
         """Start at zero what the state lacks."""
         if self.counts_steps and "step" not in state:
             state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
-        for key, wide in self.native_state.items():
+        for key, wide in self.state_lists.items():
             if key not in state:
                 state[key] = torch.zeros_like(
                     param, dtype=self._state_dtype(param, wide), memory_format=torch.preserve_format
                 )
-
-    def _fill_reference_state(
-        self, param: Tensor, state: dict[str, Any], group: dict[str, Any]
-    ) -> None:
-        """Start what the reference keeps beyond the native state."""
 
     @staticmethod
     def _state_dtype(param: Tensor, wide: bool) -> torch.dtype:
@@ -267,7 +256,7 @@ class PlannedOptimizer(Optimizer):
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raise where the state_dict is not one this optimizer can go on from."""
-        wanted = next(iter(self.native_state))
+        wanted = next(iter(self.state_lists))
         for number, state in state_dict["state"].items():
             if state and wanted not in state:
                 raise ValueError(
@@ -298,7 +287,7 @@ class PlannedOptimizer(Optimizer):
         params = chain.from_iterable(group["params"] for group in self.param_groups)
         for number, param in zip(numbers, params, strict=True):
             saved = state_dict["state"].get(number, {})
-            for key, wide in self.reference_state.items():
+            for key, wide in self.state_lists.items():
                 if wide and isinstance(saved.get(key), Tensor):
                     dtype = self._state_dtype(param, wide)
                     self.state[param][key] = saved[key].to(device=param.device, dtype=dtype)

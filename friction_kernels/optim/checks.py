@@ -106,7 +106,7 @@ def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
 
 def shares_memory(tensor: Tensor) -> bool:
     """Whether elements are expanded: several indices of one place in memory."""
-    return any(
+    return tensor.numel() > 0 and any(
         size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
     )
 

@@ -18,8 +18,7 @@ class FrictionAdam(PlannedOptimizer):
 
     rule = "friction_adam"
     counts_steps = True
-    native_state: ClassVar = {"exp_avg": True, "exp_avg_sq": True, "prev_grad": False}
-    reference_state: ClassVar = native_state
+    state_lists: ClassVar = {"exp_avg": True, "exp_avg_sq": True, "prev_grad": False}
 
     friction: ClassVar[str]  # "sigmoid" or "tanh"
     decoupled: ClassVar[bool]

@@ -47,8 +47,7 @@ class RSGDM(PlannedOptimizer):
         backend: "auto" (native where it serves, else reference), "native" (raises with the reason
             where it cannot serve) or "reference" (default "auto").
 
-    State: `momentum_buffer`. The reference backend computes literally and keeps `difference_buffer`
-    and `prev_grad` as well; each backend goes on from the other's state.
+    State: `momentum_buffer`.
 
     Raises:
         ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
@@ -59,12 +58,7 @@ class RSGDM(PlannedOptimizer):
 
     rule = "rsgdm"
     counts_steps = False
-    native_state: ClassVar = {"momentum_buffer": True}
-    reference_state: ClassVar = {
-        "momentum_buffer": True,
-        "difference_buffer": True,
-        "prev_grad": True,
-    }
+    state_lists: ClassVar = {"momentum_buffer": True}
 
     def __init__(
         self,
@@ -85,7 +79,6 @@ class RSGDM(PlannedOptimizer):
             "maximize": maximize,
             "backend": backend,
         }
-        self._history_momentum = {}
         super().__init__(params, defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -105,26 +98,16 @@ class RSGDM(PlannedOptimizer):
     def _settings(self, group: dict[str, Any]) -> dict[str, float]:
         return {**group, "decoupled": group["decoupled_weight_decay"]}
 
-    def _fill_reference_state(self, param, state, group) -> None:
-        # Of a history that is not its own, or was made with another momentum, the reference takes
-        # m_{t-1} alone. z_{t-1} = 0 with g_{t-1} = m_{t-1} is a history that leads there, and gives
-        # z_t = m_t - m_{t-1} like every other.
-        momentum = float(group["momentum"])
-        complete = self.reference_state.keys() <= state.keys()
-        if not complete or self._history_momentum.get(param, momentum) != momentum:
-            state["difference_buffer"] = torch.zeros_like(state["momentum_buffer"])
-            state["prev_grad"] = state["momentum_buffer"].clone()
-        self._history_momentum[param] = momentum
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._history_momentum: dict[Tensor, float] = {}  # of the reference's last steps
-
     def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> None:
+        # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
+        # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
+        m = lists["momentum_buffer"]
         equations.rsgdm(
             param,
             grad,
-            *lists.values(),
+            m,
+            torch.zeros_like(m),
+            m.clone(),
             lr=float(group["lr"]),
             momentum=float(group["momentum"]),
             weight_decay=float(group["weight_decay"]),
