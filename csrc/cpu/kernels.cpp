@@ -14,6 +14,11 @@ constexpr int kLanes = 16;  // partial sums side by side: one AVX-512 register o
 // Sum of f(i) for i in [0, count) in kLanes interleaved partial sums, added up as a tree.
 template <class T, class F>
 FRICTION_INLINE double lane_sum(int64_t count, F&& f) {
+  if (count <= kLanes) {  // a short row: the tree would cost more than the sum
+    double sum = 0;
+    for (int64_t i = 0; i < count; ++i) sum += f(i);
+    return sum;
+  }
   T lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= count; i += kLanes)
