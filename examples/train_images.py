@@ -245,7 +245,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--image-size", type=at_least(8), default=32, help="side of the --data images, in pixels")
     add("--optimizer", nargs="+", action="extend", metavar="NAME", help="what to compare")
     add("--model", choices=[*MODELS, "both"], default="both")
-    add("--epochs", type=at_least(1), default=4)
+    add("--epochs", type=at_least(1), default=3)
     add("--batch-size", type=at_least(1), default=32)
     add("--lr", type=float, help="learning rate of all optimizers")
     add("--seeds", type=at_least(1), default=2, help="how many seeds to train with")

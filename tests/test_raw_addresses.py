@@ -162,18 +162,38 @@ def test_model_moved_to_float64_between_steps_says_how_to_go_on(name, backend):
         assert {v.dtype for k, v in state.items() if k != "step"} == {torch.float64}
 
 
+@both_backends
+@pytest.mark.parametrize("which", range(len(SHAPES)))
+@every_optimizer
+def test_parameter_of_another_shape_goes_on_once_its_state_is_taken_away(name, which, backend):
+    (params, opt), _ = stepped_twins(name, backend)
+    params[which].data = noise((7, 9), 3)
+    for step in range(2, 5):
+        before = copy.deepcopy(params)
+        with pytest.raises(RuntimeError, match=f"parameter {which} of group 0 .*delete its state"):
+            run(opt, params, [step])
+        assert_same_bits(params, before)
+    del opt.state[params[which]]
+    fresh = nn.Parameter(params[which].detach().clone())
+    fresh_opt = OPTIMIZERS[name]([fresh], lr=0.05, backend=backend)
+    for step in range(5, 8):
+        run(opt, params, [step])
+        fresh.grad = params[which].grad
+        fresh_opt.step()
+    assert torch.equal(params[which], fresh)
+
+
 # The list of parameters.
 
 
 @both_backends
 @every_optimizer
 def test_parameters_written_into_a_group_are_updated_from_then_on(name, backend):
-    (params, opt), _ = stepped_twins(name, backend)
+    (_, opt), _ = stepped_twins(name, backend)
     late, alone = nn.Parameter(noise((4,), 9)), nn.Parameter(noise((4,), 9))
     alone_opt = OPTIMIZERS[name]([alone], lr=0.05, backend=backend)
     opt.param_groups[0]["params"].append(late)
     for step in range(3):
-        run(opt, params, range(0))
         late.grad, alone.grad = noise((4,), step), noise((4,), step)
         opt.step()
         alone_opt.step()
