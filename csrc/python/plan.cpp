@@ -153,7 +153,8 @@ const char* Plan::find_walk(PlanEntry& entry, const TensorView& param) const {
     }
     const Walk walk = order_walk(shape, strides, matrix);
     for (size_t list = 0; list < lists_; ++list)
-      if (list != 1 && overlaps(walk, list)) return "elements of it or of its state share memory";
+      if (list != 1 && overlaps(walk, list))
+        return "elements of it or of its state share memory; make it of a clone()";
     entry.contiguous = walk.contiguous();
     if (!entry.contiguous) {
       entry.walk_sizes = walk.sizes;

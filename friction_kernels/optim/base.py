@@ -81,13 +81,14 @@ class PlannedOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters; its settings are checked first, and nothing added if one is wrong."""
-        params = param_group.get("params")
+        params = param_group.get("params") if isinstance(param_group, dict) else None
         if not isinstance(params, (Tensor, set, type(None))):
             param_group["params"] = params = list(params)
             checks.check_parameters(params, len(self.param_groups))
         elif isinstance(params, Tensor):
             checks.check_parameters([params], len(self.param_groups))
-        self._check_group({**self.defaults, **param_group})
+        if isinstance(param_group, dict):  # torch says what else it got
+            self._check_group({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
     @torch.no_grad()

@@ -105,10 +105,13 @@ def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
 
 
 def shares_memory(tensor: Tensor) -> bool:
-    """Whether elements are expanded: several indices of one place in memory."""
-    return tensor.numel() > 0 and any(
-        size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-    )
+    """Whether several indices may name one place in memory, as in an expanded tensor."""
+    reach = 1  # of the dimensions so far, in elements
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1 and stride < reach:
+            return tensor.numel() > 0
+        reach += stride * (size - 1)
+    return False
 
 
 def check_state(
