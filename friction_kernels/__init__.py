@@ -1,4 +1,4 @@
-"""Drop-in optimizers that update every parameter of every group in one launch."""
+"""Drop-in optimizers that update every parameter of every group in one launch (AdamP: three)."""
 
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.optim import (

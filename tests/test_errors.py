@@ -552,3 +552,9 @@ def test_torch_without_the_exchange_interface_leaves_the_reference(monkeypatch):
         backends.native_reason.cache_clear()
     assert f"torch {torch.__version__}" in reason
     assert "__dlpack_c_exchange_api__; install torch 2.11 or newer" in reason
+
+
+@every_optimizer
+def test_a_number_given_as_text_is_refused(name):
+    with pytest.raises(TypeError, match="lr must be at least 0 and finite, got '1e-3'"):
+        OPTIMIZERS[name](make_params(), lr="1e-3")

@@ -19,10 +19,13 @@ def check_number(
         shape = tuple(value.shape)
         raise ValueError(f"{name} as a tensor must have one element, got shape {shape}")
     bounds = f"at least {low:g} and " + (f"below {below:g}" if below < math.inf else "finite")
+    wrong_type = TypeError(f"{name} must be {bounds}, got {value!r}")
+    if isinstance(value, str):  # float() would read it, and step() read it anew each time
+        raise wrong_type
     try:
         number = float(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be {bounds}, got {value!r}") from error
+        raise wrong_type from error
     if not low <= number < below:
         raise ValueError(f"{name} must be {bounds}, got {number:g}")
 
