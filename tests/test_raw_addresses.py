@@ -163,11 +163,14 @@ def test_model_moved_to_float64_between_steps_says_how_to_go_on(name, backend):
 
 
 @both_backends
+@pytest.mark.parametrize("shape", [(7, 9), (1,)], ids=str)
 @pytest.mark.parametrize("which", range(len(SHAPES)))
 @every_optimizer
-def test_parameter_of_another_shape_goes_on_once_its_state_is_taken_away(name, which, backend):
+def test_parameter_of_another_shape_goes_on_once_its_state_is_taken_away(
+    name, which, shape, backend
+):
     (params, opt), _ = stepped_twins(name, backend)
-    params[which].data = noise((7, 9), 3)
+    params[which].data = noise(shape, 3)
     for step in range(2, 5):
         before = copy.deepcopy(params)
         with pytest.raises(RuntimeError, match=f"parameter {which} of group 0 .*delete its state"):
