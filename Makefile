@@ -3,9 +3,10 @@ PYTHON ?= python3
 # The version that is tested. By name, because a range may take a build of several GB.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp')
+CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test bench lint format wheel
+.PHONY: example test bench gpu-report lint format wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -16,14 +17,17 @@ test: .venv/installed  ## run every test
 bench: .venv/installed  ## measure against eager code and every peer
 	$(BIN)/python -m bench.bench_optimizers $(ARGS)
 
+gpu-report:  ## settle on a GPU what only a GPU can: tests, sanitizers, benchmarks; installs nothing
+	$(PYTHON) bench/gpu_report.py $(ARGS)
+
 lint: .venv/installed  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/clang-format --dry-run --Werror $(CPP) $(CPP_TESTS)
 
 format: .venv/installed
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
 
 wheel: .venv/installed
 	$(BIN)/pip wheel --no-deps --wheel-dir dist .

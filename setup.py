@@ -1,5 +1,12 @@
-"""Builds the native extension with CMake; everything else is in pyproject.toml."""
+"""Builds the native extension with CMake; everything else is in pyproject.toml.
 
+Environment:
+    FRICTION_CUDA: 1 (GPU kernels required), 0 (left out) or auto (where nvcc is found; the default).
+    FRICTION_CUDA_ARCHITECTURES: what they are compiled for, as CMAKE_CUDA_ARCHITECTURES spells it
+        (default 80-real;90-real;100-real;100-virtual).
+"""
+
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +23,11 @@ class CMakeBuild(build_ext):
         source = Path(__file__).parent.resolve()
         library = Path(self.get_ext_fullpath(ext.name)).resolve()
         build = Path(self.build_temp).resolve() / ext.name
+        options = [
+            f"-D{name}={os.environ[name]}"
+            for name in ("FRICTION_CUDA", "FRICTION_CUDA_ARCHITECTURES")
+            if os.environ.get(name)
+        ]
         subprocess.run(
             [
                 "cmake",
@@ -29,6 +41,7 @@ class CMakeBuild(build_ext):
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={library.parent}",
+                *options,
             ],
             check=True,
         )

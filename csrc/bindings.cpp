@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "launches.h"
 #include "python/rule_plan.h"
 
 namespace py = pybind11;
@@ -9,29 +10,50 @@ using namespace friction;
 
 namespace {
 
-// A group's settings arrive as numbers in the order of kSettings.
+// A group's settings arrive in the order of kSettings, each a number or a one-element tensor on a
+// GPU, which the launch reads there.
 template <class Rule>
-typename Rule::Settings settings_of(const std::vector<double>& numbers) {
-  typename Rule::Settings settings;
-  static_assert(sizeof settings == sizeof(double) * std::size(Rule::kSettings));
-  if (numbers.size() != std::size(Rule::kSettings))
+std::vector<SettingValue> settings_of(const TensorReader& reader, const py::handle& group) {
+  std::vector<SettingValue> settings;
+  for (const py::handle value : py::reinterpret_borrow<py::sequence>(group)) {
+    SettingValue& setting = settings.emplace_back();
+    if (PyFloat_CheckExact(value.ptr())) {
+      setting.number = PyFloat_AS_DOUBLE(value.ptr());
+      continue;
+    }
+    TensorView view;
+    if (!reader.read(value.ptr(), view) || view.device < 0 || view.numel() != 1 ||
+        (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat64))
+      throw std::invalid_argument(
+          std::string("setting '") + Rule::kSettings[settings.size() - 1] +
+          "' is neither a float nor one float32 or float64 number on a GPU");
+    setting.address = view.data;
+    setting.dtype = view.dtype;
+    setting.device = view.device;
+  }
+  if (settings.size() != std::size(Rule::kSettings))
     throw std::invalid_argument(std::string(Rule::kName) + " takes " +
                                 std::to_string(std::size(Rule::kSettings)) + " settings");
-  std::memcpy(&settings, numbers.data(), sizeof settings);
   return settings;
 }
 
 template <class Rule, class PlanType>
 void bind_plan(py::module_& m, const char* name) {
   py::class_<PlanType, Plan> plan(m, name);
-  plan.def(py::init<std::shared_ptr<TensorReader>, py::list>(), py::arg("reader"),
-           py::arg("entries"))
+  plan.def(py::init([](std::shared_ptr<TensorReader> reader, py::list entries, py::object allocate,
+                       py::list keep) {
+             return std::make_unique<PlanType>(
+                 std::move(reader), std::move(entries),
+                 DeviceAllocator{std::move(allocate), std::move(keep)});
+           }),
+           py::arg("reader"), py::arg("entries"), py::arg("allocate"), py::arg("keep"))
       .def(
           "step",
           [](PlanType& self, const py::dict& state, const py::list& param_groups,
-             const std::vector<std::vector<double>>& settings, int threads) -> py::object {
-            std::vector<typename Rule::Settings> groups;
-            for (const auto& numbers : settings) groups.push_back(settings_of<Rule>(numbers));
+             const py::list& settings, int threads) -> py::object {
+            std::vector<std::vector<SettingValue>> groups;
+            for (const py::handle group : settings)
+              groups.push_back(settings_of<Rule>(self.reader(), group));
             const Problem problem = self.step(state, param_groups, groups, threads);
             if (problem.what == nullptr) return py::none();
             return py::make_tuple(problem.entry, problem.what);
@@ -62,7 +84,8 @@ void bind_rules(py::module_& m, RuleList<Rule...>) {
 PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of friction_kernels; its classes are the public interface.";
   m.attr("compiler") = FRICTION_COMPILER;
-  m.attr("cuda_architectures") = py::tuple();
+  m.attr("cuda_architectures") = py::tuple(py::cast(cuda::architectures()));
+  m.def("why_not_cuda", &cuda::why_not, py::arg("device"));
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels().instruction_set); });
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));

@@ -28,10 +28,27 @@ struct TensorEntry {
   int64_t numel;
   int64_t first_chunk;  // chunks of all tensors before this one
   int32_t scalars;      // which (group, step) the update's scalars belong to
+  float* step;          // where the device counts the steps; null: the host does
   // Rows of a matrix that AdamP may project; 0 rows: never projected.
   int64_t rows, row_length;
   int64_t first_row;  // rows of all tensors before this one
 };
+
+// The tensor that holds a chunk: the last one, from `low` on, that starts at or before it. (One of
+// no elements starts where the next one does, and is never found.)
+template <class Entries>
+FRICTION_INLINE int64_t tensor_of(const Entries& entries, int64_t count, int64_t chunk,
+                                  int64_t low = 0) {
+  int64_t high = count - 1;
+  while (low < high) {
+    const int64_t middle = low + (high - low + 1) / 2;
+    if (static_cast<int64_t>(entries[middle].first_chunk) <= chunk)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  return low;
+}
 
 struct TensorTable {
   const TensorEntry* tensors;
@@ -43,17 +60,8 @@ struct TensorTable {
     return last.first_chunk + (last.numel + kChunk - 1) / kChunk;
   }
 
-  // The tensor that holds a chunk: the last one that starts at or before it.
   FRICTION_INLINE int64_t tensor_of(int64_t chunk) const {
-    int64_t low = 0, high = count - 1;
-    while (low < high) {
-      const int64_t middle = low + (high - low + 1) / 2;
-      if (tensors[middle].first_chunk <= chunk)
-        low = middle;
-      else
-        high = middle - 1;
-    }
-    return low;
+    return friction::tensor_of(tensors, count, chunk);
   }
 
   // Calls visit(tensor, begin, end) for every chunk in [first, last).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -54,6 +54,21 @@ def native_reason() -> str | None:
     return None
 
 
+@cache
+def cuda_reason(device: int = 0) -> str | None:
+    """Why the native backend cannot serve a CUDA device, or None where it can."""
+    if native_reason() is not None:
+        return native_reason()
+    if torch.version.hip is not None:
+        return "this torch is built for ROCm, and the kernels are CUDA's"
+    return native.why_not_cuda(device) or None
+
+
+def device_bytes(count: int, device: int) -> Tensor:
+    """Memory for a plan on a CUDA device, from torch's allocator."""
+    return torch.empty(count, dtype=torch.uint8, device=f"cuda:{device}")
+
+
 def why_not_native(param: Tensor) -> str | None:
     """Why the native backend cannot serve this parameter, or None where it can."""
     if native_reason() is not None:
@@ -61,8 +76,11 @@ def why_not_native(param: Tensor) -> str | None:
     for tensor, name in ((param, "it"), (param.grad, "its gradient")):
         if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(tensor).__qualname__}, whose memory only torch knows"
-    if param.device.type != "cpu":
-        return f"it is on {param.device}, and this build has kernels for the CPU only"
+    if param.device.type == "cuda":
+        if reason := cuda_reason(param.device.index):
+            return f"it is on {param.device}, and {reason}"
+    elif param.device.type != "cpu":
+        return f"it is on {param.device}, and kernels are for the CPU and CUDA only"
     if param.dtype not in NATIVE_DTYPES:
         return f"its type {param.dtype} has no kernel"
     if param.is_conj() or param.is_neg():
@@ -81,7 +99,7 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "backend reference": "active (equations in plain torch, any device)",
         "backend native, CPU": "active" if reason is None else f"inactive: {reason}",
-        "backend native, CUDA": "inactive: this version has no CUDA kernels",
+        "backend native, CUDA": "active" if cuda_reason() is None else f"inactive: {cuda_reason()}",
     }
     if native is not None:
         lines["compiler"] = native.compiler

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import host_launch
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -22,6 +23,14 @@ def leave_global_settings_alone():
     yield
     torch.set_num_threads(threads)
     _native.use_instruction_set(instruction_set)
+
+
+@pytest.fixture(scope="session", params=host_launch.COMPILERS)
+def host(request, tmp_path_factory):
+    """The CUDA launches on the host, compiled by g++ and by nvcc."""
+    if not host_launch.is_here(request.param):
+        pytest.skip(f"{request.param} is not on this machine: its host code is not checked")
+    return host_launch.compile_with(request.param, tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,14 @@ import contextlib
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, backends
+from friction_kernels.optim import checks
 from friction_kernels.optim.friction_adam import FrictionAdam
 
 FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
@@ -558,3 +560,18 @@ def test_torch_without_the_exchange_interface_leaves_the_reference(monkeypatch):
 def test_a_number_given_as_text_is_refused(name):
     with pytest.raises(TypeError, match="lr must be at least 0 and finite, got '1e-3'"):
         OPTIMIZERS[name](make_params(), lr="1e-3")
+
+
+def in_graph(**attributes):
+    parameter = {"is_cuda": True, "grad": object(), "requires_grad": True, "shape": (3,)}
+    return SimpleNamespace(**{**parameter, **attributes})
+
+
+def test_what_a_cuda_graph_would_leave_out_is_refused():
+    whole = {"params": [in_graph(), in_graph(grad=None, requires_grad=False)], "capturable": True}
+    checks.check_captured([whole])
+    checks.check_captured([{"params": [in_graph(is_cuda=False, grad=None)], "capturable": False}])
+    with pytest.raises(RuntimeError, match=r"parameter 0 of group 1 .*capturable=True"):
+        checks.check_captured([whole, {"params": [in_graph()], "capturable": False}])
+    with pytest.raises(RuntimeError, match=r"parameter 1 of group 0 .*no gradient while a CUDA graph"):
+        checks.check_captured([{"params": [in_graph(), in_graph(grad=None)], "capturable": True}])

@@ -62,10 +62,10 @@ FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], T* observe
   T* const local[] = {lists[kList]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {local[kList][i]...}, seen = T(0);
-    Rule::template update<kVariant>(x, s, seen);
+    T x[] = {local[kList][i]...}, raw;
+    Rule::template update<kVariant>(x, s, raw);
     ((Rule::kWrites[kList] ? void(local[kList][i] = x[kList]) : void()), ...);
-    if constexpr (kObserve) observed[i] = seen;
+    if constexpr (kObserve) observed[i] = Rule::observation(raw, s);
   }
 }
 
@@ -85,7 +85,8 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
                                             std::make_index_sequence<Rule::kLists>());
   stage.store(t, begin, count, Rule::kWrites);
   if constexpr (kObserve)
-    r.observations[observation_slot(t, begin)] = observation_of(observed, count);
+    r.observations[observation_slot(&t - r.table.tensors, t.first_chunk, begin)] =
+        observation_of(observed, count);
 }
 
 template <class Rule>
@@ -172,8 +173,8 @@ double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
             *prev_grad = stage.x[Adam::kPrevGrad];
 #pragma GCC ivdep
     for (int64_t i = 0; i < count; ++i) {
-      T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, observed;
-      products[i] = param[i] * Adam::direction<kVariant>(x, s, observed);
+      T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
+      products[i] = param[i] * Adam::direction<kVariant>(x, s, raw);
     }
     sum += lane_sum<T>(count, [&](int64_t i) { return products[i]; });
   }
@@ -219,12 +220,12 @@ FRICTION_INLINE void advance_states(const Stage<T, Adam::kLists>& stage, int64_t
     *prev_grad = stage.x[Adam::kPrevGrad];
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, seen;
-    directions[i] = Adam::direction<kVariant>(x, s, seen);
+    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
+    directions[i] = Adam::direction<kVariant>(x, s, raw);
     exp_avg[i] = x[Adam::kExpAvg];
     exp_avg_sq[i] = x[Adam::kExpAvgSq];
     prev_grad[i] = x[Adam::kPrevGrad];
-    if constexpr (kObserve) observed[i] = seen;
+    if constexpr (kObserve) observed[i] = Adam::observation(raw, s);
   }
 }
 
@@ -284,7 +285,7 @@ void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
     const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
     if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Adam>(r, t, begin, end);
     const bool observe = is_observed(begin);
-    const int64_t slot = observation_slot(t, begin);
+    const int64_t slot = observation_slot(&t - r.table.tensors, t.first_chunk, begin);
     if (decision.kind == ProjectionDecision::kRows) {
       // A chunk is answerable for the rows that begin in it.
       begin = (begin + t.row_length - 1) / t.row_length * t.row_length;

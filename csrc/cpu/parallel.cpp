@@ -3,9 +3,10 @@
 #include <dlfcn.h>
 
 #include <atomic>
-#include <mutex>
 #include <thread>
 #include <vector>
+
+#include "../launches.h"
 
 namespace friction {
 namespace {
@@ -43,17 +44,11 @@ struct Shared {
   }
 };
 
-std::mutex counts_mutex;
-std::map<std::string, int64_t> counts;
-
 }  // namespace
 
 void parallel_region(const char* kernel, int64_t items, int64_t grain, int threads,
                      const std::function<void(int64_t, int64_t)>& work) {
-  {
-    const std::lock_guard<std::mutex> lock(counts_mutex);
-    ++counts[kernel];
-  }
+  count_launch(kernel);
   Shared shared{work, items, grain};
   if (threads <= 1 || items <= grain) return shared.run();
   if (const GompParallel parallel = torch_openmp()) {
@@ -65,11 +60,6 @@ void parallel_region(const char* kernel, int64_t items, int64_t grain, int threa
   for (int i = 1; i < threads; ++i) workers.emplace_back([&] { shared.run(); });
   shared.run();
   for (std::thread& worker : workers) worker.join();
-}
-
-std::map<std::string, int64_t> launch_counts() {
-  const std::lock_guard<std::mutex> lock(counts_mutex);
-  return counts;
 }
 
 std::string thread_source() {

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 
 namespace friction {
@@ -13,9 +12,6 @@ namespace friction {
 // delays nobody. Counts one launch under `kernel`.
 void parallel_region(const char* kernel, int64_t items, int64_t grain, int threads,
                      const std::function<void(int64_t, int64_t)>& work);
-
-// Regions run so far, by kernel name.
-std::map<std::string, int64_t> launch_counts();
 
 // Which threads serve: the OpenMP library torch runs on, or our own where torch has none.
 std::string thread_source();

@@ -3,35 +3,12 @@
 
 #include <tuple>
 
+#include "../observation.h"
 #include "../rules.h"
 #include "../rules/adamp.h"
 #include "../tensor_table.h"
 
 namespace friction {
-
-// Sums over one chunk of the quantity a rule observes. Every eighth chunk of a tensor is observed,
-// the first one always: observing all would cost a fifth of the arithmetic, and a step cannot be
-// asked later, since it replaces what the quantity was made from.
-struct Observation {
-  double sum = 0, square_sum = 0;
-  int64_t count = 0;
-
-  FRICTION_INLINE Observation& operator+=(const Observation& other) {
-    sum += other.sum;
-    square_sum += other.square_sum;
-    count += other.count;
-    return *this;
-  }
-};
-
-constexpr int64_t kObserveEvery = 8;
-
-FRICTION_INLINE bool is_observed(int64_t element) { return element / kChunk % kObserveEvery == 0; }
-
-// Where a chunk's observation goes: one slot for each chunk of all tensors.
-FRICTION_INLINE int64_t observation_slot(const TensorEntry& t, int64_t element) {
-  return t.first_chunk + element / kChunk;
-}
 
 // A group's settings at one step, ready for either arithmetic.
 template <class Rule>
@@ -49,8 +26,7 @@ template <class Rule>
 struct Region {
   TensorTable table;
   const StepScalars<Rule>* scalars;  // [TensorEntry::scalars]
-  Observation*
-      observations;  // [chunks], see observation_slot; null where the rule observes nothing
+  Observation* observations;         // see observation_slot; null where the rule observes nothing
 };
 
 // What AdamP decided for a tensor.

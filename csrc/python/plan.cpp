@@ -75,11 +75,14 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   if (!reader_->read(grad, lists[1]))
     return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
            "memory";
-  if (!param.on_cpu || !lists[1].on_cpu) return "it or its gradient is not on the CPU";
+  if (param.device == kElsewhere || lists[1].device != param.device)
+    return "it and its gradient are not on one device, the CPU or a GPU";
   if (!lists[1].same_shape(param)) return "its shape differs from its gradient's";
   const auto dims = static_cast<size_t>(param.ndim);
   if (entry.is_complex != param.is_complex || entry.shape.size() != dims ||
+      entry.device != param.device ||
       !std::equal(entry.shape.begin(), entry.shape.end(), param.shape)) {
+    entry.device = param.device;
     entry.is_complex = param.is_complex;
     entry.shape.assign(param.shape, param.shape + dims);
     entry.strides.assign(lists_ * dims, 0);
@@ -94,12 +97,17 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
 const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t key,
                              PyObject* value) {
   TensorView view;
-  if (!reader_->read(value, view) || !view.on_cpu)
-    return "a state is not a plain dense CPU tensor, or has no memory";
-  if (counts_steps_ && key == 0) {
+  const bool is_step = counts_steps_ && key == 0;
+  if (!reader_->read(value, view)) return "a state is not a plain dense tensor, or has no memory";
+  if (view.device != param.device && !(is_step && view.device == kCpu))
+    return "a state lies on another device";
+  if (is_step) {
     if (view.is_complex || view.numel() != 1 ||
         (view.dtype != DType::kFloat32 && view.dtype != DType::kFloat64))
       return "its state 'step' is not one float32 or float64 number";
+    entry.device_counts = view.device != kCpu;
+    if (entry.device_counts && view.dtype != DType::kFloat32)
+      return "its state 'step' lies on a GPU and is not float32";
   } else {
     if (!view.same_shape(param)) return "its shape differs from a state's";
     if (param.dtype == DType::kFloat64 && view.dtype != DType::kFloat64)
@@ -195,32 +203,58 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
   }
   active_.push_back(index);
   gradients_.push_back(std::move(grad));
-  if (entry.numel == 0) return nullptr;
-  active_of_tensor_.push_back(active_.size() - 1);
-  TensorEntry& tensor = tensors_.emplace_back();
+  if (entry.numel == 0 && !entry.device_counts) return nullptr;
+  TensorEntry tensor{};
   const StateTensor* states = entry.states + (counts_steps_ ? 1 : 0);
   for (size_t list = 0; list < lists_; ++list) {
     tensor.data[list] = list < 2 ? lists[list].data : states[list - 2].data;
     tensor.dtype[list] = list < 2 ? lists[list].dtype : states[list - 2].dtype;
   }
+  if (entry.device_counts) tensor.step = static_cast<float*>(entry.states[0].data);
+  Table& table = table_of(entry.device, tensor.dtype);
+  table.tensors.push_back(tensor);
+  table.active.push_back(active_.size() - 1);
   return nullptr;
 }
 
-void Plan::lay_out_table() {
-  int64_t chunks = 0;
-  rows_ = elements_ = 0;
-  for (size_t i = 0; i < tensors_.size(); ++i) {
-    TensorEntry& tensor = tensors_[i];
-    const PlanEntry& entry = entries_[active_[active_of_tensor_[i]]];
-    tensor.layout = entry.contiguous ? nullptr : &entry.layout;
-    tensor.numel = entry.numel;
-    tensor.first_chunk = chunks;
-    tensor.rows = entry.rows;
-    tensor.row_length = entry.rows > 0 ? entry.numel / entry.rows : 0;
-    tensor.first_row = rows_;
-    chunks += (entry.numel + kChunk - 1) / kChunk;
-    rows_ += entry.rows;
-    elements_ += entry.numel;
+Table& Plan::table_of(int device, const DType* dtype) {
+  for (Table& table : tables_)
+    if (table.device == device &&
+        (device == kCpu || std::equal(dtype, dtype + lists_, table.dtype)))
+      return table;
+  Table& table = tables_.emplace_back();
+  table.device = device;
+  std::copy(dtype, dtype + lists_, table.dtype);
+  return table;
+}
+
+void Plan::lay_out_tables() {
+  tables_.erase(std::remove_if(tables_.begin(), tables_.end(),
+                               [](const Table& table) { return table.tensors.empty(); }),
+                tables_.end());
+  for (Table& table : tables_) {
+    table.chunks = table.rows = table.elements = 0;
+    for (size_t i = 0; i < table.tensors.size(); ++i) {
+      TensorEntry& tensor = table.tensors[i];
+      const PlanEntry& entry = entries_[active_[table.active[i]]];
+      tensor.layout = entry.contiguous ? nullptr : &entry.layout;
+      tensor.numel = entry.numel;
+      tensor.first_chunk = table.chunks;
+      tensor.rows = entry.rows;
+      tensor.row_length = entry.rows > 0 ? entry.numel / entry.rows : 0;
+      tensor.first_row = table.rows;
+      table.chunks += (entry.numel + kChunk - 1) / kChunk;
+      table.rows += entry.rows;
+      table.elements += entry.numel;
+    }
+  }
+}
+
+// Keeps each table and its device memory for the step at hand.
+void Plan::clear_tables() {
+  for (Table& table : tables_) {
+    table.tensors.clear();
+    table.active.clear();
   }
 }
 
@@ -229,8 +263,7 @@ Problem Plan::read(const py::dict& state, const py::list& param_groups) {
   if (changed.what != nullptr) return changed;
   active_.clear();
   gradients_.clear();
-  tensors_.clear();
-  active_of_tensor_.clear();
+  clear_tables();
   reread_turn_ = entries_.empty() ? 0 : (reread_turn_ + 1) % entries_.size();
   state_moved_ = false;
   for (size_t i = 0; i < entries_.size(); ++i) {
@@ -239,11 +272,11 @@ Problem Plan::read(const py::dict& state, const py::list& param_groups) {
     if (const char* what = read_entry(i, reread)) {
       active_.clear();
       gradients_.clear();
-      tensors_.clear();
+      clear_tables();
       return {static_cast<int64_t>(i), what};
     }
   }
-  lay_out_table();
+  lay_out_tables();
   if (active_ != updated_entries_) {
     updated_ = py::list();
     for (const size_t index : active_) updated_.append(entries_[index].param);

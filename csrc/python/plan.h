@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../layout.h"
+#include "device_memory.h"
 #include "tensor_reader.h"
 
 namespace friction {
@@ -34,6 +35,8 @@ struct PlanEntry {
   bool walk_known = false;
   bool contiguous = true;
   StateTensor states[kMaxStates];
+  int device = kCpu;
+  bool device_counts = false;  // its step lies on its GPU
 
   // What the walk is made from: compared each step.
   std::vector<int64_t> shape, strides;  // [dims], [lists, dims]
@@ -41,6 +44,19 @@ struct PlanEntry {
   std::vector<int64_t> walk_sizes, walk_strides;
   Layout layout{};
   int64_t numel = 0, rows = 0;
+};
+
+// The tensors that one launch updates: all on the processor, or those of one GPU and one list of
+// types.
+struct Table {
+  int device = kCpu;
+  DType dtype[kMaxLists] = {};  // of a GPU's tensors
+  std::vector<TensorEntry> tensors;
+  std::vector<size_t> active;  // of each tensor, its place among the active entries
+  int64_t chunks = 0, rows = 0, elements = 0;
+  // What a GPU's launch needs in device memory, kept from step to step.
+  DeviceCopy entries, group_steps, extras;
+  DeviceMemory observations, sums, coefficients, projected;
 };
 
 // Why a step could not run as planned; nothing was changed then.
@@ -59,6 +75,7 @@ class Plan {
 
   // Parameters the last step updated, for torch.autograd.graph.increment_version.
   pybind11::list updated() const { return updated_; }
+  const TensorReader& reader() const { return *reader_; }
 
  protected:
   // Checks that the optimizer is as it was planned and finds every address. Nothing is changed.
@@ -66,10 +83,9 @@ class Plan {
   void release_gradients() { gradients_.clear(); }
 
   std::vector<PlanEntry> entries_;
-  std::vector<size_t> active_;        // entries with a gradient
-  std::vector<TensorEntry> tensors_;  // of the active ones, those with elements
-  std::vector<size_t> active_of_tensor_;
-  int64_t rows_ = 0, elements_ = 0;
+  std::vector<size_t> active_;  // entries with a gradient
+  std::vector<Table> tables_;   // of the active ones that have elements, or steps to be counted
+  std::shared_ptr<const TensorReader> reader_;
   std::atomic_flag running_ = ATOMIC_FLAG_INIT;
 
  private:
@@ -80,9 +96,10 @@ class Plan {
   const char* read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value);
   const char* find_walk(PlanEntry& entry, const TensorView& param) const;
   void note_strides(PlanEntry& entry, size_t list, const TensorView& view) const;
-  void lay_out_table();
+  Table& table_of(int device, const DType* dtype);
+  void clear_tables();
+  void lay_out_tables();
 
-  std::shared_ptr<const TensorReader> reader_;
   std::vector<pybind11::str> state_keys_;
   bool counts_steps_, projects_rows_;
   size_t lists_;

@@ -5,6 +5,7 @@
 
 #include "../cpu/dispatch.h"
 #include "../cpu/parallel.h"
+#include "cuda_launch.h"
 #include "plan.h"
 
 namespace friction {
@@ -46,53 +47,70 @@ struct Shares {
 template <class Rule>
 class RulePlan : public Plan {
  public:
-  using Settings = typename Rule::Settings;
+  // A group's settings, in the order of Rule::kSettings.
+  using GroupSettings = std::vector<SettingValue>;
 
   RulePlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
-           bool projects_rows = false)
-      : Plan(std::move(reader), std::move(entries), state_keys(), projects_rows) {}
+           DeviceAllocator allocator, bool projects_rows = false)
+      : Plan(std::move(reader), std::move(entries), state_keys(), projects_rows),
+        allocator_(std::move(allocator)),
+        projects_(projects_rows) {}
 
-  // One step with the groups' settings on up to `threads` threads. Where there is a problem,
-  // nothing changed.
+  // One step with the groups' settings, on the processor with up to `threads` threads. Where there
+  // is a problem, nothing changed.
   Problem step(const pybind11::dict& state, const pybind11::list& param_groups,
-               const std::vector<Settings>& groups, int threads) {
+               const std::vector<GroupSettings>& groups, int threads) {
     const Running running(running_);
-    const Problem problem = read(state, param_groups);
+    has_run_ = false;
+    Problem problem = read(state, param_groups);
+    if (problem.what == nullptr) problem = check_tables(groups);
     if (problem.what != nullptr) return problem;
-    advance(groups);
-    Region<Rule> region{
-        {tensors_.data(), static_cast<int64_t>(tensors_.size())}, scalars_.data(), nullptr};
-    if (const int64_t chunks = region.table.chunks(); chunks > 0) {
-      if constexpr (Rule::kObserves) {
-        observations_.resize(static_cast<size_t>(chunks));
-        region.observations = observations_.data();
-      }
-      const pybind11::gil_scoped_release no_gil;
-      launch(region, Shares(elements_, chunks, threads));
+    find_group_steps();
+    if (group_steps_.size() > size_t{UINT16_MAX})
+      return {-1, "there are more than 65,535 pairs of a group and a step"};
+    for (Table& table : tables_) {
+      if (table.device == kCpu)
+        run_on_cpu(table, groups, threads);
+      else
+        run_on_gpu(table, groups);
     }
+    count_steps();
+    has_run_ = true;
     release_gradients();
     return {};
   }
 
   std::vector<GroupObservation> observations(size_t groups) const {
     std::vector<GroupObservation> sums(groups);
-    for (size_t i = 0; i < tensors_.size(); ++i) {
-      const TensorEntry& t = tensors_[i];
-      GroupObservation& group = sums.at(static_cast<size_t>(group_of(i)));
-      for (int64_t begin = 0; begin < t.numel; begin += kObserveEvery * kChunk) {
-        const Observation& seen = observations_[static_cast<size_t>(observation_slot(t, begin))];
-        group.count += seen.count;
-        group.sum += seen.sum;
-        group.square_sum += seen.square_sum;
+    if (!has_run_) return sums;
+    for (const Table& table : tables_) {
+      const std::vector<Observation> on_host =
+          table.device == kCpu ? std::vector<Observation>() : copy_to_host(table);
+      const std::vector<Observation>& observations = table.device == kCpu ? observations_ : on_host;
+      for (size_t i = 0; i < table.tensors.size(); ++i) {
+        const TensorEntry& t = table.tensors[i];
+        GroupObservation& group = sums.at(static_cast<size_t>(entry_of(table, i).group));
+        for (int64_t begin = 0; begin < t.numel; begin += kObserveEvery * kChunk) {
+          const Observation& seen = observations.at(
+              static_cast<size_t>(observation_slot(int64_t(i), t.first_chunk, begin)));
+          group.count += seen.count;
+          group.sum += seen.sum;
+          group.square_sum += seen.square_sum;
+        }
       }
     }
     return sums;
   }
 
  protected:
-  virtual void launch(const Region<Rule>& region, const Shares& shares) {
-    run(Rule::kName, region, region.table.chunks(), shares,
+  virtual void launch_on_cpu(const Region<Rule>& region, const Table& table, const Shares& shares) {
+    run(Rule::kName, region, table.chunks, shares,
         std::get<Kernel<Region<Rule>>>(kernels().update));
+  }
+
+  virtual void launch_on_gpu(const cuda::Launch<Rule>& launch, cuda::Storage storage,
+                             const cuda::Target& target) {
+    cuda::update(launch, storage, target);
   }
 
   template <class RegionType>
@@ -103,8 +121,6 @@ class RulePlan : public Plan {
         [&region, kernel](int64_t first, int64_t last) { kernel(region, first, last); });
   }
 
-  int64_t rows() const { return rows_; }
-
  private:
   static std::vector<const char*> state_keys() {
     std::vector<const char*> keys;
@@ -113,58 +129,146 @@ class RulePlan : public Plan {
     return keys;
   }
 
-  int32_t group_of(size_t tensor) const {
-    return entries_[active_[active_of_tensor_[tensor]]].group;
+  const PlanEntry& entry_of(const Table& table, size_t tensor) const {
+    return entries_[active_[table.active[tensor]]];
   }
 
-  // Counts each parameter's step and finds its scalars, made once for each (group, step) there is.
-  void advance(const std::vector<Settings>& groups) {
+  // What only a GPU asks for.
+  Problem check_tables(const std::vector<GroupSettings>& groups) {
+    for (const Table& table : tables_) {
+      if (table.device != kCpu) {
+        if (!storage_of<Rule>(table.dtype))
+          return problem_of(table, 0,
+                            "a state has a type that the CUDA kernels do not serve; load "
+                            "states with load_state_dict(), which converts them");
+        if (table.chunks > int64_t{UINT32_MAX} - 1)
+          return {-1, "a GPU has more elements to update than a launch can number"};
+      }
+      for (size_t i = 0; i < table.tensors.size(); ++i)
+        for (const SettingValue& setting : groups.at(size_t(entry_of(table, i).group)))
+          if (setting.address != nullptr && setting.device != table.device)
+            return problem_of(table, i,
+                              "a setting of its group is a tensor on another device; make it a "
+                              "number, or give each device a group of its own");
+    }
+    return {};
+  }
+
+  Problem problem_of(const Table& table, size_t tensor, const char* what) const {
+    return {static_cast<int64_t>(active_[table.active[tensor]]), what};
+  }
+
+  static double step_of(const StateTensor& step) {
+    return step.dtype == DType::kFloat64 ? *static_cast<double*>(step.data)
+                                         : *static_cast<float*>(step.data);
+  }
+
+  // Finds each tensor's group and the step it is about to make, as few pairs as there are.
+  void find_group_steps() {
     std::map<std::pair<int32_t, double>, int32_t> known;
     std::pair<int32_t, double> last{-1, 0};
     int32_t index = 0;
-    size_t tensor = 0;
-    scalars_.clear();
-    for (size_t i = 0; i < active_.size(); ++i) {
-      const PlanEntry& entry = entries_[active_[i]];
-      const std::pair<int32_t, double> at{entry.group,
-                                          Rule::kCountsSteps ? count_step(entry.states[0]) : 0};
-      if (at != last) {
-        const auto [found, added] = known.try_emplace(at, static_cast<int32_t>(scalars_.size()));
-        if (added) scalars_.emplace_back(groups.at(static_cast<size_t>(at.first)), at.second);
-        index = found->second;
-        last = at;
+    group_steps_.clear();
+    for (Table& table : tables_)
+      for (size_t i = 0; i < table.tensors.size(); ++i) {
+        const PlanEntry& entry = entry_of(table, i);
+        const bool host_counts = Rule::kCountsSteps && !entry.device_counts;
+        const std::pair<int32_t, double> at{entry.group,
+                                            host_counts ? step_of(entry.states[0]) + 1 : 0};
+        if (at != last) {
+          const auto [found, added] =
+              known.try_emplace(at, static_cast<int32_t>(group_steps_.size()));
+          if (added) group_steps_.push_back(at);
+          index = found->second;
+          last = at;
+        }
+        table.tensors[i].scalars = index;
       }
-      if (tensor < tensors_.size() && active_of_tensor_[tensor] == i)
-        tensors_[tensor++].scalars = index;
+  }
+
+  // After the launches, which may fail.
+  void count_steps() {
+    if (!Rule::kCountsSteps) return;
+    for (const size_t index : active_) {
+      const PlanEntry& entry = entries_[index];
+      if (entry.device_counts) continue;
+      const StateTensor& step = entry.states[0];
+      if (step.dtype == DType::kFloat64)
+        *static_cast<double*>(step.data) += 1;
+      else
+        *static_cast<float*>(step.data) += 1;
     }
   }
 
-  static double count_step(const StateTensor& step) {
-    if (step.dtype == DType::kFloat64) return *static_cast<double*>(step.data) += 1;
-    return *static_cast<float*>(step.data) += 1;
+  void run_on_cpu(const Table& table, const std::vector<GroupSettings>& groups, int threads) {
+    std::vector<StepScalars<Rule>> scalars;
+    for (const auto& [group, step] : group_steps_) {
+      double numbers[std::size(Rule::kSettings)];
+      for (size_t i = 0; i < std::size(Rule::kSettings); ++i)
+        numbers[i] = groups.at(size_t(group)).at(i).number;
+      typename Rule::Settings settings;
+      static_assert(sizeof settings == sizeof numbers);
+      std::memcpy(&settings, numbers, sizeof settings);
+      scalars.emplace_back(settings, step);
+    }
+    Region<Rule> region{
+        {table.tensors.data(), int64_t(table.tensors.size())}, scalars.data(), nullptr};
+    if (table.chunks == 0) return;
+    if constexpr (Rule::kObserves) {
+      observations_.resize(size_t(observation_slots(region.table.count, table.chunks)));
+      region.observations = observations_.data();
+    }
+    const pybind11::gil_scoped_release no_gil;
+    launch_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
   }
 
-  std::vector<StepScalars<Rule>> scalars_;
-  std::vector<Observation> observations_;
+  void run_on_gpu(Table& table, const std::vector<GroupSettings>& groups) {
+    std::vector<cuda::GroupStep<Rule>> group_steps;
+    for (const auto& [group, step] : group_steps_)
+      group_steps.push_back(LaunchMaker<Rule>::group_step(groups.at(size_t(group)), step));
+    const cuda::Target target{table.device, reader_->current_stream(table.device)};
+    launch_on_gpu(maker_.make(table, group_steps, projects_, allocator_, target),
+                  *storage_of<Rule>(table.dtype), target);
+  }
+
+  static std::vector<Observation> copy_to_host(const Table& table) {
+    const pybind11::object host = table.observations.tensor().attr("cpu")();
+    const auto* data =
+        reinterpret_cast<const Observation*>(host.attr("data_ptr")().cast<uintptr_t>());
+    return {data, data + observation_slots(int64_t(table.tensors.size()), table.chunks)};
+  }
+
+  DeviceAllocator allocator_;
+  bool projects_;
+  bool has_run_ = false;  // the last step, with the tables as they are
+  std::vector<std::pair<int32_t, double>> group_steps_;
+  std::vector<Observation> observations_;  // of the processor's tensors
+  LaunchMaker<Rule> maker_;
 };
 
-// AdamP: reduce (reads parameters and gradients), decide, apply.
+// AdamP: reduce, decide, apply.
 class AdamPPlan : public RulePlan<FrictionAdam> {
  public:
-  AdamPPlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries)
-      : RulePlan(std::move(reader), std::move(entries), true) {}
+  AdamPPlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
+            DeviceAllocator allocator)
+      : RulePlan(std::move(reader), std::move(entries), std::move(allocator), true) {}
 
  protected:
-  void launch(const Region<FrictionAdam>& region, const Shares& shares) override {
-    const int64_t chunks = region.table.chunks();
-    slots_.resize(static_cast<size_t>(rows() + chunks));
-    decisions_.resize(static_cast<size_t>(region.table.count));
+  void launch_on_cpu(const Region<FrictionAdam>& region, const Table& table,
+                     const Shares& shares) override {
+    slots_.resize(static_cast<size_t>(table.rows + table.chunks));
+    decisions_.resize(table.tensors.size());
     const ProjectedRegion projected{region, slots_.data(), decisions_.data()};
     const KernelSet& kernel = kernels();
-    run("friction_adamp_reduce", projected, chunks, shares, kernel.adamp_reduce);
+    run("friction_adamp_reduce", projected, table.chunks, shares, kernel.adamp_reduce);
     run("friction_adamp_decide", projected, region.table.count, Shares(shares.threads),
         kernel.adamp_decide);
-    run("friction_adamp_apply", projected, chunks, shares, kernel.adamp_apply);
+    run("friction_adamp_apply", projected, table.chunks, shares, kernel.adamp_apply);
+  }
+
+  void launch_on_gpu(const cuda::Launch<FrictionAdam>& launch, cuda::Storage storage,
+                     const cuda::Target& target) override {
+    cuda::adamp(launch, storage, target);
   }
 
  private:

@@ -1,5 +1,6 @@
 #include "tensor_reader.h"
 
+#include <cstdlib>
 #include <stdexcept>
 
 namespace friction {
@@ -63,14 +64,32 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
   else
     return false;
   out.data = static_cast<char*>(tensor.data) + tensor.byte_offset;
-  out.on_cpu = tensor.device.type == dlpack::kCpu;
+  out.device = tensor.device.type == dlpack::kCpu    ? kCpu
+               : tensor.device.type == dlpack::kCuda ? tensor.device.index
+                                                     : kElsewhere;
+#if defined(FRICTION_CUDA_HOST)
+  // Tests let the host stand for a GPU; numbers (a step, a setting) stay where they are, as usual.
+  const bool on_gpu = tensor.ndim > 0 || std::getenv("FRICTION_HOST_NUMBERS_ON_GPU") != nullptr;
+  if (out.device == kCpu && on_gpu) out.device = 0;
+#endif
   out.ndim = tensor.ndim;
   out.shape = tensor.shape;
   out.strides = tensor.strides;
   // A storage that was resized to nothing leaves a view its offset for an address, which is small.
   constexpr uintptr_t kSuspiciouslyLow = uintptr_t{1} << 40;
-  const bool suspicious = out.on_cpu && reinterpret_cast<uintptr_t>(out.data) < kSuspiciouslyLow;
+  const bool suspicious = reinterpret_cast<uintptr_t>(out.data) < kSuspiciouslyLow;
   return !suspicious || out.numel() == 0 || has_memory(object);
+}
+
+void* TensorReader::current_stream(int device) const {
+#if defined(FRICTION_CUDA_HOST)
+  return nullptr;
+#endif
+  void* stream = nullptr;
+  if (api_->current_work_stream == nullptr)
+    throw std::runtime_error("this torch does not publish its current stream through DLPack");
+  if (api_->current_work_stream(dlpack::kCuda, device, &stream) != 0) throw py::error_already_set();
+  return stream;
 }
 
 }  // namespace friction

@@ -9,11 +9,14 @@
 
 namespace friction {
 
+// Where a tensor lies: a CUDA device by its number, or one of these.
+constexpr int kCpu = -1, kElsewhere = -2;
+
 struct TensorView {
   void* data;
   DType dtype;
   bool is_complex;  // each element is a pair of dtype
-  bool on_cpu;
+  int device;
   int ndim;
   const int64_t *shape, *strides;  // in elements; owned by the tensor
 
@@ -29,6 +32,9 @@ class TensorReader {
 
   // False where the object is no plain strided tensor of a floating or complex type with memory.
   bool read(PyObject* object, TensorView& out) const;
+
+  // The stream that torch's operators on a CUDA device run on now.
+  void* current_stream(int device) const;
 
   // The parameter's gradient or None (a new reference).
   pybind11::object grad(PyObject* parameter) const {

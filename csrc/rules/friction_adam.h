@@ -18,6 +18,7 @@ struct FrictionAdam {
   static constexpr const char* kName = "friction_adam";
   enum List { kParam, kGrad, kExpAvg, kExpAvgSq, kPrevGrad, kLists };
   static constexpr bool kWrites[kLists] = {true, false, true, true, true};
+  static constexpr bool kWide[kLists] = {false, false, true, true, false};  // float32 at least
   static constexpr const char* kStateKeys[] = {"exp_avg", "exp_avg_sq", "prev_grad"};
   static constexpr bool kCountsSteps = true;
   static constexpr bool kObserves = true;  // the friction, for statistics
@@ -34,7 +35,9 @@ struct FrictionAdam {
   // Choices that hold for a whole group and get a loop of their own, as bits.
   // kGeneral: maximize, coupled decay or nesterov; without it their arithmetic is left out.
   enum Variant { kNormalized = 1, kGeneral = 2, kVariants = 4 };
-  static int variant(const Settings& s) {
+  // Each variant is part of one of these: enough where arithmetic costs nothing.
+  static constexpr int kFullVariants[] = {kGeneral, kNormalized | kGeneral};
+  static FRICTION_INLINE int variant(const Settings& s) {
     const bool coupled = s.decoupled == 0 && s.weight_decay != 0;
     return (s.normalized != 0 ? kNormalized : 0) |
            (s.maximize != 0 || coupled || s.nesterov != 0 ? kGeneral : 0);
@@ -55,10 +58,12 @@ struct FrictionAdam {
     T exponent;       // e = 2^(exponent x): -b3 log2(e), doubled for tanh
     T scale;          // S = scale / (1 + e): 1, or 2 for tanh
 
-    Scalars(const Settings& s, double step) {
-      const double c = std::sqrt(1 - std::pow(s.beta2, step)), log2_e = 1.44269504088896340736;
+    Scalars() = default;
+    FRICTION_INLINE Scalars(const Settings& s, double step) {
+      const double c = std::sqrt(1 - integer_power(s.beta2, step));
+      const double log2_e = 1.44269504088896340736;
       const double friction_scale = s.tanh != 0 ? 2 : 1;
-      const double factor = s.lr * friction_scale * c / (1 - std::pow(s.beta1, step));
+      const double factor = s.lr * friction_scale * c / (1 - integer_power(s.beta1, step));
       sign = T(s.maximize != 0 ? -1 : 1);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
@@ -74,9 +79,9 @@ struct FrictionAdam {
   };
 
   // Advances the moments and prev_grad of one element; returns lr S m^ / (sqrt(v^) + eps).
-  // observed: S less its value without friction.
+  // raw: what `observation` makes the observed quantity of.
   template <int kVariant, class T>
-  static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s, T& observed) {
+  static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s, T& raw) {
     T g = x[kGrad];
     if constexpr (kVariant & kGeneral) {
       g = s.sign * g;
@@ -90,16 +95,24 @@ struct FrictionAdam {
     x[kExpAvg] = m;
     x[kExpAvgSq] = v;
     x[kPrevGrad] = g;
-    observed = s.scale / one_plus_e - T(0.5) * s.scale;
+    raw = one_plus_e;
     T numerator = s.of_m * m;
-    if constexpr (kVariant & kGeneral) numerator = numerator + s.of_grad * g;
+    if constexpr (kVariant & kGeneral) {
+      numerator = s.of_grad != T(0) ? numerator + s.of_grad * g : numerator;
+    }
     return numerator / (one_plus_e * (std::sqrt(v) + s.c_eps));
   }
 
+  // S less its value without friction.
+  template <class T>
+  static FRICTION_INLINE T observation(T one_plus_e, const Scalars<T>& s) {
+    return s.scale / one_plus_e - T(0.5) * s.scale;
+  }
+
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& observed) {
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& raw) {
     const T param = x[kParam];
-    x[kParam] = param * s.decay - direction<kVariant>(x, s, observed);
+    x[kParam] = param * s.decay - direction<kVariant>(x, s, raw);
   }
 };
 

@@ -1,5 +1,5 @@
-// What lets a rule be compiled by g++ and nvcc alike, and the one transcendental function rules
-// need.
+// What lets a rule be compiled by g++ and nvcc alike, and the two functions rules need beyond
+// arithmetic: powers of two and powers of a step's number.
 #pragma once
 
 #include <cmath>
@@ -9,9 +9,13 @@
 
 #if defined(__CUDACC__)
 #define FRICTION_INLINE __host__ __device__ __forceinline__
+#define FRICTION_UNROLL _Pragma("unroll")
+#define FRICTION_NO_UNROLL _Pragma("unroll 1")
 #else
 // Always inlined: an out-of-line copy built for AVX-512 could be the one the linker keeps for all.
 #define FRICTION_INLINE inline __attribute__((always_inline))
+#define FRICTION_UNROLL
+#define FRICTION_NO_UNROLL
 #endif
 
 namespace friction {
@@ -78,6 +82,17 @@ FRICTION_INLINE T clamped_exp2(T x) {
   bits += scale << C::mantissa_bits;
   std::memcpy(&power, &bits, sizeof power);
   return power;
+}
+
+// base^exponent by squaring, for the number of a step: only multiplications, so that processor and
+// GPU give the same bits, which a library's pow does not promise.
+FRICTION_INLINE double integer_power(double base, double exponent) {
+  double result = 1;
+  for (uint64_t bits = static_cast<uint64_t>(exponent); bits != 0; bits >>= 1) {
+    if (bits & 1) result *= base;
+    base *= base;
+  }
+  return result;
 }
 
 }  // namespace friction

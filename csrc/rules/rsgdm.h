@@ -15,6 +15,7 @@ struct Rsgdm {
   static constexpr const char* kName = "rsgdm";
   enum List { kParam, kGrad, kMomentum, kLists };
   static constexpr bool kWrites[kLists] = {true, false, true};
+  static constexpr bool kWide[kLists] = {false, false, true};  // float32 at least
   static constexpr const char* kStateKeys[] = {"momentum_buffer"};
   static constexpr bool kCountsSteps = false;
   static constexpr bool kObserves = false;
@@ -27,14 +28,16 @@ struct Rsgdm {
                                               "maximize"};
 
   enum Variant { kOnly, kVariants };
-  static int variant(const Settings&) { return kOnly; }
+  static constexpr int kFullVariants[] = {kOnly};
+  static FRICTION_INLINE int variant(const Settings&) { return kOnly; }
 
   template <class T>
   struct Scalars {
     T sign, coupled_decay, decay, lr;
     T momentum, one_minus_momentum, momentum_squared, one_minus_momentum_squared;
 
-    Scalars(const Settings& s, double /*step*/) {
+    Scalars() = default;
+    FRICTION_INLINE Scalars(const Settings& s, double /*step*/) {
       sign = T(s.maximize != 0 ? -1 : 1);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
@@ -46,7 +49,7 @@ struct Rsgdm {
   };
 
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& /*observed*/) {
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& /*raw*/) {
     T g = s.sign * x[kGrad];
     g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     const T m = x[kMomentum];

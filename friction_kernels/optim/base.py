@@ -25,6 +25,14 @@ class Entry(NamedTuple):
     reason: str | None
 
 
+def _is_capturing() -> bool:
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def _is_cuda(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_cuda
+
+
 @dataclass
 class StepPlan:
     """Which parameters the native kernels update and which the reference does."""
@@ -76,6 +84,7 @@ class PlannedOptimizer(Optimizer):
 
     def __init__(self, params, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
+        self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
         self._check_group(defaults)
         super().__init__(params, defaults)
 
@@ -88,7 +97,9 @@ class PlannedOptimizer(Optimizer):
         elif isinstance(params, Tensor):
             checks.check_parameters([params], len(self.param_groups))
         if isinstance(param_group, dict):  # torch says what else it got
-            self._check_group({**self.defaults, **param_group})
+            group = {**self.defaults, **param_group}
+            self._check_group(group)
+            checks.check_capturable(group, [params] if isinstance(params, Tensor) else params or [])
         super().add_param_group(param_group)
 
     @torch.no_grad()
@@ -105,6 +116,8 @@ class PlannedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if _is_capturing():
+            checks.check_captured(self.param_groups)
         plan = self._plan
         if plan is None or not plan.fits(self.param_groups):
             plan = self._plan = self._make_plan()
@@ -123,11 +136,12 @@ class PlannedOptimizer(Optimizer):
     def _native_step(self, plan: StepPlan) -> tuple[int, str] | None:
         if plan.native is None:
             return None
-        numbers = []
+        groups = []
         for group in self.param_groups:
-            settings = self._settings(group)
-            numbers.append([float(settings[name]) for name in plan.settings])
-        problem = plan.native.step(self.state, self.param_groups, numbers, torch.get_num_threads())
+            settings, on_device = self._settings(group), group["capturable"]
+            values = [settings[name] for name in plan.settings]
+            groups.append([v if on_device and _is_cuda(v) else float(v) for v in values])
+        problem = plan.native.step(self.state, self.param_groups, groups, torch.get_num_threads())
         if problem is None:
             increment_version(plan.native.updated)
         return problem
@@ -189,7 +203,9 @@ class PlannedOptimizer(Optimizer):
                 param = self.param_groups[group_index]["params"][index]
                 state = self.state[param] if native and param in self.state else None
                 native_entries.append((param, state or None, group_index, native))
-            plan = plan_type(backends.tensor_reader(), native_entries)
+            plan = plan_type(
+                backends.tensor_reader(), native_entries, backends.device_bytes, self._graph_memory
+            )
             settings = plan_type.settings
         return StepPlan(
             native=plan,
@@ -202,6 +218,7 @@ class PlannedOptimizer(Optimizer):
     def _prepare(self, entries: list[Entry]) -> None:
         """Check every gradient and state first; then start the states that are missing."""
         stateless = []
+        capturing = _is_capturing()
         for group_index, index, reason in entries:
             group = self.param_groups[group_index]
             param = group["params"][index]
@@ -212,18 +229,29 @@ class PlannedOptimizer(Optimizer):
                 raise RuntimeError(
                     f"backend='native' cannot serve {name}: {reason}; use backend='auto'"
                 )
+            if capturing and reason is not None:
+                raise RuntimeError(
+                    f"the reference serves {name}, because {reason}; it cannot be captured in a CUDA "
+                    "graph"
+                )
             checks.check_gradient(name, param, param.grad)
             if state := self.state.get(param):
                 checks.check_state(name, param, state, self.state_lists, self.counts_steps)
+            elif capturing:
+                raise RuntimeError(
+                    f"{name} has no state yet, and one made while a CUDA graph is captured would be "
+                    "zeroed by every replay; run a step before capturing"
+                )
             else:
-                stateless.append(param)
-        for param in stateless:
-            self._fill_state(param, self.state[param])
+                stateless.append((param, group))
+        for param, group in stateless:
+            self._fill_state(param, self.state[param], group)
 
-    def _fill_state(self, param: Tensor, state: dict[str, Any]) -> None:
+    def _fill_state(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
         """Start at zero what the state lacks."""
         if self.counts_steps and "step" not in state:
-            state["step"] = torch.tensor(0.0, dtype=torch.float32, device="cpu")
+            device = param.device if group["capturable"] else "cpu"
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
         for key, wide in self.state_lists.items():
             if key not in state:
                 state[key] = torch.zeros_like(
@@ -239,7 +267,8 @@ class PlannedOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state, also one of torch's optimizer with the same moments.
 
-        What a loaded group does not say stays as it is here; states it does not have start at zero.
+        What a loaded group does not say stays as it is here, and so do `backend` and `capturable`;
+        states it does not have start at zero.
         """
         self._groups_before = [dict(group) for group in self.param_groups]
         # Registered last, so that it sees what the user's own hooks made of the state_dict.
@@ -268,19 +297,28 @@ class PlannedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        self.__dict__.setdefault("_graph_memory", [])
         before = self.__dict__.get("_groups_before", [])
         for index, group in enumerate(self.param_groups):
             known = before[index] if index < len(before) else {}
             for key, value in chain(known.items(), self.defaults.items()):
                 group.setdefault(key, value)
+            # How a step is computed is this optimizer's affair, not the checkpoint's.
+            group.update({key: known[key] for key in ("backend", "capturable") if key in known})
         if "_loading" in self.__dict__:
             self._keep_precision(self._loading)
-        for param, param_state in self.state.items():
-            if isinstance(param, Tensor) and param_state:
-                if self.counts_steps:
-                    step = torch.as_tensor(param_state.get("step", 0.0), dtype=torch.float32)
-                    param_state["step"] = step.cpu().reshape(())
-                self._fill_state(param, param_state)
+        for group in self.param_groups:
+            for param in group["params"]:
+                if param_state := self.state.get(param):
+                    self._place_step(param, param_state, group)
+                    self._fill_state(param, param_state, group)
+
+    def _place_step(self, param: Tensor, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Bring a loaded step to the type and device it is counted in."""
+        if self.counts_steps:
+            step = torch.as_tensor(state.get("step", 0.0), dtype=torch.float32)
+            device = param.device if group["capturable"] else "cpu"
+            state["step"] = step.to(device).reshape(())
 
     def _keep_precision(self, state_dict: dict[str, Any]) -> None:
         """Undo torch's cast of a loaded state to the parameter's type where more is kept."""

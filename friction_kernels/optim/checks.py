@@ -80,6 +80,44 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
             )
 
 
+def check_capturable(group: Mapping, params: Iterable[Tensor | tuple[str, Tensor]]) -> None:
+    """Raise where a captured step could not follow a setting: a graph reads its own device only."""
+    check_choice("capturable", group["capturable"], (False, True))
+    if not group["capturable"]:
+        return
+    settings = {name: value for name, value in group.items() if name not in ("params", "betas")}
+    settings.update((f"betas[{i}]", beta) for i, beta in enumerate(group.get("betas", ())))
+    tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
+    for item in params:
+        param = item[1] if isinstance(item, tuple) else item
+        for name, value in tensors.items():
+            if isinstance(param, Tensor) and value.device != param.device:
+                raise ValueError(
+                    f"{name} is a tensor on {value.device} and a parameter is on {param.device}; for "
+                    "capturable=True put it there, or give a number, which a captured step keeps"
+                )
+
+
+def check_captured(groups: Iterable[Mapping]) -> None:
+    """Raise where a CUDA graph would leave something out of every replay, in silence."""
+    for group_index, group in enumerate(groups):
+        for index, param in enumerate(group["params"]):
+            if not param.is_cuda:
+                continue
+            name = parameter_name(group_index, group, index)
+            if not group["capturable"]:
+                raise RuntimeError(
+                    f"{name}: a CUDA graph would hold its step's number and settings as they are now; "
+                    "construct the optimizer with capturable=True"
+                )
+            if param.grad is None and param.requires_grad:
+                raise RuntimeError(
+                    f"{name} has no gradient while a CUDA graph is captured, and would be left out of "
+                    "every replay; run backward() in the capture, or freeze it with "
+                    "requires_grad_(False)"
+                )
+
+
 def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
     """Raise where a parameter cannot be updated, or not by this gradient."""
     if param.device.type == "meta":
@@ -129,11 +167,11 @@ def check_state(
         if (
             step.numel() != 1
             or step.dtype not in (torch.float32, torch.float64)
-            or step.device.type != "cpu"
+            or (step.device.type != "cpu" and step.device != param.device)
         ):
             raise RuntimeError(
                 f"{name} has a state 'step' of type {step.dtype}, shape {tuple(step.shape)}, on "
-                f"{step.device}, and not one float32 number on the CPU{remedy}"
+                f"{step.device}, and not one float32 number on the CPU or its device{remedy}"
             )
     for key in keys:
         value = state.get(key)

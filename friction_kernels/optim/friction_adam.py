@@ -32,7 +32,16 @@ class FrictionAdam(PlannedOptimizer):
         checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
         checks.check_backend(group["backend"])
 
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        super()._check_loaded(state_dict)
+        if any(group.get("amsgrad") for group in state_dict["param_groups"]):
+            raise ValueError(
+                f"the state_dict was made with amsgrad=True, which {type(self).__name__} does not have; "
+                "set amsgrad=False in its param_groups to go on without the maximum"
+            )
+
     def _settings(self, group: dict[str, Any]) -> dict[str, float]:
+        checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
         beta1, beta2 = group["betas"]
         return {
             **group,
@@ -85,6 +94,7 @@ class FrictionAdamCoupled(FrictionAdam):
         *,
         maximize: bool = False,
         friction_input: str = "product",
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -95,6 +105,7 @@ class FrictionAdamCoupled(FrictionAdam):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "friction_input": friction_input,
+            "capturable": capturable,
             "backend": backend,
         }
         super().__init__(params, defaults)
@@ -116,6 +127,7 @@ class FrictionAdamW(FrictionAdam):
         *,
         maximize: bool = False,
         friction_input: str = "product",
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -126,6 +138,7 @@ class FrictionAdamW(FrictionAdam):
             "weight_decay": weight_decay,
             "maximize": maximize,
             "friction_input": friction_input,
+            "capturable": capturable,
             "backend": backend,
         }
         super().__init__(params, defaults)
@@ -151,6 +164,7 @@ class FrictionAdamP(FrictionAdam):
         nesterov: bool = False,
         maximize: bool = False,
         friction_input: str = "product",
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -164,6 +178,7 @@ class FrictionAdamP(FrictionAdam):
             "nesterov": nesterov,
             "maximize": maximize,
             "friction_input": friction_input,
+            "capturable": capturable,
             "backend": backend,
         }
         super().__init__(params, defaults)
@@ -221,6 +236,9 @@ _DOC = """{summary}
         weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
 {more_args}        maximize: maximize the objective (default False).
         friction_input: "product" (published) or "normalized" (default "product").
+        capturable: let a CUDA graph hold the step: `step` lies on the parameter's device, and lr,
+            weight_decay, betas and the like are read there at each replay where they are tensors (a
+            number is kept as captured) (default False).
         backend: "auto" (native where it serves, else reference), "native" (raises with the reason
             where it cannot serve) or "reference" (default "auto").
 

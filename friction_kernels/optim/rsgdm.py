@@ -44,6 +44,9 @@ class RSGDM(PlannedOptimizer):
         weight_decay: at least 0 (default 0.0).
         decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default False).
         maximize: maximize the objective (default False).
+        capturable: let a CUDA graph hold the step: lr, momentum and weight_decay are read from the
+            device at each replay where they are tensors (a number is kept as captured) (default
+            False).
         backend: "auto" (native where it serves, else reference), "native" (raises with the reason
             where it cannot serve) or "reference" (default "auto").
 
@@ -69,6 +72,7 @@ class RSGDM(PlannedOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        capturable: bool = False,
         backend: str = "auto",
     ) -> None:
         defaults = {
@@ -77,6 +81,7 @@ class RSGDM(PlannedOptimizer):
             "weight_decay": weight_decay,
             "decoupled_weight_decay": decoupled_weight_decay,
             "maximize": maximize,
+            "capturable": capturable,
             "backend": backend,
         }
         super().__init__(params, defaults)

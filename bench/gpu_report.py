@@ -1,0 +1,296 @@
+"""Everything about the optimizers that only a GPU settles, in one command of less than 8 minutes.
+
+``python bench/gpu_report.py`` builds for the card found, runs the tests marked ``gpu``, measures every
+model, runs compute-sanitizer, and writes ``bench/results/<device>/optimizers.json`` and ``.md``. A part
+that fails is reported and the rest goes on; the exit status says whether all went well. Nothing is
+installed, and the card's settings are left alone.
+
+Anything less than a full run on a card (``--quick``, ``--only``, ``--device cpu``) writes to
+``build/gpu_report`` instead. Where $OUT is set, results and logs are copied there as well.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a file
+    sys.path.insert(0, str(ROOT))
+
+SECONDS = 450  # for all parts together; what is left of 8 minutes is for starting and writing
+PARTS = ("build", "tests", "benchmarks", "sanitizers")
+# Seconds a part may take, at most, and rounds of each model's benchmark.
+LIMITS = {"build": 120, "tests": 120, "benchmarks": 60, "sanitizers": 50}
+ROUNDS = {"resnet50": 24, "vit_b_16": 24, "llama_1b": 16, "llama_7b_layers": 16, "tiny": 24}
+BENCHMARKS = [
+    *((model, "float32") for model in ("vit_b_16", "resnet50", "tiny", "llama_1b")),
+    ("llama_7b_layers", "float32"),
+    ("vit_b_16", "bfloat16"),
+    ("llama_1b", "bfloat16"),
+]
+DRY_BENCHMARKS = [("resnet50", "float32"), ("tiny", "float32")]
+SANITIZERS = ("memcheck", "racecheck", "initcheck")
+
+
+@dataclass
+class Outcome:
+    part: str
+    ok: bool
+    seconds: float
+    summary: str
+
+
+def run(command: list, log: Path, seconds: float, env: dict[str, str] | None = None):
+    """The exit status (None: stopped, time was up) and the output, which goes to a log too."""
+    path = os.pathsep.join(
+        filter(None, [os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "triton_kernels")])
+    )
+    with log.open("ab") as file:
+        start = file.tell()
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # it, and what it started
+            process.wait()
+            status = None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return status, log.read_bytes()[start:].decode(errors="replace")
+
+
+def last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no output"
+
+
+def slug(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def find_device(device: str) -> dict[str, Any]:
+    """The card, and the versions of what is measured; asked in a way that changes nothing."""
+    import torch
+
+    found: dict[str, Any] = {
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "cuda_of_torch": torch.version.cuda,
+    }
+    for module in ("triton", "flashoptim", "optimi", "adamp"):
+        spec = importlib.util.find_spec(module)
+        version = getattr(importlib.import_module(module), "__version__", "here") if spec else None
+        found[module] = version or "not installed"
+    if device == "cpu":
+        return {"device": "cpu dry run", "capability": None, **found}
+    if not torch.cuda.is_available():
+        raise SystemExit(
+            "there is no CUDA device that torch can use; --device cpu tries the script"
+        )
+    card = torch.cuda.get_device_properties(0)
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.split()[0]
+    except (OSError, IndexError, subprocess.TimeoutExpired):
+        driver = "unknown"
+    return {
+        "device": card.name,
+        "capability": f"{card.major}{card.minor}",
+        "multiprocessors": card.multi_processor_count,
+        "memory_gb": card.total_memory / 1e9,
+        "driver": driver,
+        **found,
+    }
+
+
+def build_commands(capability: str | None, folder: Path) -> list[list]:
+    """CMake as setup.py drives it, for one card; without one, only a look whether it configures."""
+    import pybind11
+
+    target = ROOT / "friction_kernels" if capability else folder / "out"
+    configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}"]
+    configure += [f"-DFRICTION_CUDA={1 if capability else 0}"]
+    if not capability:
+        return [configure]
+    configure += [f"-DFRICTION_CUDA_ARCHITECTURES={capability}-real"]
+    return [configure, ["cmake", "--build", folder]]
+
+
+class Report:
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.dry = options.device == "cpu"
+        self.begin = time.monotonic()
+        self.machine = find_device(options.device)
+        self.full = not (self.dry or options.quick or options.only)
+        scratch = options.folder or ROOT / "build" / "gpu_report"
+        results = ROOT / "bench" / "results" / slug(self.machine["device"])
+        self.folder = results if self.full else scratch / "results"
+        self.logs = scratch / "logs"
+        for folder in (self.folder, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        for log in self.logs.glob("*.log"):
+            log.unlink()
+        self.outcomes: list[Outcome] = []
+        self.models: dict[str, Any] = {}
+
+    def left(self, limit: float) -> float:
+        return min(limit, SECONDS - (time.monotonic() - self.begin))
+
+    def note(self, part: str, since: float, ok: bool, summary: str) -> None:
+        self.outcomes.append(Outcome(part, ok, time.monotonic() - since, summary))
+        print(f"{'ok    ' if ok else 'FAILED'} {part}: {summary}", flush=True)
+
+    def do(self, part: str, command: list, limit: float, log: str, env=None) -> tuple[bool, str]:
+        """Run a command as a part; note it where it failed."""
+        start, seconds = time.monotonic(), self.left(limit)
+        if seconds <= 0:
+            self.note(part, start, False, "left out: the time for all parts is used up")
+            return False, ""
+        try:
+            status, output = run(command, self.logs / log, seconds, env)
+        except OSError as error:
+            self.note(part, start, False, str(error))
+            return False, ""
+        if status != 0:
+            why = (
+                f"exit status {status}" if status is not None else f"stopped after {seconds:.0f} s"
+            )
+            self.note(part, start, False, f"{why}; {last_line(output)}; see {self.logs / log}")
+        return status == 0, output
+
+    def build(self) -> None:
+        start = time.monotonic()
+        folder = self.logs.parent / "cmake"
+        for command in build_commands(self.machine["capability"], folder):
+            ok, _ = self.do("build", command, LIMITS["build"], "build.log")
+            if not ok:
+                return
+        if self.dry:
+            return self.note("build", start, True, "dry run: configured, not built")
+        why_not = (
+            "from friction_kernels.backends import cuda_reason as r; import sys; sys.exit(r() or 0)"
+        )
+        ok, _ = self.do("build", [sys.executable, "-c", why_not], 60, "build.log")
+        if ok:
+            self.note("build", start, True, f"for sm_{self.machine['capability']}")
+
+    def tests(self) -> None:
+        start = time.monotonic()
+        # By name: other test modules may import what is not installed here.
+        marked = [f for f in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in f.read_text()]
+        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfEs", "--tb=short"]
+        command += ["-p", "no:cacheprovider", *sorted(marked)]
+        if importlib.util.find_spec("xdist"):  # nearly all of a test's time is the processor's
+            command += ["-n", 4]
+        if self.dry:
+            command.append("--collect-only")
+        ok, output = self.do("tests", command, LIMITS["tests"], "tests.log")
+        nothing_ran = not self.dry and " passed" not in last_line(output)
+        if ok:
+            self.note("tests", start, not nothing_ran, last_line(output).strip("= "))
+
+    def benchmarks(self) -> None:
+        chosen = DRY_BENCHMARKS if self.dry else BENCHMARKS
+        if self.options.quick and not self.dry:
+            chosen = BENCHMARKS[:3]
+        for model, dtype in chosen:
+            name = model if dtype == "float32" else f"{model} {dtype}"
+            path = self.logs / f"{name.replace(' ', '_')}.json"
+            path.unlink(missing_ok=True)
+            rounds = 1 if self.dry else 6 if self.options.quick else ROUNDS[model]
+            command = [sys.executable, "-m", "bench.gpu_measure", "--model", model]
+            command += ["--dtype", dtype, "--device", self.options.device]
+            command += ["--rounds", rounds, "--seconds", 15, "--json", path]
+            start = time.monotonic()
+            ok, output = self.do(name, command, LIMITS["benchmarks"], "benchmarks.log")
+            if ok:
+                self.models[name] = json.loads(path.read_text())
+                self.note(name, start, True, last_line(output))
+
+    def sanitizers(self) -> None:
+        program = [sys.executable, "-m", "bench.gpu_sanitize", "--device", self.options.device]
+        tool = shutil.which("compute-sanitizer")
+        for name in SANITIZERS[:1] if self.dry else SANITIZERS:
+            start, part = time.monotonic(), f"compute-sanitizer {name}"
+            if self.dry:
+                command = program
+            elif tool is None:
+                self.note(part, start, False, "compute-sanitizer is missing: it is not on PATH")
+                continue
+            else:
+                command = [tool, "--tool", name, "--error-exitcode", "1", *program]
+            env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+            ok, output = self.do(part, command, LIMITS["sanitizers"], f"{name}.log", env)
+            if ok:
+                found = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY.*)$", output, re.MULTILINE)
+                summary = found[-1] if found else last_line(output)
+                self.note(part, start, bool(found) or self.dry, summary)
+
+    def write(self) -> list[Path]:
+        from bench.gpu_markdown import as_markdown, judge, summary
+
+        seconds = time.monotonic() - self.begin
+        kind = "full run" if self.full else "dry run on a CPU" if self.dry else "partial run"
+        goals = [] if self.dry else judge(self.models)
+        report = {
+            "kind": kind,
+            "machine": self.machine,
+            "seconds": seconds,
+            "parts": [asdict(outcome) for outcome in self.outcomes],
+            "goals": goals,
+            "models": self.models,
+        }
+        files = [self.folder / "optimizers.json", self.folder / "optimizers.md"]
+        files[0].write_text(json.dumps(report, indent=1) + "\n")
+        files[1].write_text(as_markdown(report))
+        if out := os.environ.get("OUT"):
+            for file in [*files, *sorted(self.logs.glob("*.log"))[:6]]:  # eight come back at most
+                shutil.copy(file, out)
+        print(f"\n{summary(report)}")
+        return files
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="small models and few rounds")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run")
+    parser.add_argument("--folder", type=Path, help="for what is no full run: build/gpu_report")
+    options = parser.parse_args(arguments)
+    report = Report(options)
+    for part in options.only or PARTS:
+        start = time.monotonic()
+        try:
+            getattr(report, part)()
+        except Exception as error:  # the rest goes on
+            report.note(part, start, False, f"{type(error).__name__}: {error}")
+    report.write()
+    return 0 if all(outcome.ok for outcome in report.outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+// Stands in for the driver where the library is built without CUDA.
+#include <stdexcept>
+
+#include "../rules.h"
+#include "driver.h"
+
+namespace friction::cuda {
+namespace {
+
+constexpr const char* kAbsent =
+    "this build has no CUDA kernels; build it with FRICTION_CUDA=1 where nvcc is installed";
+
+}  // namespace
+
+template <class Rule>
+void update(const Launch<Rule>&, Storage, const Target&) {
+  throw std::runtime_error(kAbsent);
+}
+
+template <class Rule>
+void adamp(const Launch<Rule>&, Storage, const Target&) {
+  throw std::runtime_error(kAbsent);
+}
+
+template void update(const Launch<FrictionAdam>&, Storage, const Target&);
+template void update(const Launch<Rsgdm>&, Storage, const Target&);
+template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
+
+void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }
+bool is_capturing(const Target&) { throw std::runtime_error(kAbsent); }
+std::string why_not(int) { return kAbsent; }
+std::vector<std::string> architectures() { return {}; }
+
+}  // namespace friction::cuda

@@ -1,0 +1,123 @@
+// AdamP's first two launches, thread by thread: the sums of each row, and what they decide. The
+// third is an update that projects (update.h).
+//
+// The first reads all lists and writes none: u needs moments that are not yet advanced. Its sums
+// are taken for every row and every stage that meet (a slot); a stage is as much of a tensor as a
+// block keeps in shared memory.
+#pragma once
+
+#include "trees.h"
+#include "update.h"
+
+namespace friction::cuda {
+
+template <class T>
+struct Stage {
+  static constexpr int kSize = kStageBytes / int(sizeof(T));
+  T param[kSize], grad[kSize], direction[kSize];
+};
+
+// Rows and stages only ever grow along a tensor, so that their sum numbers the pairs that meet.
+template <class T>
+FRICTION_INLINE int64_t sums_slot(const Extra& extra, int64_t first_chunk, int64_t row,
+                                  int64_t element) {
+  return extra.first_row + row + (first_chunk * kChunk + element) / Stage<T>::kSize;
+}
+
+// Leaves a thread's parameters, gradients and directions where the block's teams find them, for
+// a part no larger than a stage.
+template <class Storage, class Launch, class T>
+FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, int thread,
+                                      const Shared<FrictionAdam, T>& shared, Stage<T>& stage) {
+  visit_elements<Storage, false>(launch, part, thread, [&](auto& elements, auto&& position) {
+    with_variant<FrictionAdam>(shared.variant, [&](auto variant) {
+      int i = 0;
+      FRICTION_UNROLL
+      for (auto& x : elements) {
+        const int at = position(i++);
+        T raw;
+        stage.param[at] = x[FrictionAdam::kParam];
+        stage.grad[at] = x[FrictionAdam::kGrad];
+        stage.direction[at] = FrictionAdam::direction<variant()>(x, shared.scalars, raw);
+      }
+    });
+  });
+}
+
+// The rows that meet a stage: [first, first + count).
+struct Rows {
+  int64_t first;
+  int count;
+  int64_t length, begin, end;  // a row's elements; the stage's place in the tensor
+
+  FRICTION_INLINE Rows(int64_t row_length, int64_t begin, int64_t end)
+      : first(row_of(begin, row_length)), length(row_length), begin(begin), end(end) {
+    count = int(row_of(end - 1, row_length) - first) + 1;
+  }
+  FRICTION_INLINE int begin_of(int row) const {  // in the stage
+    const int64_t at = (first + row) * length;
+    return at > begin ? int(at - begin) : 0;
+  }
+  FRICTION_INLINE int end_of(int row) const {
+    const int64_t at = (first + row + 1) * length;
+    return int((at < end ? at : end) - begin);
+  }
+  // How many threads sum a row, by its length alone.
+  FRICTION_INLINE int team() const {
+    return length < kWarp ? 1 : length < kThreads ? kWarp : kThreads;
+  }
+};
+
+// What member `member` of a team adds up of the elements [begin, end) of a stage.
+template <class T>
+FRICTION_INLINE ProjectionSums member_sums(const Stage<T>& stage, int begin, int end, int member,
+                                           int team) {
+  T param_grad = T(0), param_param = T(0), grad_grad = T(0), param_direction = T(0);
+  for (int at = begin + member; at < end; at += team) {
+    const T p = stage.param[at], g = stage.grad[at], u = stage.direction[at];
+    param_grad += p * g;
+    param_param += p * p;
+    grad_grad += g * g;
+    param_direction += p * u;
+  }
+  ProjectionSums sums;
+  sums.param_grad = double(param_grad);
+  sums.param_param = double(param_param);
+  sums.grad_grad = double(grad_grad);
+  sums.param_direction = double(param_direction);
+  return sums;
+}
+
+// Deciding. A tensor's rows are shared out to members: its threads where a row has few slots, its
+// warps where it has many. Then each warp's lanes share the slots of a row.
+template <class T>
+struct Slots {
+  int64_t first, count;
+
+  FRICTION_INLINE Slots(const Extra& extra, int64_t first_chunk, int64_t row)
+      : first(sums_slot<T>(extra, first_chunk, row, row * extra.row_length)),
+        count(sums_slot<T>(extra, first_chunk, row, (row + 1) * extra.row_length - 1) - first + 1) {
+  }
+};
+
+template <class T>
+FRICTION_INLINE bool rows_are_long(const Extra& extra) {
+  return extra.row_length > 32 * int64_t(Stage<T>::kSize);
+}
+
+// A row's slots [first + lane, ...] in steps of `lanes`, in order.
+FRICTION_INLINE ProjectionSums slot_sums(const ProjectionSums* sums, int64_t first, int64_t count,
+                                         int lane, int lanes) {
+  ProjectionSums total;
+  for (int64_t slot = lane; slot < count; slot += lanes) total += sums[first + slot];
+  return total;
+}
+
+// A row's verdict, and its coefficient in case all rows pass.
+FRICTION_INLINE bool row_passes(const ProjectionSums& row, double length, double delta, double eps,
+                                double& coefficient) {
+  coefficient = projection_coefficient(row.param_param, row.param_direction, eps);
+  return nearly_orthogonal(row, length, delta, eps);
+}
+
+}  // namespace friction::cuda

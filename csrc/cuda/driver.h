@@ -1,0 +1,44 @@
+// Runs launches on a GPU. Compiled by nvcc, called by the plans; no CUDA header is needed to call.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "launch.h"
+
+namespace friction::cuda {
+
+// Where a launch runs. The device is made current only while it is launched.
+struct Target {
+  int device;
+  void* stream;
+};
+
+// Which of the kernels compiled for a rule serves a launch's dtypes (elements.h).
+enum class Storage { kFloat32, kBFloat16, kMixed, kFloat64 };
+
+// Every function below throws std::runtime_error with the kernel's name, the number of tensors, the
+// device, and what CUDA says.
+
+// One launch: every tensor updated.
+template <class Rule>
+void update(const Launch<Rule>& launch, Storage storage, const Target& target);
+
+// Three launches, whatever the number of tensors.
+template <class Rule>
+void adamp(const Launch<Rule>& launch, Storage storage, const Target& target);
+
+// Writes bytes to device memory, in stream order, without keeping the host's memory: they travel as
+// kernel parameters, so a captured graph holds them too.
+void store(const void* bytes, size_t count, void* to, const Target& target);
+
+// Whether the stream is recording a graph.
+bool is_capturing(const Target& target);
+
+// Why kernels cannot run on this device; empty where they can.
+std::string why_not(int device);
+
+// What the library was built for, as nvcc spells it: "80-real".
+std::vector<std::string> architectures();
+
+}  // namespace friction::cuda

@@ -1,0 +1,214 @@
+// The kernels: how blocks walk a launch. What a thread does is in update.h and adamp.h.
+#pragma once
+
+#include "adamp.h"
+#include "runtime.h"
+
+namespace friction::cuda {
+
+// Two blocks a multiprocessor leave a thread 128 registers: its elements of five lists, and room.
+constexpr int kBlocksEach = 2;
+constexpr int kDecideThreads = 1024;
+
+// Shared memory for values whose constructors would not be allowed there.
+template <class Value, int kCount>
+struct Scratch {
+  alignas(16) unsigned char bytes[sizeof(Value) * kCount];
+  __device__ Value* values() { return reinterpret_cast<Value*>(bytes); }
+};
+
+// A group's settings, each found by a thread of its own. Every thread of the block must take part.
+template <class Launch>
+__device__ void resolve(const Launch& launch, int64_t tensor,
+                        typename Launch::Rule::Settings& settings) {
+  const auto& group_step = launch.group_step(tensor);
+  if (threadIdx.x < group_step.kSettings)
+    reinterpret_cast<double*>(&settings)[threadIdx.x] = group_step.resolve(int(threadIdx.x));
+  __syncthreads();
+}
+
+// What the threads of a block share, in shared memory, made anew where a tensor has another.
+template <class Launch, class T>
+class BlockShared {
+ public:
+  using Rule = typename Launch::Rule;
+  struct Memory {
+    typename Rule::Settings settings;
+    Shared<Rule, T> shared;
+  };
+
+  __device__ explicit BlockShared(Memory& memory) : memory_(memory) {}
+
+  __device__ const Shared<Rule, T>& of(const Launch& launch, int64_t tensor) {
+    if (tensor == tensor_) return memory_.shared;
+    tensor_ = tensor;
+    const int group_step = launch.entries()[tensor].group_step;
+    const double step = step_of(launch, tensor);
+    if (group_step == group_step_ && step == step_) return memory_.shared;
+    group_step_ = group_step;
+    step_ = step;
+    __syncthreads();  // nobody reads the one before any more
+    resolve(launch, tensor, memory_.settings);
+    if (threadIdx.x == 0) memory_.shared = Shared<Rule, T>(memory_.settings, step);
+    __syncthreads();
+    return memory_.shared;
+  }
+
+ private:
+  Memory& memory_;
+  int64_t tensor_ = -1;
+  int group_step_ = -1;
+  double step_ = -1;
+};
+
+// The last block to arrive counts the steps of all tensors: until then some block may read them.
+template <class Launch>
+__device__ void count_steps(const Launch& launch) {
+  __shared__ bool last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    last = atomicAdd(launch.blocks_done, 1u) == gridDim.x - 1;
+  }
+  __syncthreads();
+  if (!last) return;
+  for (int64_t tensor = threadIdx.x; tensor < launch.count; tensor += kThreads)
+    if (float* step = launch.extras[tensor].step) *global(step) += 1;
+  if (threadIdx.x == 0) *launch.blocks_done = 0;
+}
+
+template <class Launch, class Storage, bool kProjects>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    update_kernel(const __grid_constant__ Launch launch) {
+  using Rule = typename Launch::Rule;
+  using T = typename Storage::Arithmetic;
+  __shared__ typename BlockShared<Launch, T>::Memory memory;
+  __shared__ Scratch<Observation, kWarps> scratch;
+  BlockShared<Launch, T> shared(memory);
+  int64_t tensor = 0;
+  for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
+    const Part part = part_of(launch, chunk, tensor);
+    tensor = part.tensor;
+    const Observation mine =
+        update_part<Storage, kProjects>(launch, part, int(threadIdx.x), shared.of(launch, tensor));
+    if constexpr (Rule::kObserves) {
+      if (!is_observed(part.begin)) continue;
+      const Observation seen = block_sum(mine, scratch.values());
+      if (threadIdx.x == 0)
+        launch.observations[observation_slot(tensor, launch.entries()[tensor].first_chunk,
+                                             part.begin)] = seen;
+      __syncthreads();  // scratch may be written again
+    }
+  }
+  if (launch.blocks_done != nullptr) count_steps(launch);
+}
+
+// AdamP, first: sums of each row and stage.
+template <class Launch, class Storage>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    adamp_reduce_kernel(const __grid_constant__ Launch launch) {
+  using T = typename Storage::Arithmetic;
+  __shared__ typename BlockShared<Launch, T>::Memory memory;
+  __shared__ Stage<T> stage;
+  __shared__ Scratch<ProjectionSums, kWarps> scratch;
+  BlockShared<Launch, T> shared(memory);
+  int64_t tensor = 0;
+  for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
+    const Part whole = part_of(launch, chunk, tensor);
+    tensor = whole.tensor;
+    const Extra& extra = launch.extras[tensor];
+    if (extra.rows == 0) continue;
+    const auto& scalars = shared.of(launch, tensor);
+    for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
+      const int rest = whole.count - staged;
+      const Part part{tensor, whole.begin + staged,
+                      rest < Stage<T>::kSize ? rest : Stage<T>::kSize};
+      __syncthreads();  // the last stage's sums are taken
+      stage_directions<Storage>(launch, part, int(threadIdx.x), scalars, stage);
+      __syncthreads();
+      const Rows rows(extra.row_length, part.begin, part.begin + part.count);
+      const int team = rows.team(), member = int(threadIdx.x) % team;
+      for (int row = int(threadIdx.x) / team; row < rows.count; row += kThreads / team) {
+        ProjectionSums sums =
+            member_sums(stage, rows.begin_of(row), rows.end_of(row), member, team);
+        if (team == kWarp) sums = warp_sum(sums);
+        if (team == kThreads) {  // all threads take each row together
+          sums = block_sum(sums, scratch.values());
+          __syncthreads();
+        }
+        if (member == 0)
+          launch.projection.sums[sums_slot<T>(extra, launch.entries()[tensor].first_chunk,
+                                              rows.first + row, part.begin)] = sums;
+      }
+    }
+  }
+}
+
+// AdamP, second: a block decides for a tensor.
+template <class Launch, class T>
+__global__ void __launch_bounds__(kDecideThreads)
+    adamp_decide_kernel(const __grid_constant__ Launch launch) {
+  __shared__ Scratch<ProjectionSums, kDecideThreads / kWarp> scratch;
+  __shared__ FrictionAdam::Settings settings;
+  __shared__ double whole_coefficient;
+  __shared__ bool whole_passes;
+  for (int64_t tensor = blockIdx.x; tensor < launch.count; tensor += gridDim.x) {
+    const Extra& extra = launch.extras[tensor];
+    resolve(launch, tensor, settings);
+    const int64_t first_chunk = launch.entries()[tensor].first_chunk;
+    // A member is a thread, or a warp where a row has many slots.
+    const int lanes = rows_are_long<T>(extra) ? kWarp : 1;
+    const int lane = int(threadIdx.x) % lanes, members = kDecideThreads / lanes;
+    bool pass = true;
+    ProjectionSums mine;
+    for (int64_t row = int(threadIdx.x) / lanes; row < extra.rows; row += members) {
+      const Slots<T> slots(extra, first_chunk, row);
+      ProjectionSums sums =
+          slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes);
+      if (lanes > 1) sums = warp_sum(sums);
+      if (lane != 0) continue;
+      pass = row_passes(sums, double(extra.row_length), settings.delta, settings.eps,
+                        launch.projection.coefficients[extra.first_row + row]) &&
+             pass;
+      mine += sums;
+    }
+    const bool rows_pass = __syncthreads_and(pass) && extra.rows > 0;
+    if (!rows_pass && extra.rows > 0) {
+      const ProjectionSums whole = block_sum<kDecideThreads>(mine, scratch.values());
+      if (threadIdx.x == 0)
+        whole_passes = row_passes(whole, double(extra.rows) * double(extra.row_length),
+                                  settings.delta, settings.eps, whole_coefficient);
+      __syncthreads();
+      if (whole_passes)
+        for (int64_t row = threadIdx.x; row < extra.rows; row += kDecideThreads)
+          launch.projection.coefficients[extra.first_row + row] = whole_coefficient;
+    }
+    if (threadIdx.x == 0)
+      launch.projection.projected[tensor] = rows_pass || (extra.rows > 0 && whole_passes);
+    __syncthreads();  // shared memory may be written again
+  }
+}
+
+// What blocks of an update share out; one thing at least where steps are to be counted.
+template <class Launch>
+int64_t items_of(const Launch& launch) {
+  return launch.chunks == 0 && launch.blocks_done != nullptr ? 1 : launch.chunks;
+}
+
+template <class Launch>
+std::string over_tensors(const Launch& launch) {
+  return " over " + std::to_string(launch.count) + " tensors";
+}
+
+// Calls f with the storage's type.
+template <class F>
+void with_kernels_for(Storage storage, F&& f) {
+  switch (storage) {
+    case Storage::kFloat32: return f(Float32Storage());
+    case Storage::kBFloat16: return f(BFloat16Storage());
+    case Storage::kMixed: return f(MixedStorage());
+    case Storage::kFloat64: return f(Float64Storage());
+  }
+}
+
+}  // namespace friction::cuda

@@ -1,0 +1,140 @@
+// What one launch is told. It travels by value as a kernel's parameter, the list of tensors with it
+// as far as it fits; a longer list lies in device memory.
+//
+// Nothing here needs a GPU: the tests walk launches on the host.
+#pragma once
+
+#include "../observation.h"
+#include "../rules/adamp.h"
+
+namespace friction::cuda {
+
+constexpr int kThreads = 256;
+constexpr int64_t kParameterBytes = 32764;  // most that a kernel takes, since CUDA 12.1
+
+// A tensor, as small as can be, since every step sends all of them.
+template <int kLists>
+struct Entry {
+  void* data[kLists];
+  uint32_t first_chunk;  // chunks of all tensors before this one
+  uint16_t last_count;   // elements of its last chunk; 0 where it has none
+  uint16_t group_step;   // which GroupStep it goes by
+};
+
+// What few launches need to know of a tensor: AdamP its rows, a captured step where to count, a
+// tensor of gaps its layout. In device memory, sent when it changes.
+struct Extra {
+  float* step;         // counts the tensor's steps on the device; null: the host counts
+  int64_t layout;      // where its layout begins among Header::layouts; kContiguous: none
+  int64_t rows;        // of a matrix that AdamP may project; 0: never projected
+  int64_t row_length;  // elements
+  int64_t first_row;   // rows of all tensors before this one
+};
+constexpr int64_t kContiguous = -1;
+
+// A group's settings at one step. Each is a number, or the address of one in device memory, which
+// a captured step reads anew at each replay.
+template <class Rule>
+struct GroupStep {
+  static constexpr int kSettings = sizeof(typename Rule::Settings) / sizeof(double);
+  union Setting {
+    double number;
+    const float* float32;
+    const double* float64;
+  };
+  Setting settings[kSettings];
+  uint32_t is_float32, is_float64;  // bits: settings that are addresses
+  double step;
+
+  FRICTION_INLINE double resolve(int setting) const {
+    if (is_float32 >> setting & 1u) return static_cast<double>(*settings[setting].float32);
+    if (is_float64 >> setting & 1u) return *settings[setting].float64;
+    return settings[setting].number;
+  }
+};
+
+// Of a row: what the test of AdamP needs (RowSums), and parameter . direction.
+struct ProjectionSums : RowSums {
+  double param_direction = 0;
+
+  FRICTION_INLINE ProjectionSums& operator+=(const ProjectionSums& other) {
+    RowSums::operator+=(other);
+    param_direction += other.param_direction;
+    return *this;
+  }
+};
+
+// As much of one list as a block of AdamP's first launch keeps in shared memory.
+constexpr int kStageBytes = 8192;
+
+// Sums for every row and stage that meet, at most.
+inline int64_t sums_slots(int64_t rows, int64_t chunks) {
+  return rows + chunks * (kChunk * int64_t(sizeof(double)) / kStageBytes);
+}
+
+// What AdamP's launches hand each other, in device memory.
+struct Projection {
+  ProjectionSums* sums;  // for each row and stage
+  double* coefficients;  // [rows]: c in u_row - c p_row
+  bool* projected;       // [tensors]
+};
+
+template <class Rule>
+struct Header {
+  int64_t count;  // tensors
+  int64_t chunks;
+  const Extra* extras;     // [tensors]; null where no tensor needs one
+  const int64_t* layouts;  // each: dims, sizes [dims], strides [lists, dims] (in elements)
+  Observation* observations;
+  uint32_t* blocks_done;  // where steps are counted on the device
+  Projection projection;
+  const Entry<Rule::kLists>* stored_entries;  // null: those in the launch's room
+  const GroupStep<Rule>* stored_group_steps;  // likewise
+  int64_t group_steps_begin;                  // where they lie in the room
+  DType dtype[Rule::kLists];
+};
+
+template <class RuleType>
+struct Launch : Header<RuleType> {
+  using Rule = RuleType;
+  using EntryType = Entry<Rule::kLists>;
+  static constexpr int64_t kRoom =
+      (kParameterBytes - static_cast<int64_t>(sizeof(Header<Rule>))) / 8 * 8;
+  static constexpr int64_t kMostEntries =  // beside the one GroupStep that most launches have
+      (kRoom - static_cast<int64_t>(sizeof(GroupStep<Rule>))) /
+      static_cast<int64_t>(sizeof(EntryType));
+
+  alignas(8) char room[kRoom];  // entries first, group steps behind them, as far as they fit
+
+  FRICTION_INLINE const EntryType* entries() const {
+    return this->stored_entries != nullptr ? this->stored_entries
+                                           : reinterpret_cast<const EntryType*>(room);
+  }
+  FRICTION_INLINE const GroupStep<Rule>& group_step(int64_t tensor) const {
+    const auto* group_steps =
+        this->stored_group_steps != nullptr
+            ? this->stored_group_steps
+            : reinterpret_cast<const GroupStep<Rule>*>(room + this->group_steps_begin);
+    return group_steps[entries()[tensor].group_step];
+  }
+};
+
+// A part of a tensor: elements [begin, begin + count) of its walk.
+struct Part {
+  int64_t tensor, begin;
+  int count;
+};
+
+// The part that a chunk is; `low` is a tensor known not to lie behind it.
+template <class Launch>
+FRICTION_INLINE Part part_of(const Launch& launch, int64_t chunk, int64_t low) {
+  const auto* entries = launch.entries();
+  const int64_t tensor = tensor_of(entries, launch.count, chunk, low);
+  const int64_t first = entries[tensor].first_chunk;
+  const int64_t next =
+      tensor + 1 < launch.count ? int64_t(entries[tensor + 1].first_chunk) : launch.chunks;
+  const int count = chunk + 1 < next ? int(kChunk) : int(entries[tensor].last_count);
+  return {tensor, (chunk - first) * kChunk, count};
+}
+
+}  // namespace friction::cuda

@@ -1,0 +1,94 @@
+// Puts a table into the form that a launch carries.
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "launch.h"
+
+namespace friction::cuda {
+
+template <class Value>
+std::vector<char> bytes_of(const std::vector<Value>& values) {
+  std::vector<char> bytes(values.size() * sizeof(Value));
+  if (!bytes.empty()) std::memcpy(bytes.data(), values.data(), bytes.size());
+  return bytes;
+}
+
+template <int kLists>
+std::vector<Entry<kLists>> entries_of(const std::vector<TensorEntry>& tensors) {
+  std::vector<Entry<kLists>> entries(tensors.size());
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const TensorEntry& tensor = tensors[i];
+    for (int list = 0; list < kLists; ++list) entries[i].data[list] = tensor.data[list];
+    entries[i].first_chunk = static_cast<uint32_t>(tensor.first_chunk);
+    entries[i].last_count =
+        static_cast<uint16_t>(tensor.numel > 0 ? (tensor.numel - 1) % kChunk + 1 : 0);
+    entries[i].group_step = static_cast<uint16_t>(tensor.scalars);
+  }
+  return entries;
+}
+
+// Puts entries and group steps into the launch. Where both do not fit, `store` brings one to where
+// it is to be read: the entries, since they change less often. store(bytes, is_entries) -> address.
+template <class Rule, class Store>
+void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kLists>>& entries,
+          const std::vector<GroupStep<Rule>>& group_steps, Store&& store) {
+  const std::vector<char> entry_bytes = bytes_of(entries), step_bytes = bytes_of(group_steps);
+  const bool steps_fit = step_bytes.size() <= sizeof launch.room;
+  const size_t left = sizeof launch.room - (steps_fit ? step_bytes.size() : 0);
+  size_t used = 0;
+  if (entry_bytes.size() <= left) {
+    std::copy(entry_bytes.begin(), entry_bytes.end(), launch.room);
+    used = entry_bytes.size();
+  } else {
+    launch.stored_entries = static_cast<const Entry<Rule::kLists>*>(store(entry_bytes, true));
+  }
+  if (steps_fit) {
+    std::copy(step_bytes.begin(), step_bytes.end(), launch.room + used);
+    launch.group_steps_begin = static_cast<int64_t>(used);
+  } else {
+    launch.stored_group_steps = static_cast<const GroupStep<Rule>*>(store(step_bytes, false));
+  }
+}
+
+inline bool needs_extras(const std::vector<TensorEntry>& tensors) {
+  for (const TensorEntry& tensor : tensors)
+    if (tensor.layout != nullptr || tensor.step != nullptr) return true;
+  return false;
+}
+
+// One block of memory: the extras, the count of blocks that are done (0), the layouts.
+template <int kLists>
+std::vector<char> extras_of(const std::vector<TensorEntry>& tensors) {
+  std::vector<Extra> extras(tensors.size());
+  std::vector<int64_t> rest{0};
+  for (size_t i = 0; i < extras.size(); ++i) {
+    const TensorEntry& tensor = tensors[i];
+    extras[i] = {tensor.step, kContiguous, tensor.rows, tensor.row_length, tensor.first_row};
+    if (tensor.layout == nullptr) continue;
+    const Layout& layout = *tensor.layout;
+    extras[i].layout = static_cast<int64_t>(rest.size()) - 1;
+    rest.push_back(layout.dims);
+    rest.insert(rest.end(), layout.sizes, layout.sizes + layout.dims);
+    rest.insert(rest.end(), layout.strides, layout.strides + layout.dims * kLists);
+  }
+  std::vector<char> bytes = bytes_of(extras);
+  const std::vector<char> more = bytes_of(rest);
+  bytes.insert(bytes.end(), more.begin(), more.end());
+  return bytes;
+}
+
+// `memory` holds what extras_of made.
+template <class Rule>
+void refer_to_extras(Launch<Rule>& launch, const std::vector<TensorEntry>& tensors,
+                     const void* memory) {
+  launch.extras = static_cast<const Extra*>(memory);
+  const auto* rest = reinterpret_cast<const int64_t*>(launch.extras + launch.count);
+  launch.layouts = rest + 1;
+  for (const TensorEntry& tensor : tensors)
+    if (tensor.step != nullptr)
+      launch.blocks_done = reinterpret_cast<uint32_t*>(const_cast<int64_t*>(rest));
+}
+
+}  // namespace friction::cuda

@@ -1,0 +1,127 @@
+// Runs CUDA launches on the host, block by block and thread by thread, with the functions that the
+// kernels are made of.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "../../csrc/cuda/adamp.h"
+
+namespace friction::cuda {
+
+template <class Rule, class T>
+Shared<Rule, T> shared_of(const Launch<Rule>& launch, int64_t tensor) {
+  typename Rule::Settings settings;
+  for (int i = 0; i < GroupStep<Rule>::kSettings; ++i)
+    reinterpret_cast<double*>(&settings)[i] = launch.group_step(tensor).resolve(i);
+  return {settings, step_of(launch, tensor)};
+}
+
+template <class Visit, class Rule>
+void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    int64_t tensor = 0;
+    for (int64_t chunk = block; chunk < launch.chunks; chunk += blocks) {
+      const Part part = part_of(launch, chunk, tensor);
+      tensor = part.tensor;
+      visit(block, chunk, part);
+    }
+  }
+}
+
+template <class Storage, bool kProjects, class Rule>
+void update_all(const Launch<Rule>& launch, int64_t blocks) {
+  using T = typename Storage::Arithmetic;
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& part) {
+    const auto shared = shared_of<Rule, T>(launch, part.tensor);
+    std::vector<Observation> seen;
+    for (int thread = 0; thread < kThreads; ++thread)
+      seen.push_back(update_part<Storage, kProjects>(launch, part, thread, shared));
+    if (Rule::kObserves && is_observed(part.begin))
+      launch.observations[observation_slot(part.tensor, launch.entries()[part.tensor].first_chunk,
+                                           part.begin)] = team_sum_on_host(seen.data(), kThreads);
+  });
+  if (launch.blocks_done == nullptr) return;
+  for (int64_t tensor = 0; tensor < launch.count; ++tensor)
+    if (float* step = launch.extras[tensor].step) *step += 1;
+}
+
+template <class T, class Storage>
+void reduce_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& whole) {
+    const Extra& extra = launch.extras[whole.tensor];
+    if (extra.rows == 0) return;
+    const auto shared = shared_of<FrictionAdam, T>(launch, whole.tensor);
+    auto stage = std::make_unique<Stage<T>>();
+    for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
+      const int rest = whole.count - staged;
+      const Part part{whole.tensor, whole.begin + staged,
+                      rest < Stage<T>::kSize ? rest : Stage<T>::kSize};
+      for (int thread = 0; thread < kThreads; ++thread)
+        stage_directions<Storage>(launch, part, thread, shared, *stage);
+      const Rows rows(extra.row_length, part.begin, part.begin + part.count);
+      const int team = rows.team();
+      for (int row = 0; row < rows.count; ++row) {
+        std::vector<ProjectionSums> sums;
+        for (int member = 0; member < team; ++member)
+          sums.push_back(member_sums(*stage, rows.begin_of(row), rows.end_of(row), member, team));
+        launch.projection.sums[sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk,
+                                            rows.first + row, part.begin)] =
+            team_sum_on_host(sums.data(), team);
+      }
+    }
+  });
+}
+
+template <class T>
+void decide_all(const Launch<FrictionAdam>& launch) {
+  constexpr int kDecideThreads = 1024;
+  for (int64_t tensor = 0; tensor < launch.count; ++tensor) {
+    const Extra& extra = launch.extras[tensor];
+    const auto shared = shared_of<FrictionAdam, T>(launch, tensor);
+    const int lanes = rows_are_long<T>(extra) ? kWarp : 1, members = kDecideThreads / lanes;
+    bool rows_pass = extra.rows > 0;
+    std::vector<ProjectionSums> mine(kDecideThreads);
+    for (int member = 0; member < members; ++member)
+      for (int64_t row = member; row < extra.rows; row += members) {
+        const Slots<T> slots(extra, launch.entries()[tensor].first_chunk, row);
+        std::vector<ProjectionSums> parts;
+        for (int lane = 0; lane < lanes; ++lane)
+          parts.push_back(slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes));
+        const ProjectionSums sums = team_sum_on_host(parts.data(), lanes);
+        rows_pass = row_passes(sums, double(extra.row_length), shared.delta, shared.eps,
+                               launch.projection.coefficients[extra.first_row + row]) &&
+                    rows_pass;
+        mine[size_t(member * lanes)] += sums;
+      }
+    launch.projection.projected[tensor] = rows_pass;
+    if (rows_pass || extra.rows == 0) continue;
+    const ProjectionSums whole = team_sum_on_host(mine.data(), kDecideThreads);
+    double coefficient;
+    if (!row_passes(whole, double(extra.rows) * double(extra.row_length), shared.delta, shared.eps,
+                    coefficient))
+      continue;
+    launch.projection.projected[tensor] = true;
+    for (int64_t row = 0; row < extra.rows; ++row)
+      launch.projection.coefficients[extra.first_row + row] = coefficient;
+  }
+}
+
+template <class Storage>
+void adamp_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
+  using T = typename Storage::Arithmetic;
+  reduce_all<T, Storage>(launch, blocks);
+  decide_all<T>(launch);
+  update_all<Storage, true>(launch, blocks);
+}
+
+// 0: float32, 1: bfloat16, 2: mixed, 3: float64, as Storage of driver.h counts them.
+template <class F>
+void with_host_storage(int number, F&& f) {
+  if (number == 0) return f(Float32Storage());
+  if (number == 1) return f(BFloat16Storage());
+  if (number == 2) return f(MixedStorage());
+  return f(Float64Storage());
+}
+
+}  // namespace friction::cuda

@@ -1,0 +1,173 @@
+// CUDA launches on the host, for tests that call them through ctypes. Compiled by g++ and by nvcc.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "../../csrc/cuda/pack.h"
+#include "host_kernels.h"
+
+using namespace friction;
+using namespace friction::cuda;
+
+// What Python says of a tensor.
+struct HostTensor {
+  void* data[kMaxLists];
+  const int64_t* sizes;    // of its walk where it has gaps, else null
+  const int64_t* strides;  // [lists, dims]
+  float* step;
+  int64_t numel, rows, dims;
+  uint8_t dtype[kMaxLists];
+  int32_t group_step;
+};
+
+namespace {
+
+// Visits each element and changes it by one.
+struct Count {
+  static constexpr const char* kName = "count";
+  enum List { kParam, kLists };
+  static constexpr bool kWrites[kLists] = {true}, kWide[kLists] = {false};
+  static constexpr bool kObserves = false;
+  struct Settings {
+    double unused;
+  };
+  enum Variant { kOnly, kVariants };
+  static constexpr int kFullVariants[] = {kOnly};
+  static FRICTION_INLINE int variant(const Settings&) { return kOnly; }
+  template <class T>
+  struct Scalars {
+    Scalars() = default;
+    FRICTION_INLINE Scalars(const Settings&, double) {}
+  };
+  template <int kVariant, class T>
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&, T&) {
+    x[kParam] += T(1);
+  }
+};
+
+template <class Rule>
+struct Table {
+  std::vector<Layout> layouts;
+  std::vector<TensorEntry> tensors;
+  std::vector<Entry<Rule::kLists>> entries;
+  std::vector<GroupStep<Rule>> group_steps;
+  std::vector<char> extras;
+  std::vector<Observation> observations;
+  Launch<Rule> launch{};
+  int64_t rows = 0;
+
+  Table(const HostTensor* given, int64_t count, const double* settings, const double* steps,
+        int64_t pairs, bool stored)
+      : layouts(size_t(count)) {
+    for (int64_t i = 0; i < count; ++i) {
+      const HostTensor& host = given[i];
+      TensorEntry tensor{};
+      for (int list = 0; list < Rule::kLists; ++list) {
+        tensor.data[list] = host.data[list];
+        tensor.dtype[list] = launch.dtype[list] = DType(host.dtype[list]);
+      }
+      if (host.sizes != nullptr) {
+        layouts[size_t(i)] = {int(host.dims), host.sizes, host.strides};
+        tensor.layout = &layouts[size_t(i)];
+      }
+      tensor.numel = host.numel;
+      tensor.first_chunk = launch.chunks;
+      tensor.scalars = host.group_step;
+      tensor.step = host.step;
+      tensor.rows = host.rows;
+      tensor.row_length = host.rows > 0 ? host.numel / host.rows : 0;
+      tensor.first_row = rows;
+      rows += host.rows;
+      launch.chunks += (host.numel + kChunk - 1) / kChunk;
+      tensors.push_back(tensor);
+    }
+    launch.count = count;
+    entries = entries_of<Rule::kLists>(tensors);
+    constexpr int kSettings = GroupStep<Rule>::kSettings;
+    for (int64_t pair = 0; pair < pairs; ++pair) {
+      GroupStep<Rule>& made = group_steps.emplace_back();
+      made = {};
+      for (int i = 0; i < kSettings; ++i) made.settings[i].number = settings[pair * kSettings + i];
+      made.step = steps[pair];
+    }
+    fill(launch, entries, group_steps, [&](const std::vector<char>&, bool is_entries) {
+      return is_entries ? static_cast<const void*>(entries.data()) : group_steps.data();
+    });
+    if (stored) {
+      launch.stored_entries = entries.data();
+      launch.stored_group_steps = group_steps.data();
+    }
+    extras = extras_of<Rule::kLists>(tensors);
+    refer_to_extras(launch, tensors, extras.data());
+    observations.resize(size_t(observation_slots(launch.count, launch.chunks)));
+    launch.observations = observations.data();
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+int64_t chunk_size() { return kChunk; }
+int64_t capacity_of_friction_adam() { return Launch<FrictionAdam>::kMostEntries; }
+int64_t capacity_of_rsgdm() { return Launch<Rsgdm>::kMostEntries; }
+int64_t launch_bytes_of_friction_adam() { return sizeof(Launch<FrictionAdam>); }
+
+// For every chunk, in its order: which tensor, which elements, which block. Touches no memory.
+void walk(const int64_t* numels, int64_t count, int64_t blocks, bool stored, int64_t* tensor,
+          int64_t* begin, int64_t* elements, int64_t* block_of) {
+  std::vector<HostTensor> given(static_cast<size_t>(count), HostTensor{});
+  for (int64_t i = 0; i < count; ++i) given[size_t(i)].numel = numels[i];
+  const auto table =
+      std::make_unique<Table<Count>>(given.data(), count, nullptr, nullptr, 0, stored);
+  for_each_part(table->launch, blocks, [&](int64_t block, int64_t chunk, const Part& part) {
+    tensor[chunk] = part.tensor;
+    begin[chunk] = part.begin;
+    elements[chunk] = part.count;
+    block_of[chunk] = block;
+  });
+}
+
+void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int storage,
+                  bool stored) {
+  const double setting = 0, step = 1;
+  const auto table = std::make_unique<Table<Count>>(given, count, &setting, &step, 1, stored);
+  with_host_storage(storage,
+                    [&](auto type) { update_all<decltype(type), false>(table->launch, blocks); });
+}
+
+// observed: count, sum and sum of squares of what the rule observes.
+#define FRICTION_DEFINE_UPDATE(name, Rule)                                                       \
+  void name(const HostTensor* given, int64_t count, const double* settings, const double* steps, \
+            int64_t pairs, int64_t blocks, int storage, bool stored, double* observed) {         \
+    const auto table =                                                                           \
+        std::make_unique<Table<Rule>>(given, count, settings, steps, pairs, stored);             \
+    with_host_storage(                                                                           \
+        storage, [&](auto type) { update_all<decltype(type), false>(table->launch, blocks); });  \
+    Observation seen;                                                                            \
+    for (const Observation& part : table->observations) seen += part;                            \
+    observed[0] = double(seen.count), observed[1] = seen.sum, observed[2] = seen.square_sum;     \
+  }
+
+FRICTION_DEFINE_UPDATE(friction_adam, FrictionAdam)
+FRICTION_DEFINE_UPDATE(rsgdm, Rsgdm)
+
+// projected: [count] out; coefficients: [rows of all] out.
+void friction_adamp(const HostTensor* given, int64_t count, const double* settings,
+                    const double* steps, int64_t pairs, int64_t blocks, int storage,
+                    bool* projected, double* coefficients) {
+  const auto table =
+      std::make_unique<Table<FrictionAdam>>(given, count, settings, steps, pairs, false);
+  std::vector<ProjectionSums> sums(size_t(sums_slots(table->rows, table->launch.chunks)));
+  table->launch.projection = {sums.data(), coefficients, projected};
+  with_host_storage(storage, [&](auto type) { adamp_all<decltype(type)>(table->launch, blocks); });
+}
+
+// The tree of a team, over values of which each thread has one.
+double team_sum(const double* values, int team) {
+  std::vector<Observation> sums;
+  for (int i = 0; i < team; ++i) sums.push_back({values[i], 0, 0});
+  return team_sum_on_host(sums.data(), team).sum;
+}
+
+}  // extern "C"

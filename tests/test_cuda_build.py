@@ -1,0 +1,127 @@
+"""The CUDA machine code in the built library, read with cuobjdump, which triton's wheel carries."""
+
+import re
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from friction_kernels import _native, backends
+
+DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100-real", "100-virtual")
+KERNELS = 19  # to an architecture
+# A multiprocessor has 65,536 registers: two blocks of 256 threads of the hot kernels find room, and one
+# of 1,024 of the kernel that decides.
+MOST_REGISTERS = {"update_kernel": 128, "adamp_reduce_kernel": 128, "adamp_decide_kernel": 64}
+# 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes.
+VECTOR_ACCESSES = {
+    ("update_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 4 * 2),
+    ("update_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 2 + 2 * 2),
+    ("update_kernel", "FrictionAdam", "Float64Storage"): (4, 4),
+    ("update_kernel", "FrictionAdam", "MixedStorage"): (2, 2),
+    ("update_kernel", "Rsgdm", "Float32Storage"): (3 * 2, 2 * 2),
+    ("update_kernel", "Rsgdm", "BFloat16Storage"): (2 + 2, 1 + 2),
+    ("update_kernel", "Rsgdm", "Float64Storage"): (2, 2),
+    ("update_kernel", "Rsgdm", "MixedStorage"): (1, 1),
+    ("adamp_reduce_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 0),
+    ("adamp_reduce_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 0),
+}
+
+if not _native.cuda_architectures:
+    if shutil.which("nvcc"):
+        pytest.fail(
+            "nvcc is on this machine, and the library was built without CUDA", pytrace=False
+        )
+    pytest.skip(
+        "nvcc is not on this machine, so the library has no CUDA kernels: their machine code is not "
+        "checked",
+        allow_module_level=True,
+    )
+
+
+def cuobjdump(*arguments: str) -> str:
+    spec = find_spec("triton")
+    bundled = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump" if spec else Path()
+    tool = shutil.which("cuobjdump") or (str(bundled) if bundled.is_file() else None)
+    if tool is None:
+        pytest.fail("cuobjdump is needed: `pip install triton`, whose wheel carries it")
+    run = [tool, *arguments, _native.__file__]
+    return subprocess.run(run, check=True, capture_output=True, text=True).stdout
+
+
+def kernel_of(symbol: str) -> tuple[str, ...]:
+    """The kernel's name, its rule and its storage, of which not every kernel has all."""
+    choices = (("update_kernel", "adamp_reduce_kernel", "adamp_decide_kernel", "store_kernel"),)
+    choices += (("FrictionAdam", "Rsgdm"), ("BFloat16Storage", "Float32Storage"))
+    choices += (("Float64Storage", "MixedStorage"),)
+    return tuple(name for names in choices for name in names if name in symbol)
+
+
+@pytest.fixture(scope="module")
+def resources() -> list[tuple[str, str, dict[str, int]]]:
+    """(architecture, symbol, usage) of every kernel."""
+    found, architecture = [], ""
+    lines = cuobjdump("--dump-resource-usage").splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        if match := re.match(r"arch = (\w+)", line):
+            architecture = match[1]
+        if match := re.match(r" Function (\w+):", line):
+            usage = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", following)}
+            found.append((architecture, match[1], usage))
+    return found
+
+
+def test_every_kernel_is_there_for_every_architecture(resources):
+    if _native.cuda_architectures == DEFAULT_ARCHITECTURES:
+        architectures = {"sm_80", "sm_90", "sm_100"}
+    else:
+        real = [name for name in _native.cuda_architectures if not name.endswith("-virtual")]
+        architectures = {f"sm_{name.removesuffix('-real')}" for name in real}
+    for architecture in architectures:
+        symbols = [symbol for of, symbol, _ in resources if of == architecture]
+        assert len(symbols) == len(set(symbols)) == KERNELS, architecture
+    assert {of for of, _, _ in resources} == architectures
+
+
+def test_no_kernel_spills_or_keeps_a_stack(resources):
+    for architecture, symbol, usage in resources:
+        assert usage["STACK"] == 0 and usage["LOCAL"] == 0, (architecture, symbol, usage)
+
+
+def test_registers_leave_room_for_the_blocks_that_hide_latency(resources):
+    for architecture, symbol, usage in resources:
+        most = MOST_REGISTERS.get(kernel_of(symbol)[0], 64)
+        assert usage["REG"] <= most, (architecture, symbol, usage)
+
+
+def test_whole_chunks_go_by_128_bit_loads_and_stores():
+    seen = set()
+    for section in re.split(r"\n\s*code for ", cuobjdump("-sass"))[1:]:
+        architecture = section.split(maxsplit=1)[0]
+        for function in section.split("Function : ")[1:]:
+            symbol = function.split(maxsplit=1)[0]
+            if kernel_of(symbol) not in VECTOR_ACCESSES:
+                continue
+            loads, stores = VECTOR_ACCESSES[kernel_of(symbol)]
+            assert len(re.findall(r"LDG\.E\.(?:\w+\.)*128", function)) >= loads, (
+                architecture,
+                symbol,
+            )
+            assert len(re.findall(r"STG\.E\.(?:\w+\.)*128", function)) >= stores, (
+                architecture,
+                symbol,
+            )
+            assert "LDL" not in function and "STL" not in function, (architecture, symbol)
+            seen.add((architecture, kernel_of(symbol)))
+    architectures = {architecture for architecture, _ in seen}
+    assert seen == {(a, kernel) for a in architectures for kernel in VECTOR_ACCESSES}
+
+
+def test_library_says_why_no_gpu_can_be_used():
+    reason = backends.cuda_reason(0)
+    if reason is None:
+        pytest.skip("a GPU is here and can be used")
+    assert "driver" in reason or "cuda:0" in reason or "CUDA" in reason
+    assert backends.describe()["backend native, CUDA"] == f"inactive: {reason}"

@@ -1,0 +1,204 @@
+"""What CUDA threads compute, run on the host by the same functions, against the processor's kernels."""
+
+import ctypes
+
+import numpy as np
+import pytest
+import torch
+from host_launch import (
+    STORAGES,
+    describe,
+    pointer,
+    settings_array,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_native import ADAM_OPTIONS, ADAMP_OPTIONS, CHUNK, RSGDM_OPTIONS
+
+from friction_kernels import OPTIMIZERS, friction_stats
+
+# The storage of a launch: the parameter's, the gradient's type.
+KINDS = {
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "mixed": (torch.bfloat16, torch.float32),
+    "mixed half": (torch.float16, torch.float16),
+    "mixed wide": (torch.float32, torch.float64),
+    "float64": (torch.float64, torch.float64),
+    "float64 mixed": (torch.float64, torch.float32),
+}
+SHAPES = st.lists(
+    st.sampled_from(
+        [
+            (0,),
+            (1,),
+            (3,),
+            (CHUNK - 1,),
+            (CHUNK,),
+            (CHUNK + 1,),
+            (3 * CHUNK,),
+            (5, 509),
+            (2, 3, 3, 3),
+        ]
+    ),
+    min_size=1,
+    max_size=4,
+)
+MATRICES = st.lists(
+    st.sampled_from(
+        [(7,), (40, 3), (3, 700), (2, 2500), (64, 40), (1, 5000), (300, 31), (33, 1), (16, 3, 3, 3)]
+    ),
+    min_size=1,
+    max_size=3,
+)
+
+
+def after_two_steps(name, shapes, options, kind, seed):
+    """An optimizer whose states are no longer zero, about to make its third step."""
+    param_dtype, grad_dtype = KINDS[kind]
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(shape, dtype):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    params = [torch.nn.Parameter(random(shape, param_dtype)) for shape in shapes]
+    opt = OPTIMIZERS[name](params, **options, backend="native")
+    for step in range(3):
+        for param in params:
+            if grad_dtype != param_dtype:
+                param.grad_dtype = grad_dtype
+            param.grad = random(param.shape, grad_dtype)
+        if step < 2:
+            opt.step()
+    return opt, params
+
+
+def lists_of(opt, param):
+    keys = type(opt).state_lists
+    return [param.data, param.grad, *(opt.state[param][key] for key in keys)]
+
+
+def run_on_host(host, opt, params, kind, blocks, *, function, count_on_device=False):
+    """The launch's third step on copies of everything; returns the copies and what was observed."""
+    copies = [[tensor.clone() for tensor in lists_of(opt, param)] for param in params]
+    steps = [torch.tensor(2.0) for _ in params] if count_on_device else None
+    given_tensors, _alive = describe(copies, steps=steps)
+    numbers, observed = settings_array(opt), np.zeros(3)
+    now = np.array([0.0 if count_on_device else 3.0])
+    getattr(host, function)(
+        *(given_tensors, ctypes.c_int64(len(copies)), pointer(numbers), pointer(now)),
+        *(ctypes.c_int64(1), ctypes.c_int64(blocks), STORAGES[kind.split()[0]]),
+        *(ctypes.c_bool(False), pointer(observed)),
+    )
+    assert not count_on_device or all(step == 3.0 for step in steps)
+    return copies, observed
+
+
+def assert_same_bits(copies, opt, params):
+    for lists, param in zip(copies, params, strict=True):
+        for ours, native_list in zip(lists, lists_of(opt, param), strict=True):
+            assert torch.equal(ours, native_list)
+
+
+ADAMS = st.sampled_from(["SigSignGrad", "TanhSignGrad", "SigSignAdamW", "TanhSignAdamW"])
+
+
+@given(
+    ADAMS,
+    SHAPES,
+    st.fixed_dictionaries(ADAM_OPTIONS),
+    st.sampled_from(sorted(KINDS)),
+    st.integers(1, 5),
+    st.booleans(),
+    st.integers(0, 9999),
+)
+def test_friction_adam_gives_the_processors_bits(
+    host, name, shapes, options, kind, blocks, count_on_device, seed
+):
+    opt, params = after_two_steps(name, shapes, options, kind, seed)
+    copies, observed = run_on_host(
+        *(host, opt, params, kind, blocks),
+        function="friction_adam",
+        count_on_device=count_on_device,
+    )
+    opt.step()
+    assert_same_bits(copies, opt, params)
+    [stats] = friction_stats(opt)
+    assert observed[0] == stats.count
+    if stats.count:
+        neutral = 1.0 if name.startswith("Tanh") else 0.5
+        assert neutral + observed[1] / observed[0] == pytest.approx(stats.mean, rel=1e-5, abs=1e-6)
+
+
+@given(
+    SHAPES,
+    st.fixed_dictionaries(RSGDM_OPTIONS),
+    st.sampled_from(sorted(KINDS)),
+    st.integers(1, 5),
+    st.integers(0, 9999),
+)
+def test_rsgdm_gives_the_processors_bits(host, shapes, options, kind, blocks, seed):
+    opt, params = after_two_steps("RSGDM", shapes, options, kind, seed)
+    copies, _ = run_on_host(host, opt, params, kind, blocks, function="rsgdm")
+    opt.step()
+    assert_same_bits(copies, opt, params)
+
+
+def run_adamp_on_host(host, opt, params, kind, blocks):
+    copies = [[tensor.clone() for tensor in lists_of(opt, param)] for param in params]
+    given_tensors, _alive = describe(copies, matrices=True)
+    numbers, now = settings_array(opt), np.array([3.0])
+    projected = np.zeros(len(params), dtype=bool)
+    coefficients = np.zeros(sum(p.shape[0] for p in params if p.dim() > 1) + 1)
+    host.friction_adamp(
+        *(given_tensors, ctypes.c_int64(len(copies)), pointer(numbers), pointer(now)),
+        *(ctypes.c_int64(1), ctypes.c_int64(blocks), STORAGES[kind.split()[0]]),
+        *(pointer(projected), pointer(coefficients)),
+    )
+    return copies, projected
+
+
+# How far sums of another order may move a parameter, in units of its step.
+ADAMP_TOLERANCE = {"float32": 2e-4, "mixed": 2e-2, "float64": 1e-11}
+
+
+@settings(max_examples=200)
+@given(
+    st.sampled_from(["SigSignAdamP", "TanhSignAdamP"]),
+    MATRICES,
+    st.fixed_dictionaries(ADAMP_OPTIONS | {"delta": st.sampled_from([0.0, 0.1, 1.0, 100.0])}),
+    st.sampled_from(["float32", "float64", "float64 mixed"]),
+    st.integers(0, 9999),
+)
+def test_adamp_agrees_with_the_processor_whatever_the_number_of_blocks(
+    host, name, shapes, options, kind, seed
+):
+    opt, params = after_two_steps(name, shapes, options, kind, seed)
+    before = [param.detach().clone() for param in params]
+    copies, projected = run_adamp_on_host(host, opt, params, kind, 1)
+    again, _ = run_adamp_on_host(host, opt, params, kind, 7)
+    for a, b in zip(copies, again, strict=True):
+        assert all(map(torch.equal, a, b))
+    opt.step()
+    tolerance = ADAMP_TOLERANCE[kind.split()[0]]
+    for lists, param, start in zip(copies, params, before, strict=True):
+        for ours, theirs in zip(lists[2:], lists_of(opt, param)[2:], strict=True):
+            assert torch.equal(ours, theirs)
+        change = (param.detach() - start).double().abs().max()
+        assert (lists[0] - param.detach()).double().abs().max() <= tolerance * change + 1e-15
+    if options["delta"] == 100.0:
+        assert all(projected == np.array([param.dim() > 1 for param in params]))
+    if options["delta"] == 0.0:
+        assert not projected.any()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_adamp_projects_a_whole_tensor_where_its_rows_do_not_pass(host, kind):
+    """One row is parallel to its gradient, the whole is not."""
+    opt, params = after_two_steps("SigSignAdamP", [(9, 300)], {"delta": 3.0}, kind, 1)
+    [param] = params
+    param.grad[4] = 1e-3 * param.detach()[4]
+    copies, projected = run_adamp_on_host(host, opt, params, kind, 3)
+    opt.step()
+    assert projected.all()
+    torch.testing.assert_close(copies[0][0], param.detach(), rtol=1e-5, atol=1e-7)
