@@ -1,6 +1,8 @@
 """Drop-in optimizers that update every parameter of every group in one launch (AdamP: three)."""
 
+from friction_kernels.graph import gaussian_sigma, label_propagation
 from friction_kernels.launches import LaunchCounts, count_launches
+from friction_kernels.losses import GLoss, GLossStats, GraphMemory
 from friction_kernels.optim import (
     OPTIMIZERS,
     RSGDM,
@@ -19,6 +21,9 @@ __all__ = [
     "OPTIMIZERS",
     "RSGDM",
     "FrictionStats",
+    "GLoss",
+    "GLossStats",
+    "GraphMemory",
     "LaunchCounts",
     "SigSignAdamP",
     "SigSignAdamW",
@@ -29,4 +34,6 @@ __all__ = [
     "__version__",
     "count_launches",
     "friction_stats",
+    "gaussian_sigma",
+    "label_propagation",
 ]

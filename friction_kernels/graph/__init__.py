@@ -1,0 +1,6 @@
+"""Label propagation on similarity graphs that are never stored."""
+
+from friction_kernels.graph.propagation import label_propagation
+from friction_kernels.graph.sigma import gaussian_sigma
+
+__all__ = ["gaussian_sigma", "label_propagation"]

@@ -1,0 +1,121 @@
+"""Bad input to a graph gets an error that names it and the remedy, before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral, Real
+
+import torch
+from torch import Tensor
+
+NAMED_AT_MOST = 10  # of the rows at fault
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_integer(name: str, value: object, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):  # numpy's, too
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if value < low:
+        raise ValueError(f"{name} must be at least {low}, got {value}")
+
+
+def check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_share(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+
+
+def check_sigma(sigma: object) -> None:
+    """A float, or a tensor of one element; the value of a tensor is checked when it is used."""
+    if not isinstance(sigma, Tensor):
+        check_positive("sigma", sigma)
+    elif sigma.numel() != 1 or not sigma.is_floating_point():
+        raise ValueError(
+            f"sigma as a tensor must be one floating-point number, got {sigma.dtype} of shape "
+            f"{tuple(sigma.shape)}"
+        )
+
+
+def check_solver(solver: str, tol: float, max_iter: int, num_iters: int) -> None:
+    check_choice("solver", solver, ("cg", "iterate"))
+    check_positive("tol", tol)
+    check_integer("max_iter", max_iter, 1)
+    check_integer("num_iters", num_iters, 1)
+
+
+def check_embeddings(embeddings: Tensor) -> None:
+    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
+        got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
+        raise TypeError(f"embeddings must be a floating-point tensor, got {got}")
+    if embeddings.dim() != 2 or embeddings.shape[1] == 0:
+        raise ValueError(
+            f"embeddings must have shape (N, d), got {tuple(embeddings.shape)}; "
+            "flatten or pool what comes before"
+        )
+
+
+def check_batch(embeddings: Tensor, labels: Tensor, labelled: Tensor | None) -> None:
+    """Types, shapes and devices; what needs no look at the values."""
+    check_embeddings(embeddings)
+    if (
+        not isinstance(labels, Tensor)
+        or labels.is_floating_point()
+        or labels.is_complex()
+        or labels.dtype == torch.bool
+    ):
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"labels must be an integer tensor of class indices, got {got}")
+    _check_one_per_row("labels", labels, embeddings)
+    if labelled is not None:
+        if not isinstance(labelled, Tensor) or labelled.dtype != torch.bool:
+            got = labelled.dtype if isinstance(labelled, Tensor) else type(labelled).__name__
+            raise TypeError(f"labelled must be a bool tensor, got {got}")
+        _check_one_per_row("labelled", labelled, embeddings)
+
+
+def _check_one_per_row(name: str, tensor: Tensor, embeddings: Tensor) -> None:
+    if tensor.shape != embeddings.shape[:1]:
+        raise ValueError(
+            f"{name} must have shape ({len(embeddings)},), one entry a row of embeddings, got "
+            f"{tuple(tensor.shape)}"
+        )
+    if tensor.device != embeddings.device:
+        raise ValueError(
+            f"{name} is on {tensor.device} and embeddings on {embeddings.device}; move one of them"
+        )
+
+
+def check_class_weight(class_weight: Tensor | None, num_classes: int) -> None:
+    if class_weight is None:
+        return
+    if not isinstance(class_weight, Tensor) or not class_weight.is_floating_point():
+        raise TypeError(f"class_weight must be a floating-point tensor, got {class_weight!r}")
+    if class_weight.shape != (num_classes,):
+        raise ValueError(
+            f"class_weight must have shape ({num_classes},), one weight a class, got "
+            f"{tuple(class_weight.shape)}"
+        )
+    if not bool((class_weight >= 0).all() & class_weight.isfinite().all()):
+        raise ValueError(f"class_weight must be finite and not negative, got {class_weight}")
+
+
+def rows_at_fault(faulty: Tensor) -> str:
+    """The rows where a bool tensor (N,) is true, shortened."""
+    rows = faulty.nonzero()[:, 0].tolist()
+    more = f" and {len(rows) - NAMED_AT_MOST} more" if len(rows) > NAMED_AT_MOST else ""
+    return (
+        f"{'row' if len(rows) == 1 else 'rows'} {', '.join(map(str, rows[:NAMED_AT_MOST]))}{more}"
+    )

@@ -1,0 +1,153 @@
+"""label_propagation: labels of unlabelled nodes by harmonic propagation on a similarity graph."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from friction_kernels.graph import checks
+from friction_kernels.graph.compiling import uncompiled
+from friction_kernels.graph.harmonic import Report, Settings, propagate
+from friction_kernels.graph.nodes import Nodes, arrange
+from friction_kernels.graph.select import GRAPH_BACKENDS, choose, similarity
+from friction_kernels.graph.tiles import PRECISIONS
+
+
+@uncompiled
+def label_propagation(
+    embeddings: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    sigma: float | Tensor = 0.5,
+    labelled: Tensor | None = None,
+    solver: str = "cg",
+    tol: float = 1e-5,
+    max_iter: int = 64,
+    num_iters: int = 10,
+    precision: str = "fp32",
+    ignore_index: int = -100,
+    backend: str = "auto",
+    memory_budget: int = 0,
+) -> Tensor:
+    """Class probabilities F (N, C) of all nodes, differentiable in embeddings and sigma.
+
+    Equivalent to, with L the labelled nodes, U the others, and no N x N matrix stored::
+
+        z = embeddings / embeddings.norm(dim=1, keepdim=True)
+        W = exp(-cdist(z, z)**2 / (2 * sigma**2)).fill_diagonal_(0)
+        S = W / sqrt(W.sum(1)[:, None] * W.sum(1)[None, :])
+        T = S / S.sum(0, keepdim=True)
+        T = T / T.sum(1, keepdim=True)
+        F[L] = one_hot(labels[L])
+        F[U] = torch.linalg.solve(I - T[U][:, U], T[U][:, L] @ F[L])
+
+    embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
+    labels: (N,), integers in [0, num_classes), or ignore_index.
+    sigma: width of the Gaussian in units of distance between normalised embeddings; a float, or a tensor
+        of one element, to which gradients flow if it requires them.
+    labelled: bool (N,), the nodes whose label counts; by default all whose label is not ignore_index.
+    solver: "cg", conjugate gradients, or LU factors where the graph is small and stored, until the
+        residual max_i sum_c |T F - F|_ic is at most tol, in at most max_iter iterations; "iterate",
+        exactly num_iters steps F_U <- T_UU F_U + T_UL F_L from F_U = 0, whose gradient needs memory for
+        2 num_iters matrices of N x C.
+    precision: of the products z_i . z_j: "fp32", or inputs rounded to "tf32" or "bf16". Everything else
+        is float32, or float64 where embeddings are.
+    backend: "triton" (CUDA), "chunked" (any device, O(N) memory), "dense" (stores N x N), or "auto". One
+        that cannot serve raises.
+    memory_budget: bytes that may hold T_UU while it is solved for, in float32, or for precision "bf16"
+        in bfloat16 where only that fits; 0 recomputes it.
+
+    Returns F (N, C) in float32, or float64 where embeddings are. A node that no labelled node reaches,
+    in the arithmetic used, has a uniform row without gradient; a solve that does not converge warns, and
+    its result is still returned.
+    Raises ValueError or TypeError for input without meaning, naming the rows.
+
+    Source: arXiv 2604.25853 and its authors' code (T, the harmonic solution). Ours: the start of
+    "iterate", and uniform rows.
+    """
+    checks.check_integer("num_classes", num_classes, 2)
+    checks.check_sigma(sigma)
+    checks.check_solver(solver, tol, max_iter, num_iters)
+    checks.check_choice("precision", precision, PRECISIONS)
+    checks.check_choice("backend", backend, GRAPH_BACKENDS)
+    checks.check_integer("memory_budget", memory_budget, 0)
+    checks.check_batch(embeddings, labels, labelled)
+    chosen = choose(backend, embeddings)
+    if labelled is None:
+        labelled = labels != ignore_index
+    with torch.autocast(embeddings.device.type, enabled=False):
+        nodes = arrange(
+            embeddings,
+            labels,
+            labelled=labelled,
+            num_classes=num_classes,
+            sigma=sigma,
+            ignore_index=ignore_index,
+        )
+        f, _ = propagate_nodes(
+            nodes,
+            num_classes,
+            sigma,
+            solver=solver,
+            tol=tol,
+            max_iter=max_iter,
+            num_iters=num_iters,
+            precision=precision,
+            backend=chosen,
+            memory_budget=memory_budget,
+        )
+        of_labelled = one_hot(nodes.labels[: nodes.num_labelled], num_classes, f.dtype)
+        return torch.cat((of_labelled, f)).index_select(0, nodes.order.argsort())
+
+
+def propagate_nodes(
+    nodes: Nodes,
+    num_classes: int,
+    sigma: float | Tensor,
+    *,
+    solver: str,
+    tol: float,
+    max_iter: int,
+    num_iters: int,
+    precision: str,
+    backend: str,
+    memory_budget: int,
+) -> tuple[Tensor, Report]:
+    """F_U of nodes in order (N - num_labelled, C), and what became of the solve. backend: not "auto"."""
+    z = nodes.z
+    settings = Settings(
+        similarity=lambda z, scale: similarity(backend, z, scale, nodes.sigma, precision),
+        solver=solver,
+        tol=tol,
+        max_iter=max_iter,
+        num_iters=num_iters,
+        keep_dtype=_kept_dtype(
+            len(z) - nodes.num_labelled, z.dtype, precision, memory_budget, backend == "dense"
+        ),
+    )
+    targets = one_hot(nodes.labels[: nodes.num_labelled], num_classes, z.dtype)
+    return propagate(z, inverse_square(sigma, z.device, z.dtype), targets, settings)
+
+
+def inverse_square(sigma: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 / sigma^2 (), differentiable in sigma."""
+    if isinstance(sigma, Tensor):
+        return sigma.to(device, dtype).reshape(()) ** -2
+    return torch.full((), sigma**-2, device=device, dtype=dtype)
+
+
+def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """Y (len(labels), C)."""
+    y = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
+    return y.scatter_(1, labels[:, None], 1)
+
+
+def _kept_dtype(
+    num_unlabelled: int, dtype: torch.dtype, precision: str, memory_budget: int, stored: bool
+) -> torch.dtype | None:
+    """The type in which T_UU is kept; None keeps nothing."""
+    candidates = (dtype, torch.bfloat16) if precision == "bf16" else (dtype,)
+    if stored:
+        return dtype
+    return next((c for c in candidates if num_unlabelled**2 * c.itemsize <= memory_budget), None)

@@ -1,0 +1,138 @@
+"""gaussian_sigma: a width for the similarity graph, from the distances between the embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from friction_kernels.graph import checks
+
+RULES = ("root", "mst", "median")
+ELEMENTS_AT_ONCE = 1 << 21  # of distances: 16 MiB in float64
+SAME_POINT = 1e-13  # squared distance over squared length: what rounding to float32 can part
+
+
+@torch.no_grad()
+def gaussian_sigma(
+    embeddings: Tensor,
+    labels: Tensor | None = None,
+    rule: str = "root",
+    *,
+    normalize: bool = True,
+    ignore_index: int = -100,
+) -> float:
+    """A sigma for GLoss and label_propagation, never N x N at once. Equivalent to::
+
+        D = torch.cdist(z, z)                                          # z: the rows, see `normalize`
+        "root":   sqrt(D.median() / 3)                                 # of all N^2 entries
+        "mst":    D[(labels[:, None] != labels) & (D > 0)].min() / 3   # or, where there is no such pair,
+                  D[i < j].median() / 3
+        "median": D[i < j].median()
+
+    embeddings: (N, d), N at least 2. labels: (N,), which "mst" needs; pairs with ignore_index do not
+    count there. normalize: measure between rows of length one, as the graph does; False takes the rows as
+    they are, as the authors' code does. A median of an even number is the smaller middle one, as torch's;
+    distances are computed in float64, and a median's square is rounded to float32.
+
+    Source: "root" and "mst" are those of the authors' code of arXiv 2604.25853 ("mst" is its name for it;
+    no spanning tree is made); "median" is the common median heuristic (arXiv 1707.07269). Ours:
+    `normalize`, and for N = 2 "root" takes the only distance, where the published median would be 0.
+    Raises ValueError where the rule has no positive value.
+    """
+    checks.check_choice("rule", rule, RULES)
+    checks.check_embeddings(embeddings)
+    if len(embeddings) < 2:
+        raise ValueError(f"sigma needs at least two embeddings, got {len(embeddings)}")
+    if rule == "mst" and labels is None:
+        raise ValueError("rule 'mst' needs labels; pass them, or use rule 'root' or 'median'")
+    if labels is not None:
+        checks.check_batch(embeddings, labels, None)
+    z = embeddings.double()
+    if normalize:
+        z = z / torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    unusable = ~z.isfinite().all(dim=1)
+    if bool(unusable.any()):
+        raise ValueError(
+            f"embeddings have NaN, infinite or zero length in {checks.rows_at_fault(unusable)}; leave "
+            "these rows out"
+        )
+    sigma = _RULES[rule](z, labels, ignore_index)
+    if not 0 < sigma < math.inf:
+        raise ValueError(
+            f"rule {rule!r} gives sigma={sigma}, because most embeddings are the same point; "
+            "choose sigma yourself"
+        )
+    return sigma
+
+
+def _root(z: Tensor, labels: Tensor | None, ignore_index: int) -> float:
+    n = len(z)
+    middle = (n * n - 1) // 2  # in the sorted matrix: n zeros of the diagonal, then each pair twice
+    return math.sqrt(_ordered_distance(z, max(middle - n, 0) // 2) / 3)
+
+
+def _median(z: Tensor, labels: Tensor | None, ignore_index: int) -> float:
+    pairs = len(z) * (len(z) - 1) // 2
+    return _ordered_distance(z, (pairs - 1) // 2)
+
+
+def _mst(z: Tensor, labels: Tensor, ignore_index: int) -> float:
+    smallest = z.new_full((), math.inf)
+    known = labels != ignore_index
+    squared_length = (z * z).sum(dim=1)
+    for rows, squared in _squared_distances(z):
+        here, there = slice(rows.start, rows.stop), slice(rows.start, None)
+        counts = (labels[here, None] != labels[there]) & known[here, None] & known[there]
+        apart = squared > SAME_POINT * (squared_length[here, None] + squared_length[there])
+        smallest = smallest.minimum(squared.masked_fill_(~(counts & apart), math.inf).min())
+    if smallest.isfinite():
+        return math.sqrt(smallest) / 3
+    return _median(z, labels, ignore_index) / 3
+
+
+_RULES = {"root": _root, "mst": _mst, "median": _median}
+
+
+def _squared_distances(z: Tensor) -> Iterator[tuple[range, Tensor]]:
+    """(rows, their squared distances to the nodes from the first of these rows on); inf where j <= i."""
+    squared_length = (z * z).sum(dim=1)
+    step = max(1, ELEMENTS_AT_ONCE // len(z))
+    for start in range(0, len(z), step):
+        rows = range(start, min(start + step, len(z)))
+        squared = torch.addmm(squared_length[start:], z[start : rows.stop], z[start:].T, alpha=-2)
+        squared.add_(squared_length[start : rows.stop, None]).clamp_min_(0)
+        block = squared[:, : len(rows)]
+        block.masked_fill_(torch.ones_like(block, dtype=torch.bool).tril_(), math.inf)
+        yield rows, squared
+
+
+def _ordered_distance(z: Tensor, k: int) -> float:
+    """The k-th smallest distance (from 0) between pairs of rows, in two passes that only count.
+
+    The bits of non-negative float32 numbers are in the order of the numbers: the first pass counts their
+    upper halves, the second the lower halves of those that share the upper half found.
+    """
+
+    def find(count_of: Tensor, k: int) -> tuple[int, int]:
+        up_to = count_of.cumsum(0)
+        place = int(torch.searchsorted(up_to, k, right=True))
+        return place, k - (int(up_to[place - 1]) if place else 0)
+
+    upper, k = find(sum(_histogram(bits >> 16) for bits in _distance_bits(z)), k)
+    lower, _ = find(
+        sum(_histogram(bits[bits >> 16 == upper] & 0xFFFF) for bits in _distance_bits(z)), k
+    )
+    bits = torch.tensor(upper << 16 | lower, dtype=torch.int32)
+    return math.sqrt(bits.view(torch.float32))
+
+
+def _distance_bits(z: Tensor) -> Iterator[Tensor]:
+    for _, squared in _squared_distances(z):
+        yield squared.float().view(torch.int32).flatten()
+
+
+def _histogram(values: Tensor) -> Tensor:
+    return torch.bincount(values, minlength=1 << 16)

@@ -1,0 +1,102 @@
+"""Solvers of v = A v + b for a transition A within U, all columns at once.
+
+A = T_UU has rows that sum to at most one, and it is self-adjoint in the inner product with the weights
+pi, pi_i T_ij = pi_j T_ji; its transpose is, with 1 / pi. So conjugate gradients apply, in the unknowns
+themselves: the similar symmetric matrix q W q is never formed, and neither are its unknowns F / sqrt(pi).
+
+At small sigma pi spans hundreds of orders of magnitude, and conjugate gradients then see only the nodes
+that have weight. Hence convergence is measured without weights, and where it stalls, plain propagation
+goes on from the best point: |T_UU| <= 1 in the maximum norm (its transpose in the sum norm), so its error
+never grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+STALLED_AFTER = 10  # iterations of conjugate gradients without a smaller error
+
+Product = Callable[[Tensor], Tensor]
+Error = Callable[[Tensor, Tensor], Tensor]
+
+
+class Solution(NamedTuple):
+    values: Tensor  # v (M, K)
+    image: Tensor  # A v + b (M, K)
+    error: float  # what `measure` says of them
+    iterations: int
+
+
+def solve(
+    times: Product, b: Tensor, log_weight: Tensor, measure: Error, tol: float, max_iter: int
+) -> Solution:
+    """Conjugate gradients, then plain propagation, until the error is at most tol.
+
+    times: v -> A v; b: (M, K); log_weight: (M,), log pi; measure: (A v + b - v, v) -> (), the error.
+    The host waits for one number an iteration.
+    """
+    values, iterations = conjugate_gradients(times, b, log_weight, measure, tol, max_iter)
+    while True:
+        image = times(values).add_(b)
+        residual = image - values
+        error = float(measure(residual, values))
+        if error <= tol or iterations >= max_iter or _is_rounding(residual, values):
+            return Solution(values, image, error, iterations)
+        values = image
+        iterations += 1
+
+
+def conjugate_gradients(
+    times: Product, b: Tensor, log_weight: Tensor, measure: Error, tol: float, max_iter: int
+) -> tuple[Tensor, int]:
+    """(the best v met, iterations). A column whose residual vanishes takes no further steps."""
+    weight = (log_weight - log_weight.max()).exp_()[:, None]
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return (weight * x * y).sum(dim=0)
+
+    v, residual, direction = torch.zeros_like(b), b.clone(), b
+    squared = dot(residual, residual)
+    best, best_error, best_iteration, iteration = v.clone(), torch.inf, 0, 0
+    while True:
+        error = float(measure(residual, v))
+        if error < best_error:
+            best, best_error, best_iteration = v.clone(), error, iteration
+        if error <= tol or iteration >= min(max_iter, best_iteration + STALLED_AFTER):
+            return best, iteration
+        image = direction - times(direction)
+        curvature = dot(direction, image)
+        step = torch.where(curvature > 0, squared / curvature, 0)
+        v += step * direction
+        residual -= step * image
+        previous, squared = squared, dot(residual, residual)
+        direction = residual + torch.where(previous > 0, squared / previous, 0) * direction
+        iteration += 1
+
+
+def _is_rounding(residual: Tensor, values: Tensor) -> bool:
+    """Whether no further step can change the values."""
+    return float(residual.abs().max()) <= 4 * torch.finfo(values.dtype).eps * float(
+        values.abs().max()
+    )
+
+
+def direct(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """The LU factors of I - A, for `solve_directly`."""
+    minus = matrix.neg()
+    minus.diagonal().add_(1)
+    factors, pivots, _ = torch.linalg.lu_factor_ex(minus)  # a zero pivot shows in the error
+    return factors, pivots
+
+
+def solve_directly(
+    factors: tuple[Tensor, Tensor], times: Product, b: Tensor, measure: Error
+) -> Solution:
+    """v = (I - A)^(-1) b of the LU factors of I - A, and its error."""
+    values = torch.linalg.lu_solve(*factors, b)
+    image = times(values).add_(b)
+    return Solution(values, image, float(measure(image - values, values)), 0)

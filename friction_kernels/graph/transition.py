@@ -1,0 +1,127 @@
+"""The published transition matrix T over a similarity: its products, without it or from stored T_UU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from friction_kernels.graph.backend import Normalisers, Similarity
+from friction_kernels.graph.tiles import Tiles
+
+
+def normalisers(similarity: Similarity, num_labelled: int) -> Normalisers:
+    """Three passes; see backend.Normalisers. Rows of T are needed for unlabelled nodes alone."""
+    num_nodes = len(similarity.z)
+    log_degree = similarity.logsumexp(similarity.z.new_zeros(num_nodes))
+    log_u = similarity.logsumexp(log_degree / -2)
+    log_r = similarity.logsumexp(-log_u, range(num_labelled, num_nodes))
+    bound = similarity.inverse_sigma_squared - log_u.min()  # of x_ij - log u_j
+    return Normalisers(log_degree, log_u, torch.cat((bound.expand(num_labelled), log_r)))
+
+
+class Transition:
+    """T of one graph whose first `num_labelled` nodes are L and the others U.
+
+    Exponents are differences of numbers as large as 1 / sigma^2, whose rounding leaves the sums of T's rows
+    at 1 + O(eps / sigma^2). Rows are divided by their sums, so that propagation keeps probability at any
+    sigma: what is missing from a row of F then is what no label has reached.
+    """
+
+    def __init__(self, similarity: Similarity, num_labelled: int):
+        num_nodes = len(similarity.z)
+        self.similarity = similarity
+        self.normalisers = normalisers(similarity, num_labelled)
+        self.everything = range(num_nodes)
+        self.labelled = range(num_labelled)
+        self.unlabelled = range(num_labelled, num_nodes)
+        self.of_row = -self.normalisers.log_r  # T_ij = exp(x_ij + of_row_i + of_column_j)
+        self.of_column = -self.normalisers.log_u
+        self.row_factor = similarity.z.new_ones(len(self.unlabelled), 1)  # one over the rows' sums
+        self._kept: Tensor | None = None  # T_UU, and what its rounding takes from its rows
+        self._kept_factor: Tensor | None = None
+
+    @property
+    def log_weight(self) -> Tensor:
+        """(num_unlabelled,): log pi, where pi_i T_ij = pi_j T_ji."""
+        u = slice(self.unlabelled.start, None)
+        return self.of_column[u] - self.of_row[u] - self.row_factor[:, 0].log()
+
+    def keep(self, dtype: torch.dtype) -> Tensor:
+        """Store T_UU, which products then read; before `from_labels`."""
+        rows, similarity = self.unlabelled, self.similarity
+        tiles = getattr(similarity, "tiles", None) or Tiles(
+            similarity.z, similarity.inverse_sigma_squared, similarity.precision
+        )
+        kept = similarity.z.new_empty(len(rows), len(rows), dtype=dtype)
+        buffer, factor = tiles.buffer(), torch.ones_like(self.row_factor)
+        of_row, of_column = (bias[rows.start :] for bias in (self.of_row, self.of_column))
+        for chunk in tiles.row_chunks(rows):
+            here = slice(chunk.start - rows.start, chunk.stop - rows.start)
+            tile = tiles.tile(chunk, rows, buffer)
+            if tiles.exponential:
+                weights = (tile * of_column.exp()).mul_(of_row[here, None].exp())
+            else:
+                weights = (tile + of_column).add_(of_row[here, None]).exp_()
+            kept[here] = weights
+            if dtype != weights.dtype:
+                rounded = kept[here].sum(dim=1, dtype=weights.dtype)
+                factor[here, 0] = (weights.sum(dim=1) / rounded).nan_to_num_(1.0)
+        self._kept, self._kept_factor = kept, factor
+        return kept
+
+    def from_labels(self, targets: Tensor) -> Tensor:
+        """T_UL Y_L (num_unlabelled, C); Y_L (num_labelled, C), whose rows sum to one."""
+        b = self._apply(self.unlabelled, self.labelled, self.of_row, self.of_column, targets)
+        sums = b.sum(dim=1, keepdim=True) + self.times(torch.ones_like(self.row_factor))
+        self.row_factor = sums.reciprocal_()
+        if self._kept is not None:
+            self._kept_factor *= self.row_factor
+        return b.mul_(self.row_factor)
+
+    def times(self, values: Tensor) -> Tensor:
+        """T_UU values: (num_unlabelled, K) -> (num_unlabelled, K)."""
+        if self._kept is not None:
+            return _product(self._kept, values).mul_(self._kept_factor)
+        u = self.unlabelled
+        return self._apply(u, u, self.of_row, self.of_column, values).mul_(self.row_factor)
+
+    def transposed_times(self, values: Tensor) -> Tensor:
+        """T_UU^T values: (num_unlabelled, K) -> (num_unlabelled, K)."""
+        if self._kept is not None:
+            return _transposed_product(self._kept, values * self._kept_factor)
+        u = self.unlabelled
+        return self._apply(u, u, self.of_column, self.of_row, values * self.row_factor)
+
+    def transposed_to_all(self, values: Tensor) -> Tensor:
+        """T_U^T values, T_U the rows of U: (num_unlabelled, K) -> (N, K)."""
+        values = values * self.row_factor
+        return self._apply(self.everything, self.unlabelled, self.of_column, self.of_row, values)
+
+    def _apply(
+        self, rows: range, columns: range, of_row: Tensor, of_column: Tensor, values: Tensor
+    ) -> Tensor:
+        of_row, of_column = of_row[rows.start : rows.stop], of_column[columns.start : columns.stop]
+        return self.similarity.apply(rows, columns, of_row, of_column, values)
+
+
+ROWS_CONVERTED_AT_ONCE = 4096
+
+
+def _product(matrix: Tensor, values: Tensor) -> Tensor:
+    if matrix.dtype == values.dtype:
+        return matrix @ values
+    result = torch.empty_like(values)  # products and sums in the values' type, as without storing
+    for start in range(0, len(matrix), ROWS_CONVERTED_AT_ONCE):
+        rows = slice(start, start + ROWS_CONVERTED_AT_ONCE)
+        result[rows] = matrix[rows].to(values.dtype) @ values
+    return result
+
+
+def _transposed_product(matrix: Tensor, values: Tensor) -> Tensor:
+    if matrix.dtype == values.dtype:
+        return matrix.T @ values
+    result = torch.zeros_like(values)
+    for start in range(0, len(matrix), ROWS_CONVERTED_AT_ONCE):
+        rows = slice(start, start + ROWS_CONVERTED_AT_ONCE)
+        result += matrix[rows].T.to(values.dtype) @ values[rows]
+    return result

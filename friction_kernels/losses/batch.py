@@ -1,0 +1,88 @@
+"""G-Loss of a small batch in one launch, where friction_triton can serve it."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from friction_kernels.losses.statistics import GLossStats
+
+
+def one_launch_serves(num_nodes: int, num_classes: int) -> bool:
+    """Whether the batch kernel takes a graph of this size; asked only where backend "triton" serves."""
+    from friction_triton.batch import MAX_CLASSES, MAX_NODES
+
+    return 2 <= num_nodes <= MAX_NODES and num_classes <= MAX_CLASSES
+
+
+class Launched:
+    """The statistics of a launch, which nobody waits for until they are read."""
+
+    def __init__(self, statistics: Tensor, labelled: Tensor):
+        self._statistics = statistics  # (6,), those of friction_triton.batch.batch_gloss
+        self._labelled = labelled  # bool (N,)
+
+    def stats(self) -> GLossStats:
+        iterations, residual, num_right, num_scored, num_unreached, _ = self._statistics
+        return GLossStats(
+            iterations=iterations,
+            residual=residual,
+            accuracy=num_right / num_scored,
+            num_nodes=len(self._labelled),
+            num_labelled=self._labelled.sum(),
+            num_scored=num_scored,
+            num_unreached=num_unreached,
+        )
+
+    def warn(self, tol: float) -> None:
+        """Warn of a solve that did not converge. Waits for the device."""
+        iterations, residual, _, _, num_unreached, of_adjoint = self._statistics.tolist()
+        if residual <= tol and of_adjoint <= tol and num_unreached == 0:
+            return
+        warnings.warn(
+            f"label propagation did not converge: residual {residual:.1e}, of its gradient "
+            f"{of_adjoint:.1e}, after {iterations:.0f} iterations, tol={tol:g}; {num_unreached:.0f} "
+            "unlabelled nodes are reached by no labelled node; raise max_iter or sigma, or label more "
+            "nodes",
+            stacklevel=2,
+        )
+
+
+def one_launch_loss(
+    embeddings: Tensor, labelled: Tensor, inverse_sigma_squared: Tensor, **options
+) -> tuple[Tensor, Launched]:
+    """The mean loss (), differentiable in embeddings and 1 / sigma^2, and what became of it.
+
+    The gradient is computed with the loss, and backward only scales it. Arguments: those of
+    friction_triton.batch.batch_gloss; nothing waits for the device.
+    """
+    options["labelled"] = labelled
+    loss, statistics = _OneLaunch.apply(embeddings, inverse_sigma_squared, options)
+    return loss, Launched(statistics, labelled)
+
+
+class _OneLaunch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, embeddings, inverse_sigma_squared, options):
+        from friction_triton.batch import batch_gloss
+
+        result = batch_gloss(embeddings, inverse_sigma_squared=inverse_sigma_squared, **options)
+        ctx.save_for_backward(result.grad_embeddings, result.grad_inverse_sigma_squared)
+        ctx.dtypes = embeddings.dtype, inverse_sigma_squared.dtype
+        ctx.mark_non_differentiable(result.statistics)
+        return result.loss.clone(), result.statistics
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "GLoss cannot be differentiated twice; call backward() or torch.autograd.grad() "
+                "without create_graph=True"
+            )
+        grads = [None, None]
+        for i, (grad, dtype) in enumerate(zip(ctx.saved_tensors, ctx.dtypes, strict=True)):
+            if ctx.needs_input_grad[i]:
+                grads[i] = (grad * grad_loss).to(dtype)
+        return grads[0], None if grads[1] is None else grads[1].reshape(()), None

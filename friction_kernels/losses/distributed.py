@@ -1,0 +1,64 @@
+"""Rows of all ranks in rank order, under torch.distributed; the rows as they are without it."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Each tensor's rows on all ranks, in rank order; ranks may have different numbers of rows, or none.
+
+    tensors: (n, ...), with the same n on a rank; where one is None it must be so on every rank.
+    Gradients flow back to this rank's rows: those of a loss that every rank computes alike, counted once.
+    """
+    if not is_distributed():
+        return tensors
+    present = [t for t in tensors if t is not None]
+    sizes = _sizes(present[0], tensors)
+    return tuple(None if t is None else _GatherRows.apply(t, sizes) for t in tensors)
+
+
+def same_on_all_ranks(tensor: Tensor) -> Tensor:
+    """Rank 0's tensor, which must have one shape on every rank."""
+    if is_distributed():
+        dist.broadcast(tensor, src=0)
+    return tensor
+
+
+def _sizes(first: Tensor, tensors: tuple[Tensor | None, ...]) -> list[int]:
+    """The ranks' numbers of rows; every rank raises where the ranks disagree on anything else."""
+    layout = [0 if t is None else 1 + t[:0].dim() * 1000 + t.element_size() for t in tensors]
+    header = torch.tensor([len(first), *first.shape[1:], *layout], device=first.device)
+    headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
+    dist.all_gather(headers, header)
+    rows = [h.tolist() for h in headers]
+    if any(r[1:] != rows[0][1:] for r in rows):
+        raise ValueError(
+            "the ranks' rows cannot be gathered: widths, types or the presence of `labelled` differ "
+            f"(rank {dist.get_rank()} has shape {tuple(first.shape)}, type {first.dtype}); "
+            "pass the same kind of batch on every rank"
+        )
+    return [r[0] for r in rows]
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows: Tensor, sizes: list[int]) -> Tensor:
+        start = sum(sizes[: dist.get_rank()])
+        ctx.mine = slice(start, start + len(rows))
+        sent = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
+        padded = sent.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: len(rows)] = sent
+        received = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(received, padded)
+        return torch.cat([r[:n] for r, n in zip(received, sizes, strict=True)]).to(rows.dtype)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return grad[ctx.mine], None

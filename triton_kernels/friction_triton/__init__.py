@@ -1,0 +1,1 @@
+"""Triton kernels of friction_kernels: passes over a similarity graph that is never stored."""
