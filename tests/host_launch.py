@@ -48,7 +48,7 @@ def compile_with(compiler: str, folder: Path) -> ctypes.CDLL:
     for name in ("chunk_size", "capacity_of_friction_adam", "capacity_of_rsgdm"):
         getattr(native, name).restype = ctypes.c_int64
     native.launch_bytes_of_friction_adam.restype = ctypes.c_int64
-    native.team_sum.restype = ctypes.c_double
+    native.team_sum.restype = native.squared_norm.restype = ctypes.c_double
     return native
 
 

@@ -11,10 +11,15 @@ import pytest
 from friction_kernels import _native, backends
 
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100-real", "100-virtual")
-KERNELS = 19  # to an architecture
+KERNELS = 23  # to an architecture
 # A multiprocessor has 65,536 registers: two blocks of 256 threads of the hot kernels find room, and one
 # of 1,024 of the kernel that decides.
-MOST_REGISTERS = {"update_kernel": 128, "adamp_reduce_kernel": 128, "adamp_decide_kernel": 64}
+MOST_REGISTERS = {
+    "update_kernel": 128,
+    "squared_norm_kernel": 64,
+    "adamp_reduce_kernel": 128,
+    "adamp_decide_kernel": 64,
+}
 # 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes.
 VECTOR_ACCESSES = {
     ("update_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 4 * 2),
@@ -25,6 +30,8 @@ VECTOR_ACCESSES = {
     ("update_kernel", "Rsgdm", "BFloat16Storage"): (2 + 2, 1 + 2),
     ("update_kernel", "Rsgdm", "Float64Storage"): (2, 2),
     ("update_kernel", "Rsgdm", "MixedStorage"): (1, 1),
+    ("squared_norm_kernel", "Float32Storage"): (2, 0),
+    ("squared_norm_kernel", "BFloat16Storage"): (1, 0),
     ("adamp_reduce_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 0),
     ("adamp_reduce_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 0),
 }
@@ -53,7 +60,15 @@ def cuobjdump(*arguments: str) -> str:
 
 def kernel_of(symbol: str) -> tuple[str, ...]:
     """The kernel's name, its rule and its storage, of which not every kernel has all."""
-    choices = (("update_kernel", "adamp_reduce_kernel", "adamp_decide_kernel", "store_kernel"),)
+    choices = (
+        (
+            "update_kernel",
+            "adamp_reduce_kernel",
+            "adamp_decide_kernel",
+            "squared_norm_kernel",
+            "store_kernel",
+        ),
+    )
     choices += (("FrictionAdam", "Rsgdm"), ("BFloat16Storage", "Float32Storage"))
     choices += (("Float64Storage", "MixedStorage"),)
     return tuple(name for names in choices for name in names if name in symbol)

@@ -202,3 +202,25 @@ def test_adamp_projects_a_whole_tensor_where_its_rows_do_not_pass(host, kind):
     opt.step()
     assert projected.all()
     torch.testing.assert_close(copies[0][0], param.detach(), rtol=1e-5, atol=1e-7)
+
+
+@given(
+    SHAPES, st.sampled_from(["float32", "bfloat16", "mixed half", "float64"]), st.integers(0, 9999)
+)
+def test_squared_norm_is_the_same_whatever_the_number_of_blocks(host, shapes, kind, seed):
+    generator = torch.Generator().manual_seed(seed)
+    grads = [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(KINDS[kind][0])
+        for shape in shapes
+    ]
+    given_tensors, _alive = describe([[grad] for grad in grads])
+    norms = {
+        host.squared_norm(
+            *(given_tensors, ctypes.c_int64(len(grads)), ctypes.c_int64(blocks)),
+            STORAGES[kind.split()[0]],
+        )
+        for blocks in (1, 3, 8)
+    }
+    exact = sum(grad.double().square().sum().item() for grad in grads)
+    assert len(norms) == 1
+    assert norms.pop() == pytest.approx(exact, rel=1e-6)

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "launch.h"
+#include "norm.h"
 
 namespace friction::cuda {
 
@@ -27,6 +28,10 @@ void update(const Launch<Rule>& launch, Storage storage, const Target& target);
 // Three launches, whatever the number of tensors.
 template <class Rule>
 void adamp(const Launch<Rule>& launch, Storage storage, const Target& target);
+
+// One launch: launch.norm.squared becomes the sum of all gradients' squares, the same bits on every
+// card. launch.blocks_done must lead to a zero.
+void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target& target);
 
 // Writes bytes to device memory, in stream order, without keeping the host's memory: they travel as
 // kernel parameters, so a captured graph holds them too.

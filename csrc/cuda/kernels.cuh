@@ -61,20 +61,26 @@ class BlockShared {
   double step_ = -1;
 };
 
-// The last block to arrive counts the steps of all tensors: until then some block may read them.
-template <class Launch>
-__device__ void count_steps(const Launch& launch) {
+// Whether all other blocks of the launch have come here before, so that what they wrote is there to
+// read, and what they read may be changed. Every thread of the block must take part.
+__device__ inline bool is_last_block(uint32_t* blocks_done) {
   __shared__ bool last;
+  __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
+    last = atomicAdd(blocks_done, 1u) == gridDim.x - 1;
+    if (last) *blocks_done = 0;
     __threadfence();
-    last = atomicAdd(launch.blocks_done, 1u) == gridDim.x - 1;
   }
   __syncthreads();
-  if (!last) return;
+  return last;
+}
+
+template <class Launch>
+__device__ void count_steps(const Launch& launch) {
+  if (!is_last_block(launch.blocks_done)) return;
   for (int64_t tensor = threadIdx.x; tensor < launch.count; tensor += kThreads)
     if (float* step = launch.extras[tensor].step) *global(step) += 1;
-  if (threadIdx.x == 0) *launch.blocks_done = 0;
 }
 
 template <class Launch, class Storage, bool kProjects>

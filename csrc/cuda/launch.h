@@ -79,6 +79,12 @@ struct Projection {
   bool* projected;       // [tensors]
 };
 
+// Where the squared norm of all gradients is made, in device memory.
+struct SquaredNorm {
+  double* of_chunk;  // [chunks]
+  double* squared;
+};
+
 template <class Rule>
 struct Header {
   int64_t count;  // tensors
@@ -86,8 +92,9 @@ struct Header {
   const Extra* extras;     // [tensors]; null where no tensor needs one
   const int64_t* layouts;  // each: dims, sizes [dims], strides [lists, dims] (in elements)
   Observation* observations;
-  uint32_t* blocks_done;  // where steps are counted on the device
+  uint32_t* blocks_done;  // 0 between launches; where the last block has work to do
   Projection projection;
+  SquaredNorm norm;
   const Entry<Rule::kLists>* stored_entries;  // null: those in the launch's room
   const GroupStep<Rule>* stored_group_steps;  // likewise
   int64_t group_steps_begin;                  // where they lie in the room

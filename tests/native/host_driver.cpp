@@ -33,6 +33,13 @@ template void update(const Launch<FrictionAdam>&, Storage, const Target&);
 template void update(const Launch<Rsgdm>&, Storage, const Target&);
 template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
 
+void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target&) {
+  with_host_storage(int(storage), [&](auto type) {
+    *launch.norm.squared = squared_norm_of<decltype(type)>(launch, kBlocks);
+  });
+  count_launch("squared_norm");
+}
+
 void store(const void* bytes, size_t count, void* to, const Target&) {
   std::memcpy(to, bytes, count);
   count_launch("store_table");

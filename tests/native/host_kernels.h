@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/adamp.h"
+#include "../../csrc/cuda/norm.h"
 
 namespace friction::cuda {
 
@@ -113,6 +114,19 @@ void adamp_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
   reduce_all<T, Storage>(launch, blocks);
   decide_all<T>(launch);
   update_all<Storage, true>(launch, blocks);
+}
+
+template <class Storage>
+double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
+  std::vector<double> of_chunk(size_t(launch.chunks)), threads(kThreads);
+  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
+    for (int thread = 0; thread < kThreads; ++thread)
+      threads[size_t(thread)] = squares_of_part<Storage>(launch, part, thread);
+    of_chunk[size_t(chunk)] = team_sum_on_host(threads.data(), kThreads);
+  });
+  for (int thread = 0; thread < kThreads; ++thread)
+    threads[size_t(thread)] = share_of_chunks(of_chunk.data(), launch.chunks, thread);
+  return team_sum_on_host(threads.data(), kThreads);
 }
 
 // 0: float32, 1: bfloat16, 2: mixed, 3: float64, as Storage of driver.h counts them.

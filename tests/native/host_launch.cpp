@@ -163,6 +163,16 @@ void friction_adamp(const HostTensor* given, int64_t count, const double* settin
   with_host_storage(storage, [&](auto type) { adamp_all<decltype(type)>(table->launch, blocks); });
 }
 
+double squared_norm(const HostTensor* given, int64_t count, int64_t blocks, int storage) {
+  const double setting = 0, step = 0;
+  const auto table = std::make_unique<Table<Gradients>>(given, count, &setting, &step, 1, false);
+  double squared = 0;
+  with_host_storage(storage, [&](auto type) {
+    squared = squared_norm_of<decltype(type)>(table->launch, blocks);
+  });
+  return squared;
+}
+
 // The tree of a team, over values of which each thread has one.
 double team_sum(const double* values, int team) {
   std::vector<Observation> sums;

@@ -1,0 +1,32 @@
+#include "kernels.cuh"
+#include "norm.h"
+
+namespace friction::cuda {
+
+template <class Storage>
+__global__ void __launch_bounds__(kThreads)
+    squared_norm_kernel(const __grid_constant__ Launch<Gradients> launch) {
+  __shared__ Scratch<double, kWarps> scratch;
+  int64_t tensor = 0;
+  for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
+    const Part part = part_of(launch, chunk, tensor);
+    tensor = part.tensor;
+    const double sum =
+        block_sum(squares_of_part<Storage>(launch, part, int(threadIdx.x)), scratch.values());
+    if (threadIdx.x == 0) launch.norm.of_chunk[chunk] = sum;
+    __syncthreads();  // scratch may be written again
+  }
+  if (!is_last_block(launch.blocks_done)) return;
+  const double sum = block_sum(
+      share_of_chunks(launch.norm.of_chunk, launch.chunks, int(threadIdx.x)), scratch.values());
+  if (threadIdx.x == 0) *launch.norm.squared = sum;
+}
+
+void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target& target) {
+  with_kernels_for(storage, [&](auto type) {
+    launch_kernel("squared_norm", squared_norm_kernel<decltype(type)>, launch,
+                  launch.chunks > 0 ? launch.chunks : 1, kThreads, over_tensors(launch), target);
+  });
+}
+
+}  // namespace friction::cuda
