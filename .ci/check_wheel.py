@@ -15,7 +15,7 @@ with zipfile.ZipFile(wheel) as archive:
 names = {file.filename for file in files}
 packages = {name.split("/")[0] for name in names}
 libraries = {name for name in names if re.search(r"\.(so|pyd|dylib)$", name)}
-expected = re.compile(r"friction_kernels|friction_kernels-[\d.]+\.dist-info")
+expected = re.compile(r"friction_kernels|friction_triton|friction_kernels-[\d.]+\.dist-info")
 assert all(expected.fullmatch(package) for package in packages), f"foreign contents: {packages}"
 assert len(libraries) == 1, f"one native library expected: {libraries}"
 assert next(iter(libraries)).startswith("friction_kernels/_native."), libraries

@@ -1,7 +1,6 @@
 // Stands in for the driver where the library is built without CUDA.
 #include <stdexcept>
 
-#include "../rules.h"
 #include "driver.h"
 
 namespace friction::cuda {
@@ -22,8 +21,7 @@ void adamp(const Launch<Rule>&, Storage, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
-template void update(const Launch<FrictionAdam>&, Storage, const Target&);
-template void update(const Launch<Rsgdm>&, Storage, const Target&);
+[[gnu::used]] const auto updates = updates_of(Rules());
 template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
 
 void squared_norm(const Launch<Gradients>&, Storage, const Target&) {

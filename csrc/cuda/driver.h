@@ -2,8 +2,10 @@
 #pragma once
 
 #include <string>
+#include <tuple>
 #include <vector>
 
+#include "../rules.h"
 #include "launch.h"
 #include "norm.h"
 
@@ -24,6 +26,13 @@ enum class Storage { kFloat32, kBFloat16, kMixed, kFloat64 };
 // One launch: every tensor updated.
 template <class Rule>
 void update(const Launch<Rule>& launch, Storage storage, const Target& target);
+
+// update of every rule. Whoever defines update keeps these, so that the compiler makes them.
+template <class... Rule>
+auto updates_of(RuleList<Rule...>) {
+  using Update = std::tuple<void (*)(const Launch<Rule>&, Storage, const Target&)...>;
+  return Update(update<Rule>...);
+}
 
 // Three launches, whatever the number of tensors.
 template <class Rule>

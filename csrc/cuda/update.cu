@@ -1,4 +1,3 @@
-#include "../rules.h"
 #include "kernels.cuh"
 
 namespace friction::cuda {
@@ -11,7 +10,6 @@ void update(const Launch<Rule>& launch, Storage storage, const Target& target) {
   });
 }
 
-// FRICTION_RULE: the rule this object file is made for; each gets its own, to be compiled at once.
-template void update(const Launch<FRICTION_RULE>&, Storage, const Target&);
+[[gnu::used]] const auto updates = updates_of(Rules());
 
 }  // namespace friction::cuda

@@ -4,7 +4,6 @@
 
 #include "../../csrc/cuda/driver.h"
 #include "../../csrc/launches.h"
-#include "../../csrc/rules.h"
 #include "host_kernels.h"
 
 namespace friction::cuda {
@@ -29,8 +28,7 @@ void adamp(const Launch<Rule>& launch, Storage storage, const Target&) {
     count_launch(name);
 }
 
-template void update(const Launch<FrictionAdam>&, Storage, const Target&);
-template void update(const Launch<Rsgdm>&, Storage, const Target&);
+[[gnu::used]] const auto updates = updates_of(Rules());
 template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
 
 void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target&) {
