@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from functools import cache, lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -88,6 +90,14 @@ def why_not_native(param: Tensor) -> str | None:
     return None
 
 
+def _describe_triton() -> str:
+    if find_spec("triton") is None:
+        return "plain torch: triton is not installed (`pip install 'friction-kernels[triton]'`)"
+    if not torch.cuda.is_available():
+        return "inactive: torch sees no CUDA device"
+    return f"active (triton {version('triton')})"
+
+
 def describe() -> dict[str, str]:
     """What serves on this machine, as `python -m friction_kernels` prints it."""
     from friction_kernels.version import __version__
@@ -101,6 +111,7 @@ def describe() -> dict[str, str]:
         "backend native, CPU": "active" if reason is None else f"inactive: {reason}",
         "backend native, CUDA": "active" if cuda_reason() is None else f"inactive: {cuda_reason()}",
     }
+    lines["G-Loss, CUDA"] = _describe_triton()
     if native is not None:
         lines["compiler"] = native.compiler
         lines["instruction set"] = (

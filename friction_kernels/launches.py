@@ -1,14 +1,18 @@
-"""Counting native launches: the claim that a step is one launch, made checkable."""
+"""Counting launches: the claim that a step, or a batch's loss, is one launch, made checkable."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 
 from friction_kernels.backends import native
 
 
 def _counts() -> dict[str, int]:
-    return native.launch_counts() if native is not None else {}
+    counts = native.launch_counts() if native is not None else {}
+    if "friction_triton.launches" in sys.modules:  # nothing launches before it is imported
+        counts.update(sys.modules["friction_triton.launches"].counts)
+    return counts
 
 
 class LaunchCounts(Mapping):
@@ -41,15 +45,15 @@ class LaunchCounts(Mapping):
 
 
 class count_launches:  # noqa: N801 - reads as a function, like torch.no_grad
-    """Count native launches (on a CPU: parallel regions) within a `with` block.
+    """Count launches of this library's kernels (on a CPU: parallel regions) within a `with` block.
 
     >>> with count_launches() as launches:
     ...     opt.step()
     >>> launches.total, dict(launches)
     (1, {'friction_adam': 1})
 
-    Counts the whole process, whichever thread or optimizer launches. The reference backend launches
-    nothing native and counts as none.
+    Counts the whole process, whichever thread, optimizer or loss launches. "store_table" brings a
+    table that changed, and is too long for a launch, to a GPU. Plain torch counts as no launch.
     """
 
     def __enter__(self) -> LaunchCounts:
