@@ -573,5 +573,25 @@ def test_what_a_cuda_graph_would_leave_out_is_refused():
     checks.check_captured([{"params": [in_graph(is_cuda=False, grad=None)], "capturable": False}])
     with pytest.raises(RuntimeError, match=r"parameter 0 of group 1 .*capturable=True"):
         checks.check_captured([whole, {"params": [in_graph()], "capturable": False}])
-    with pytest.raises(RuntimeError, match=r"parameter 1 of group 0 .*no gradient while a CUDA graph"):
+    with pytest.raises(
+        RuntimeError, match=r"parameter 1 of group 0 .*no gradient while a CUDA graph"
+    ):
         checks.check_captured([{"params": [in_graph(), in_graph(grad=None)], "capturable": True}])
+
+
+def test_a_friction_input_misspelt_in_a_group_is_found_by_the_step():
+    [param] = params = [nn.Parameter(torch.ones(3))]
+    opt = OPTIMIZERS["SigSignAdamW"](params, backend="native")
+    param.grad = torch.ones(3)
+    opt.param_groups[0]["friction_input"] = "normalised"
+    with pytest.raises(ValueError, match="friction_input must be one of 'product', 'normalized'"):
+        opt.step()
+    assert torch.equal(param, torch.ones(3))
+
+
+def test_a_capturable_step_reads_settings_of_its_own_device():
+    meta = nn.Parameter(torch.ones(3, device="meta"))
+    with pytest.raises(ValueError, match=r"lr is a tensor on cpu and a parameter is on meta"):
+        OPTIMIZERS["RSGDM"]([meta], lr=torch.tensor(0.1), capturable=True)
+    with pytest.raises(ValueError, match="capturable must be one of False, True, got 'yes'"):
+        OPTIMIZERS["RSGDM"]([nn.Parameter(torch.ones(3))], capturable="yes")

@@ -401,3 +401,34 @@ def test_state_of_a_model_with_other_parameters_is_refused_and_nothing_changed(n
     for index, state in before["state"].items():
         assert_same_bits(state.values(), after["state"][index].values())
     run(opt, params, range(2, 3))
+
+
+@every_optimizer
+def test_how_a_step_is_computed_is_not_loaded(name):
+    params = make_params()
+    saved = OPTIMIZERS[name](copies(params), backend="reference", capturable=True)
+    run(saved, saved.param_groups[0]["params"], range(2))
+    opt = OPTIMIZERS[name](params, backend="native", capturable=False)
+    opt.load_state_dict(saved_and_loaded(saved.state_dict()))
+    [group] = opt.param_groups
+    assert (group["backend"], group["capturable"]) == ("native", False)
+
+
+@every_optimizer
+def test_capturable_changes_nothing_on_the_processor(name):
+    params, plain = make_params(), make_params()
+    opt = OPTIMIZERS[name](params, lr=torch.tensor(1e-2), capturable=True, backend="native")
+    other = OPTIMIZERS[name](plain, lr=torch.tensor(1e-2), backend="native")
+    run(opt, params, range(3))
+    run(other, plain, range(3))
+    assert_same_bits(params, plain)
+
+
+def test_amsgrad_state_is_refused():
+    params = make_params()
+    theirs = torch.optim.AdamW(copies(params), amsgrad=True)
+    run(theirs, theirs.param_groups[0]["params"], range(2))
+    opt = SigSignAdamW(params)
+    with pytest.raises(ValueError, match="amsgrad=False in its param_groups"):
+        opt.load_state_dict(theirs.state_dict())
+    assert not opt.state
