@@ -17,6 +17,7 @@ from test_native import ADAM_OPTIONS, ADAMP_OPTIONS, CHUNK, RSGDM_OPTIONS
 
 from friction_kernels import OPTIMIZERS, friction_stats
 
+EXAMPLES = 200  # the host runs every thread of a launch, one after another
 # The storage of a launch: the parameter's, the gradient's type.
 KINDS = {
     "float32": (torch.float32, torch.float32),
@@ -103,6 +104,7 @@ def assert_same_bits(copies, opt, params):
 ADAMS = st.sampled_from(["SigSignGrad", "TanhSignGrad", "SigSignAdamW", "TanhSignAdamW"])
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     ADAMS,
     SHAPES,
@@ -130,6 +132,7 @@ def test_friction_adam_gives_the_processors_bits(
         assert neutral + observed[1] / observed[0] == pytest.approx(stats.mean, rel=1e-5, abs=1e-6)
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     SHAPES,
     st.fixed_dictionaries(RSGDM_OPTIONS),
@@ -162,7 +165,7 @@ def run_adamp_on_host(host, opt, params, kind, blocks):
 ADAMP_TOLERANCE = {"float32": 2e-4, "mixed": 2e-2, "float64": 1e-11}
 
 
-@settings(max_examples=200)
+@settings(max_examples=EXAMPLES)
 @given(
     st.sampled_from(["SigSignAdamP", "TanhSignAdamP"]),
     MATRICES,
@@ -204,6 +207,7 @@ def test_adamp_projects_a_whole_tensor_where_its_rows_do_not_pass(host, kind):
     torch.testing.assert_close(copies[0][0], param.detach(), rtol=1e-5, atol=1e-7)
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     SHAPES, st.sampled_from(["float32", "bfloat16", "mixed half", "float64"]), st.integers(0, 9999)
 )

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 CHUNK = 2048
+EXAMPLES = 200  # the host runs every thread of a launch, one after another
 GUARD = 64  # elements around each tensor that nobody may touch
 
 sizes = st.one_of(
@@ -48,6 +49,7 @@ def assert_covers(numels, blocks, parts):
     assert at == len(tensor)
 
 
+@settings(max_examples=EXAMPLES)
 @given(st.lists(sizes, min_size=1, max_size=60), st.integers(1, 3000))
 def test_parts_cover_every_tensor_once(host, numels, blocks):
     in_parameters = walk(host, numels, blocks, stored=False)
@@ -83,6 +85,7 @@ def guarded(numel, dtype, offset, gap):
     return whole, inner
 
 
+@settings(max_examples=EXAMPLES)
 @given(
     cases=st.lists(
         st.tuples(sizes, st.sampled_from([0, 0, 1, 3, 5]), st.sampled_from([1, 1, 1, 2])),
@@ -123,6 +126,7 @@ def halving_sum(values):
     return values[0]
 
 
+@settings(max_examples=EXAMPLES)
 @given(st.sampled_from([1, 32, 256, 1024]), st.integers(0, 2**32 - 1))
 def test_teams_add_in_one_order(host, team, seed):
     """A warp's values by halving, then the warps' sums: any other order would round otherwise."""
