@@ -3,9 +3,13 @@
 import os
 from pathlib import Path
 
+import torch
+
+if not torch.cuda.is_available():  # before anything imports triton
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import host_launch
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 
 from friction_kernels import _native

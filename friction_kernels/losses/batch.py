@@ -21,11 +21,11 @@ class Launched:
     """The statistics of a launch, which nobody waits for until they are read."""
 
     def __init__(self, statistics: Tensor, labelled: Tensor):
-        self._statistics = statistics  # (6,), those of friction_triton.batch.batch_gloss
+        self._statistics = statistics  # (7,), those of friction_triton.batch.batch_gloss
         self._labelled = labelled  # bool (N,)
 
     def stats(self) -> GLossStats:
-        iterations, residual, num_right, num_scored, num_unreached, _ = self._statistics
+        iterations, residual, num_right, num_scored, num_unreached, *_ = self._statistics
         return GLossStats(
             iterations=iterations,
             residual=residual,
@@ -38,8 +38,8 @@ class Launched:
 
     def warn(self, tol: float) -> None:
         """Warn of a solve that did not converge. Waits for the device."""
-        iterations, residual, _, _, num_unreached, of_adjoint = self._statistics.tolist()
-        if residual <= tol and of_adjoint <= tol and num_unreached == 0:
+        iterations, residual, _, _, num_unreached, error, of_adjoint = self._statistics.tolist()
+        if error <= tol and of_adjoint <= tol:
             return
         warnings.warn(
             f"label propagation did not converge: residual {residual:.1e}, of its gradient "

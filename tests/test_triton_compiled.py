@@ -1,0 +1,226 @@
+"""What the compiler makes of every Triton kernel, for GPUs that need not be here.
+
+The wrappers run on the CPU up to the launch; what they would launch is compiled ahead of time for each
+architecture, and read: registers, shared memory, machine code. Dimensions and classes are run-time
+arguments, so one compilation serves every d and up to 64 classes; Triton's cache finds that out, and each
+combination is asked for all the same.
+
+Compiling goes on in processes of its own, where nothing is interpreted: `python test_triton_compiled.py
+ARCHITECTURE` prints a line of JSON a kernel. FRICTION_COMPILE=all compiles every number of stages that
+autotuning may choose, and every batch kernel; else the one that needs most shared memory, and a batch
+kernel an architecture. What Triton's cache has is not compiled again.
+"""
+
+import functools
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ARCHITECTURES = (80, 90, 100)
+DIMS, CLASSES = (384, 768, 1024), (8, 52)
+PRECISIONS = ("fp32", "tf32", "bf16")
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes a block may have
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}  # as PTX calls them
+PASSES = {
+    "logsumexp_kernel": 1,
+    "apply_kernel": 1,
+    "coefficients_kernel": 1,
+    "product_kernel": 2,  # as it is, and transposed
+}
+# Bytes a thread, where its registers have 1,020; at most 80 were seen, and 272 with Triton 3.6. The tiles
+# themselves lie in scratch memory.
+BATCH_SPILLS_AT_MOST = {"new": 128, "before 3.9": 288}
+POINTERS = {"float32": "fp32", "bfloat16": "bf16", "int64": "i64", "int32": "i32", "bool": "i1"}
+EVERYTHING = os.environ.get("FRICTION_COMPILE") == "all"
+
+
+@pytest.fixture(scope="module")
+def compiled() -> dict[int, list[dict]]:
+    """By architecture, what was compiled; all architectures at the same time."""
+    pytest.importorskip("triton")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    processes = {
+        architecture: subprocess.Popen(
+            [sys.executable, __file__, str(architecture)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for architecture in ARCHITECTURES
+    }
+    results = {}
+    for architecture, process in processes.items():
+        out, error = process.communicate(timeout=1500)
+        assert process.returncode == 0, error[-3000:]
+        results[architecture] = [json.loads(line) for line in out.splitlines()]
+    return results
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_passes(compiled: dict[int, list[dict]], architecture: int, precision: str) -> None:
+    """Every pass at every d and C: within shared memory, no spill, on tensor cores."""
+    found = [
+        k for k in compiled[architecture] if k["precision"] == precision and k["name"] in PASSES
+    ]
+    for dim, num_classes in itertools.product(DIMS, CLASSES):
+        for name, launches in PASSES.items():
+            of_it = [k for k in found if (k["name"], k["d"], k["C"]) == (name, dim, num_classes)]
+            assert len(of_it) >= launches, (name, dim, num_classes)
+    for kernel in found:
+        assert kernel["shared"] <= SHARED_LIMIT[architecture], kernel
+        assert kernel["spilled"] == 0, kernel
+        assert (kernel["tensor_cores"] > 0) == (precision != "fp32"), kernel
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_batch_kernel(compiled: dict[int, list[dict]], architecture: int, precision: str) -> None:
+    """One program holds strips alone, so it spills next to nothing, whatever N and d are."""
+    found = [
+        k
+        for k in compiled[architecture]
+        if k["precision"] == precision and k["name"] == "batch_kernel"
+    ]
+    if not found:
+        pytest.skip("FRICTION_COMPILE=all compiles it for every architecture and precision")
+    assert {k["d"] for k in found} == set(DIMS)
+    triton = pytest.importorskip("triton")
+    old = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    at_most = BATCH_SPILLS_AT_MOST["before 3.9" if old else "new"]
+    for kernel in found:
+        assert kernel["shared"] <= SHARED_LIMIT[architecture], kernel
+        assert kernel["spilled"] <= at_most, kernel
+        assert (kernel["tensor_cores"] > 0) == (precision != "fp32"), kernel
+
+
+def main(architecture: int) -> None:
+    import torch
+    from friction_triton import batch, similarity
+
+    captured = []
+
+    def capture(kernel, grid, device, *args, **options):
+        captured.append((kernel, args, options))
+
+    similarity.launch = batch.launch = capture
+    similarity.architecture = lambda device: architecture
+    for precision, dim, num_classes in itertools.product(PRECISIONS, DIMS, CLASSES):
+        about = {"precision": precision, "d": dim, "C": num_classes}
+        captured.clear()
+        pretend_passes(torch, similarity.TritonSimilarity, precision, dim, num_classes)
+        if batch_is_compiled(architecture, precision, num_classes):
+            pretend_batch(torch, batch.batch_gloss, precision, dim, num_classes)
+        for kernel, args, options in captured:
+            for facts in compile_launch(kernel, args, options, architecture):
+                print(json.dumps(about | facts), flush=True)
+
+
+def batch_is_compiled(architecture: int, precision: str, num_classes: int) -> bool:
+    """It takes the compiler ten seconds: by default once an architecture."""
+    usual = {80: "bf16", 90: "fp32", 100: "tf32"}[architecture]
+    return EVERYTHING or (num_classes == 52 and precision == usual)
+
+
+def pretend_passes(torch, similarity_type, precision: str, dim: int, num_classes: int) -> None:
+    """One of each pass over 2,048 nodes, a size whose last stripe is not its first."""
+    from friction_triton import similarity
+
+    from friction_kernels.graph.backend import Cotangents, Normalisers
+
+    num_nodes = 2048
+    similarity.STRIPE_BYTES = 0
+    graph = similarity_type(torch.zeros(num_nodes, dim), torch.ones(1), precision)
+    numbers, columns = torch.zeros(num_nodes), torch.zeros(num_nodes, num_classes)
+    nodes = range(num_nodes)
+    graph.logsumexp(numbers)
+    graph.apply(nodes, nodes, numbers, numbers, columns)
+    graph.gradient(
+        Normalisers(*[numbers] * 3), Cotangents(columns, columns, numbers, numbers, numbers)
+    )
+
+
+def pretend_batch(torch, batch_gloss, precision: str, dim: int, num_classes: int) -> None:
+    batch_gloss(
+        torch.zeros(128, dim),
+        torch.zeros(128, dtype=torch.int64),
+        torch.zeros(128, dtype=torch.bool),
+        num_classes,
+        torch.zeros(num_classes),
+        torch.ones(1),
+        precision=precision,
+    )
+
+
+def compile_launch(kernel, args, options, architecture: int):
+    """Facts of each configuration; arguments are specialised as at a launch, to multiples of 16."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    configs = getattr(kernel, "configs", None)
+    function = kernel.fn if configs else kernel
+    configs = configs or [triton.Config({}, num_warps=options["num_warps"], num_stages=1)]
+    for config in configs if EVERYTHING else configs[-1:]:
+        given = dict(zip(function.arg_names, args, strict=False)) | options | config.kwargs
+        values = {name: given[name] for name in function.arg_names}
+        types = {name: type_of(name, value) for name, value in values.items()}
+        specialised = [
+            n for n, p in zip(values, function.params, strict=True) if not p.do_not_specialize
+        ]
+        source = ASTSource(
+            function,
+            types,
+            {(i,): v for i, (n, v) in enumerate(values.items()) if types[n] == "constexpr"},
+            {
+                (i,): [["tt.divisibility", 16]]
+                for i, (n, v) in enumerate(values.items())
+                if types[n][0] == "*" or (n in specialised and types[n] == "i32" and v % 16 == 0)
+            },
+        )
+        target = GPUTarget("cuda", architecture, 32)
+        flags = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+        kernel = triton.compile(source, target=target, options=flags)
+        facts = {
+            "name": function.__name__,
+            "shared": kernel.metadata.shared,
+            "tensor_cores": kernel.asm["ptx"].count(TENSOR_CORES[architecture]),
+        }
+        yield facts | flags | registers_of(kernel.asm["cubin"])
+
+
+def type_of(name: str, value) -> str:
+    import torch
+
+    if name.isupper():
+        return "constexpr"
+    if isinstance(value, torch.Tensor):
+        return f"*{POINTERS[str(value.dtype).removeprefix('torch.')]}"
+    return "fp32" if isinstance(value, float) else "i32"
+
+
+@functools.cache
+def registers_of(machine_code: bytes) -> dict:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(machine_code)
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    return {"registers": int(registers), "spilled": int(stack) + int(local)}
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,257 @@
+"""The Triton passes over a similarity graph, against the same sums written densely in float64.
+
+Without a GPU the kernels are interpreted on the CPU, which TRITON_INTERPRET asks for; Triton reads it when
+it is first imported, so it is set here before that.
+"""
+
+import os
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+if DEVICE == "cpu":
+    already = "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+    assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
+    os.environ["TRITON_INTERPRET"] = "1"
+pytest.importorskip("triton")
+
+from friction_triton import configurations, similarity  # noqa: E402
+from friction_triton.launches import counts  # noqa: E402
+from friction_triton.similarity import TritonSimilarity  # noqa: E402
+
+from friction_kernels.graph import dense  # noqa: E402
+from friction_kernels.graph.backend import Cotangents, Normalisers  # noqa: E402
+from friction_kernels.graph.harmonic import Settings, propagate  # noqa: E402
+
+SHAPES = [  # N, d, K: none a multiple of a tile, d below a tile's, exactly one, and beyond
+    (2, 1, 2),
+    (3, 17, 3),
+    (127, 384, 52),
+    (128, 768, 8),
+    (129, 1025, 2),
+    (257, 64, 333),
+]
+
+
+class Case:
+    """One graph and arguments of its passes in float32, and the exact results in float64."""
+
+    def __init__(self, num_nodes: int, dim: int, width: int, sigma: float = 0.5, seed: int = 0):
+        random = torch.Generator().manual_seed(seed)
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=random)
+
+        self.z = torch.nn.functional.normalize(normal(num_nodes, dim))
+        self.scale = torch.tensor([sigma**-2])
+        exact_scale = self.scale.double()
+        z = self.z.double()
+        self.x = (z @ z.T * exact_scale).fill_diagonal_(-torch.inf)
+        log_degree = self.x.logsumexp(dim=1)
+        log_u = (self.x - log_degree / 2).logsumexp(dim=1)
+        self.log_r = (self.x - log_u).logsumexp(dim=1)
+        self.normalisers = Normalisers(log_degree, log_u, self.log_r)
+
+        self.rows, self.columns = range(num_nodes // 3, num_nodes), range(1, max(2, num_nodes // 2))
+        self.row_bias, self.column_bias = (
+            -self.log_r[self.rows.start :],
+            -log_u[1 : self.columns.stop],
+        )
+        self.values = normal(len(self.columns), width)
+        t = (self.x - log_u - self.log_r[:, None]).exp()
+        self.applied = t[self.rows.start :, 1 : self.columns.stop] @ self.values.double()
+
+        unlabelled = torch.arange(num_nodes) >= num_nodes // 2
+        self.cotangents = Cotangents(
+            normal(num_nodes, width) * unlabelled[:, None],
+            normal(num_nodes, width),
+            normal(num_nodes) * unlabelled,
+            normal(num_nodes),
+            normal(num_nodes),
+        )
+        left, right, of_t, of_u, of_degree = (c.double() for c in self.cotangents)
+        p = (self.x - log_degree / 2 - log_u[:, None]).exp()
+        q = (self.x - log_degree[:, None]).exp()
+        m = t * (left @ right.T - of_t[:, None]) + p * of_u[:, None] + q * of_degree[:, None]
+        self.gradient = (m + m.T) @ z * exact_scale
+
+    def similarity(self, precision: str = "fp32", z: Tensor | None = None) -> TritonSimilarity:
+        return TritonSimilarity(
+            (self.z if z is None else z).to(DEVICE), self.scale.to(DEVICE), precision
+        )
+
+    def run(self, graph: TritonSimilarity) -> dict[str, Tensor]:
+        def on_device(tensors):
+            return [t.float().to(DEVICE) for t in tensors]
+
+        applied = graph.apply(
+            self.rows, self.columns, *on_device((self.row_bias, self.column_bias, self.values))
+        )
+        return {
+            "log_r": graph.logsumexp(*on_device([-self.normalisers.log_u])),
+            "applied": applied,
+            "gradient": graph.gradient(
+                Normalisers(*on_device(self.normalisers)), Cotangents(*on_device(self.cotangents))
+            ),
+        }
+
+    def errors(self, graph: TritonSimilarity) -> dict[str, float]:
+        """Relative to the largest number of each result; absolute for the logarithms."""
+        results = {name: value.double().cpu() for name, value in self.run(graph).items()}
+        errors = {"log_r": (results["log_r"] - self.log_r).abs().max()}
+        for name in ("applied", "gradient"):
+            exact = getattr(self, name)
+            assert results[name].shape == exact.shape
+            errors[name] = (results[name] - exact).abs().max() / exact.abs().max()
+        return {name: float(error) for name, error in errors.items()}
+
+
+@pytest.mark.parametrize(("num_nodes", "dim", "width"), SHAPES)
+def test_every_pass_in_fp32(num_nodes: int, dim: int, width: int) -> None:
+    case = Case(num_nodes, dim, width)
+    errors = case.errors(case.similarity())
+    assert max(errors.values()) <= 2e-6, errors
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("tf32", 1e-3), ("bf16", 1e-2)])
+def test_every_pass_in_lower_precision(precision: str, bound: float) -> None:
+    case = Case(257, 384, 52)
+    errors = case.errors(case.similarity(precision))
+    assert max(errors.values()) <= bound, errors
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_storage(dtype: torch.dtype) -> None:
+    case = Case(65, 40, 3)
+    rounded = case.z.to(dtype)
+    from_half = case.run(case.similarity("bf16", rounded))
+    from_float = case.run(case.similarity("bf16", rounded.float()))
+    for name, value in from_half.items():
+        assert torch.equal(value, from_float[name]), name
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.15, 50.0])
+def test_any_sigma(sigma: float) -> None:
+    """x reaches 1 / sigma^2, and so does the error of float32's dot products, here as in plain torch."""
+    case = Case(130, 48, 5, sigma)
+    errors = case.errors(case.similarity())
+    assert max(errors.values()) <= 1e-6 + 2e-7 * sigma**-2, errors
+
+
+def test_duplicates_and_an_isolated_node() -> None:
+    case = Case(66, 8, 4, sigma=0.1)
+    z = case.z.clone()
+    z[1:4], z[60] = z[0], -z[0]
+    graph = case.similarity(z=z)
+    x = (z.double() @ z.double().T * case.scale.double()).fill_diagonal_(-torch.inf)
+    log_degree = graph.logsumexp(torch.zeros(66, device=DEVICE)).double().cpu()
+    assert (log_degree - x.logsumexp(dim=1)).abs().max() <= 3e-5
+
+
+def test_logsumexp_of_some_rows() -> None:
+    case = Case(150, 20, 2)
+    graph, bias = case.similarity(), torch.zeros(150, device=DEVICE)
+    some = graph.logsumexp(bias, rows=range(41, 150))
+    torch.testing.assert_close(some, graph.logsumexp(bias)[41:], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stripes_of_the_gradient(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """Three stripes, of which the later ones take from the earlier what lies to their left."""
+    monkeypatch.setattr(similarity, "STRIPE_BYTES", 1)
+    case = Case(300, 17, 20)
+    before = dict(counts)
+    errors = case.errors(case.similarity(precision))
+    assert counts["coefficients_kernel"] - before.get("coefficients_kernel", 0) == 3
+    assert errors["gradient"] <= (1e-2 if precision == "bf16" else 2e-6)
+
+
+@pytest.mark.parametrize("architecture", [80, 100])
+def test_tiles_of_other_architectures(monkeypatch: pytest.MonkeyPatch, architecture: int) -> None:
+    """Their sizes are compiled for them alone, and are computed with here."""
+    if DEVICE == "cuda":
+        pytest.skip("this device has its own tiles, which every other test uses")
+    monkeypatch.setattr(similarity, "architecture", lambda device: architecture)
+    for width in (8, 52):
+        case = Case(200, 33, width)
+        errors = case.errors(case.similarity())
+        assert max(errors.values()) <= 2e-6, errors
+
+
+def test_same_bits_twice() -> None:
+    case = Case(257, 50, 20)
+    first, second = (case.run(case.similarity("bf16")) for _ in range(2))
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(("programs", "blocks"), [(1, 1), (3, 7), (154, 77), (512, 256), (4, 100)])
+def test_splits_fill_the_processors(
+    monkeypatch: pytest.MonkeyPatch, programs: int, blocks: int
+) -> None:
+    monkeypatch.setattr(configurations, "_processors", lambda device: 132)
+    chosen = configurations.splits(programs, blocks, torch.device("cpu"))
+    assert 1 <= chosen <= min(blocks, 16)
+
+    def idle(count: int) -> float:
+        rounds = -(-programs * count // 132)
+        return 1 - programs * count / (132 * rounds)
+
+    assert idle(chosen) <= 0.1 or idle(chosen) == min(
+        idle(c) for c in range(1, min(blocks, 16) + 1)
+    )
+
+
+def test_split_into_uneven_parts_leaves_no_part_empty() -> None:
+    """An empty split would add log 0 = -inf, which is right, or uninitialised memory, which is not."""
+    graph = Case(64, 4, 2).similarity()
+    for blocks in range(1, 60):
+        num_splits, per_split = graph._divide(1, blocks)
+        starts = [split * per_split for split in range(num_splits)] + [blocks]
+        assert all(start < stop for start, stop in pairwise(starts))
+
+
+def test_refusals() -> None:
+    z, scale = torch.eye(3), torch.ones(1)
+    with pytest.raises(TypeError, match="float64"):
+        TritonSimilarity(z.double(), scale)
+    with pytest.raises(ValueError, match="fp32, tf32, bf16"):
+        TritonSimilarity(z, scale, "fp8")
+
+
+GOLDEN = [("gloss_r8_n128", "fp32"), ("gloss_r8_n128", "bf16"), ("gloss_r8_n128_sigma01", "fp32"),
+          ("gloss_r8_n128_sigma01", "bf16"), ("gloss_r8_n512", "fp32")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "precision"), GOLDEN)
+def test_golden_values(golden_dir: Path, name: str, precision: str) -> None:
+    """The authors' F, loss and gradient, through the solver that the library uses."""
+    saved = np.load(golden_dir / f"{name}.npz")
+    embeddings = torch.tensor(saved["embeddings"], device=DEVICE, requires_grad=True)
+    num_labelled, num_classes = int(saved["num_labelled"]), len(saved["class_weights"])
+    labels = torch.tensor(saved["labels"], device=DEVICE)
+    targets = torch.nn.functional.one_hot(labels[:num_labelled], num_classes).float()
+    settings = Settings(lambda z, scale: TritonSimilarity(z, scale, precision), tol=1e-6)
+    scale = torch.tensor(float(saved["sigma"]) ** -2, device=DEVICE)
+    f, _ = propagate(dense.normalize(embeddings), scale, targets, settings)
+    weights = torch.tensor(saved["class_weights"], dtype=torch.float32, device=DEVICE)
+    loss = dense.official_loss(f, labels[num_labelled:], weights)
+    loss.backward()
+
+    def error(ours: Tensor, theirs: np.ndarray) -> float:
+        exact = torch.tensor(theirs)
+        return float((ours.detach().double().cpu() - exact).norm() / exact.norm())
+
+    bounds = (1e-5, 1e-5, 5e-5) if precision == "fp32" else (1e-2, 1e-2, 1e-2)
+    errors = (
+        error(f, saved["propagated"]),
+        error(loss, saved["loss"]),
+        error(embeddings.grad, saved["grad_embeddings"]),
+    )
+    assert all(e <= b for e, b in zip(errors, bounds, strict=True)), errors

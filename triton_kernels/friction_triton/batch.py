@@ -1,0 +1,125 @@
+"""G-Loss of a small batch in one launch: graph, solve, loss, adjoint and gradient."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from friction_triton.batch_kernel import ARRAYS, VECTORS, batch_kernel
+from friction_triton.configurations import DOT_PRECISION, PRECISIONS, VALUE_PRECISION
+from friction_triton.launches import launch
+
+MAX_NODES = 256
+MAX_CLASSES = 64
+FORMS = ("official", "log")
+
+
+class BatchGLoss(NamedTuple):
+    loss: Tensor  # ()
+    grad_embeddings: Tensor  # (N, d) float32, for an upstream gradient of one
+    grad_inverse_sigma_squared: Tensor  # (1,), likewise
+    statistics: Tensor  # (7,): see batch_gloss
+
+
+def batch_gloss(
+    embeddings: Tensor,
+    labels: Tensor,
+    labelled: Tensor,
+    num_classes: int,
+    class_weight: Tensor | None,
+    inverse_sigma_squared: Tensor,
+    *,
+    form: str = "official",
+    tol: float = 1e-5,
+    max_iter: int = 64,
+    ignore_index: int = -100,
+    precision: str = "fp32",
+    propagated: Tensor | None = None,
+) -> BatchGLoss:
+    """The loss of GLoss(form=form, solver="cg") and its gradients, in one launch that nothing waits for.
+
+    embeddings: (N, d) float32, bfloat16 or float16, any length but zero, N from 2 to 256.
+    labels: (N,) integers in [0, num_classes) or ignore_index; labelled: (N,) bool, true only where the
+        label is known. num_classes: at most 64. class_weight: (num_classes,) or None.
+    inverse_sigma_squared: one float32 on the embeddings' device.
+    propagated: (N, num_classes) float32 that is filled with F, where given.
+
+    statistics: iterations; residual, max_i sum_c |T F - F|_ic; correct, how many of the counted nodes have
+        their label as the largest F; counted, nodes in the loss; unreached, nodes of U that no label
+        reaches, whose rows of F are uniform and have no gradient; the errors of solve and adjoint, at most
+        tol where they converged.
+
+    Values are not checked: that would make the host wait.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    num_nodes, dim = embeddings.shape
+    if not 2 <= num_nodes <= MAX_NODES or not 2 <= num_classes <= MAX_CLASSES:
+        raise ValueError(
+            f"the batch kernel takes 2 to {MAX_NODES} nodes and 2 to {MAX_CLASSES} classes, got "
+            f"{num_nodes} and {num_classes}"
+        )
+    if embeddings.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"the batch kernel computes in float32, got {embeddings.dtype}")
+    options = sizes(num_nodes, num_classes, precision)
+    device = embeddings.device
+    grad = torch.empty(num_nodes, dim, dtype=torch.float32, device=device)
+    results = torch.empty(9, dtype=torch.float32, device=device)
+    scratch = torch.empty(
+        scratch_size(options["SIZE"], options["WIDTH"]), dtype=torch.float32, device=device
+    )
+    launch(
+        batch_kernel,
+        (1,),
+        device,
+        embeddings.detach().contiguous(),
+        labels.long().contiguous(),
+        labelled.contiguous(),
+        results if class_weight is None else class_weight.detach().float().contiguous(),
+        inverse_sigma_squared.detach().float().reshape(1),
+        grad,
+        results,
+        results if propagated is None else propagated,
+        scratch,
+        num_nodes,
+        dim,
+        num_classes,
+        tol,
+        max_iter,
+        ignore_index,
+        **options,
+        LOG_FORM=form == "log",
+        WEIGHTED=class_weight is not None,
+        WANTED=propagated is not None,
+        HALF=precision == "bf16",
+        PRECISION=DOT_PRECISION[precision],
+        VALUE_PRECISION=VALUE_PRECISION[precision],
+    )
+    return BatchGLoss(results[0], grad, results[1:2], results[2:])
+
+
+def sizes(num_nodes: int, num_classes: int, precision: str) -> dict[str, int]:
+    """Compile-time sizes. What is held in registers depends on none but WIDTH."""
+    fp32 = precision == "fp32"
+    chunk, depth = (16, 16) if fp32 else (32, 32)
+    if triton.knobs.runtime.interpret:  # a step takes the same time whatever its size
+        chunk, depth = 64, 64
+    return {
+        "SIZE": max(64, triton.next_power_of_2(num_nodes)),
+        "WIDTH": max(16, triton.next_power_of_2(num_classes)),
+        "STRIP": 64,
+        "CHUNK": chunk,
+        "BLOCK_N": 64,
+        "BLOCK_D": depth,
+        "num_warps": 8,
+        "num_stages": 1,
+    }
+
+
+def scratch_size(size: int, width: int) -> int:
+    return int(VECTORS) * size + size * size + int(ARRAYS) * size * width

@@ -1,0 +1,146 @@
+"""v = A v + b inside one program: conjugate gradients, then plain propagation.
+
+A_ij = exp(x_ij + row_bias_i + column_bias_j) is T_UU or its transpose, self-adjoint in the inner product
+with the weights pi (T_UU) or 1 / pi. The same method as friction_kernels/graph/solvers.py, where the
+reasons are: no sigma makes the unknowns overflow, and the error is measured without weights.
+"""
+
+# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from friction_triton.batch_graph import applied, array_of, set_array
+
+ROUNDING: tl.constexpr = tl.constexpr(4 * 2.0**-23)
+STALLED_AFTER: tl.constexpr = tl.constexpr(20)  # iterations without a smaller error
+MASS_TOLERANCE: tl.constexpr = tl.constexpr(100)  # rows of F sum to one; in units of tol
+
+
+@triton.jit
+def add_error(worst, column_sums, residual, values, unknown):
+    """Both errors, with a strip of rows added: F's is its worst row, the adjoint's its worst column."""
+    mass = tl.abs(tl.sum(values, axis=1) - 1) / MASS_TOLERANCE
+    rows = tl.maximum(tl.sum(tl.abs(residual), axis=1), mass)
+    worst = tl.maximum(worst, tl.max(tl.where(unknown > 0, rows, 0.0)))
+    return worst, column_sums + tl.sum(tl.abs(residual), axis=0)
+
+
+@triton.jit
+def conjugate_gradients(
+    x, row_bias, column_bias, weight, unknown, b, v, best, r, p, q, scale, is_adjoint, tol, max_iter, count,
+    SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Leave the best v met in `best`, and return the number of iterations.
+
+    b, v, best, r, p, q: (SIZE, WIDTH); weight, unknown: (SIZE,), 0 where a node is not unknown.
+    is_adjoint, and scale, to which the adjoint's error is relative, are known at run time, so that the code
+    exists once. A column whose residual vanishes takes no further steps.
+    """
+    squared = tl.zeros((WIDTH,), tl.float32)
+    worst, sums = 0.0, tl.zeros((WIDTH,), tl.float32)
+    for first in range(0, count, STRIP):
+        rows = first + tl.arange(0, STRIP)
+        of_b = array_of(b, rows, WIDTH)
+        nothing = tl.zeros_like(of_b)
+        set_array(v, rows, nothing, WIDTH)
+        set_array(best, rows, nothing, WIDTH)
+        set_array(r, rows, of_b, WIDTH)
+        set_array(p, rows, of_b, WIDTH)
+        squared += tl.sum(tl.load(weight + rows)[:, None] * of_b * of_b, axis=0)
+        worst, sums = add_error(worst, sums, of_b, nothing, tl.load(unknown + rows))
+    tl.debug_barrier()
+    error = tl.where(is_adjoint, tl.max(sums) / scale, worst)
+    best_error = error
+    iteration = tl.cast(0, tl.int32)
+    best_iteration = tl.cast(0, tl.int32)
+    while (error > tol) & (iteration < max_iter) & (iteration < best_iteration + STALLED_AFTER):
+        curvature = tl.zeros((WIDTH,), tl.float32)
+        for first in range(0, count, STRIP):
+            rows = first + tl.arange(0, STRIP)
+            of_p = array_of(p, rows, WIDTH)
+            image = of_p - applied(
+                x, rows, row_bias, column_bias, p, count, SIZE, WIDTH, CHUNK, PRECISION
+            )
+            set_array(q, rows, image, WIDTH)
+            curvature += tl.sum(tl.load(weight + rows)[:, None] * of_p * image, axis=0)
+        step = tl.where(curvature > 0, squared / curvature, 0.0)
+        previous = squared
+        squared = tl.zeros((WIDTH,), tl.float32)
+        worst, sums = 0.0, tl.zeros((WIDTH,), tl.float32)
+        tl.debug_barrier()
+        for first in range(0, count, STRIP):
+            rows = first + tl.arange(0, STRIP)
+            of_v = array_of(v, rows, WIDTH) + step[None, :] * array_of(p, rows, WIDTH)
+            of_r = array_of(r, rows, WIDTH) - step[None, :] * array_of(q, rows, WIDTH)
+            set_array(v, rows, of_v, WIDTH)
+            set_array(r, rows, of_r, WIDTH)
+            squared += tl.sum(tl.load(weight + rows)[:, None] * of_r * of_r, axis=0)
+            worst, sums = add_error(worst, sums, of_r, of_v, tl.load(unknown + rows))
+        error = tl.where(is_adjoint, tl.max(sums) / scale, worst)
+        iteration += 1
+        onwards = tl.where(previous > 0, squared / previous, 0.0)
+        tl.debug_barrier()
+        for first in range(0, count, STRIP):
+            rows = first + tl.arange(0, STRIP)
+            turned = array_of(r, rows, WIDTH) + onwards[None, :] * array_of(p, rows, WIDTH)
+            set_array(p, rows, turned, WIDTH)
+            if error < best_error:
+                set_array(best, rows, array_of(v, rows, WIDTH), WIDTH)
+        best_iteration = tl.where(error < best_error, iteration, best_iteration)
+        best_error = tl.minimum(error, best_error)
+        tl.debug_barrier()
+    return iteration
+
+
+@triton.jit
+def solve(
+    x, row_bias, column_bias, weight, unknown, b, v, image, work, scale, is_adjoint, tol, max_iter, count,
+    SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Leave v and image = A v + b; return iterations, error, and the largest sum |image - v| of a row.
+
+    work: room for three more arrays.
+    """
+    array: tl.constexpr = SIZE * WIDTH
+    iteration = conjugate_gradients(
+        x, row_bias, column_bias, weight, unknown, b, image, v, work, work + array, work + 2 * array,
+        scale, is_adjoint, tol, max_iter, count, SIZE, STRIP, WIDTH, CHUNK, PRECISION,
+    )  # fmt: skip
+    error = tol
+    furthest = 0.0
+    unfinished = tl.cast(1, tl.int32)
+    while unfinished > 0:
+        worst, sums = 0.0, tl.zeros((WIDTH,), tl.float32)
+        change = 0.0
+        largest = 0.0
+        furthest = 0.0
+        for first in range(0, count, STRIP):
+            rows = first + tl.arange(0, STRIP)
+            of_v = array_of(v, rows, WIDTH)
+            of_image = applied(
+                x, rows, row_bias, column_bias, v, count, SIZE, WIDTH, CHUNK, PRECISION
+            )
+            of_image += array_of(b, rows, WIDTH)
+            set_array(image, rows, of_image, WIDTH)
+            residual = of_image - of_v
+            change = tl.maximum(change, tl.max(tl.abs(residual)))
+            largest = tl.maximum(largest, tl.max(tl.abs(of_v)))
+            furthest = tl.maximum(furthest, tl.max(tl.sum(tl.abs(residual), axis=1)))
+            worst, sums = add_error(worst, sums, residual, of_v, tl.load(unknown + rows))
+        error = tl.where(is_adjoint, tl.max(sums) / scale, worst)
+        unfinished = ((error > tol) & (iteration < max_iter) & (change > ROUNDING * largest)).to(
+            tl.int32
+        )
+        tl.debug_barrier()
+        if unfinished > 0:
+            iteration += 1
+            for first in range(0, count, STRIP):
+                rows = first + tl.arange(0, STRIP)
+                set_array(v, rows, array_of(image, rows, WIDTH), WIDTH)
+        tl.debug_barrier()
+    return iteration, error, furthest

@@ -1,0 +1,128 @@
+"""Tiles for each architecture and precision, and the division of a pass among programs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+import triton
+
+PRECISIONS = ("fp32", "tf32", "bf16")
+# Of z zᵀ, as tl.dot calls them; operands in bfloat16 are that whatever this says.
+DOT_PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee"}
+# Of products with float32 values: three TF32 products keep 21 of float32's 24 bits.
+VALUE_PRECISION = {"fp32": "ieee", "tf32": "tf32x3", "bf16": "tf32x3"}
+# Columns of z that a step of a product reads; z is padded to a multiple of it.
+BLOCK_D = {"fp32": 16, "tf32": 32, "bf16": 64}
+if triton.knobs.runtime.interpret:  # a step takes the interpreter the same time whatever its size
+    BLOCK_D = dict.fromkeys(BLOCK_D, 64)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A kernel's compile-time sizes, and how many stages of loads ahead are compared by autotuning.
+
+    Nothing else is: stages change when a number is read, and not in which order numbers are added. So a
+    result has the same bits whichever wins.
+    """
+
+    sizes: tuple[tuple[str, int], ...]
+    num_warps: int
+    stages: tuple[int, ...]
+
+    def __getitem__(self, name: str) -> int:
+        return dict(self.sizes)[name]
+
+
+def tile(kernel: str, precision: str, architecture: int) -> Tile:
+    """The tile of a pass; `architecture` is 80, 90 or 100.
+
+    The largest that neither spill a register nor exceed shared memory (test_triton_compiled.py): the wider
+    a tile, the less of z comes from the cache for each product.
+    """
+    ampere, fp32 = architecture < 90, precision == "fp32"
+    stages = (2, 3) if fp32 or ampere else (3, 4)
+    if kernel == "logsumexp":
+        sizes = {"BLOCK_M": 128, "BLOCK_N": 128 if fp32 or ampere else 256}
+    elif kernel == "apply_narrow":  # up to 16 columns of values
+        side = 64 if fp32 else 128
+        sizes = {"BLOCK_M": side, "BLOCK_N": side, "BLOCK_K": 16, "IN_HALVES": not fp32}
+    elif kernel == "apply_wide":  # 64 columns at a time
+        rows, columns = (64, 64) if ampere else (128, 64 if fp32 else 128)
+        sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": 64, "IN_HALVES": not fp32}
+    elif kernel == "coefficients":
+        sizes = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 16}
+    else:
+        assert kernel == "product"
+        blackwell_tf32 = architecture >= 100 and precision == "tf32"
+        sizes = {"BLOCK_M": 128, "BLOCK_N": 64 if blackwell_tf32 else 128}
+    sizes["BLOCK_D"] = BLOCK_D[precision]
+    return Tile(tuple(sizes.items()), 8, stages)
+
+
+@functools.cache
+def tuned(kernel, of: Tile):
+    """`kernel` with the tile's sizes, autotuned over its stages once per d; kept on disk.
+
+    Autotuning runs a kernel again and again, so what one adds to is put back in between.
+    """
+    stages = of.stages[:1] if triton.knobs.runtime.interpret else of.stages
+    configs = [
+        triton.Config(dict(of.sizes), num_warps=of.num_warps, num_stages=count) for count in stages
+    ]
+    tuner = triton.autotune(
+        configs,
+        key=["dim"],
+        restore_value=["result"] if "ACCUMULATE" in kernel.arg_names else None,
+        do_bench=_milliseconds,
+        cache_results=True,
+    )(kernel)
+    tuner.__name__ = kernel.__name__
+    return tuner
+
+
+def _milliseconds(call, quantiles=None) -> list[float]:
+    """Median, shortest and longest of three runs: a pass over a million nodes takes a second."""
+    call()
+    times = []
+    for _ in range(3):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return [sorted(times)[1], min(times), max(times)]
+
+
+@functools.cache
+def architecture(device: torch.device) -> int:
+    """Whose tiles a device uses: 90 Hopper's, 100 Blackwell's, 80 those of any other, which need least."""
+    if device.type != "cuda":
+        return 90  # where kernels are interpreted
+    major, _ = torch.cuda.get_device_capability(device)
+    return {9: 90, 10: 100}.get(major, 80)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def splits(programs: int, blocks: int, device: torch.device, at_most: int = 16) -> int:
+    """Into how many splits `blocks` steps of each of `programs` are divided to fill the processors.
+
+    The fewest with which they stand idle for less than a tenth of the pass, else the best: each split's
+    sum is written, and the sums are added in order.
+    """
+    processors = _processors(device)
+
+    def busy(count: int) -> float:
+        rounds = programs * count / processors
+        return rounds / -(-programs * count // processors)
+
+    candidates = range(1, min(blocks, at_most) + 1)
+    return next((count for count in candidates if busy(count) >= 0.9), max(candidates, key=busy))

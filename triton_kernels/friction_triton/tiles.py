@@ -1,0 +1,61 @@
+"""One tile of the similarities z zᵀ: what every pass over the graph begins with."""
+
+# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)  # exponents are taken in base 2
+LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+INTERPRETED: tl.constexpr = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def add_product(sums, a, b, PRECISION: tl.constexpr):
+    """sums + a b. The interpreter multiplies the bit patterns of bfloat16 numbers, unless converted."""
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, sums, input_precision=PRECISION)
+
+
+@triton.jit
+def half(x):
+    """x rounded to bfloat16, to nearest; the interpreter would cut the bits off."""
+    if INTERPRETED:
+        bits = x.to(tl.int32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+        return bits.to(tl.float32, bitcast=True)
+    else:
+        return x.to(tl.bfloat16)
+
+
+@triton.jit
+def dots(
+    z, first_row, first_column, count, dim,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """z_i . z_j for BLOCK_M rows i from first_row and BLOCK_N columns j from first_column.
+
+    z: (count, dim), dim a multiple of BLOCK_D, so that no tile is wider than the matrix. Indices beyond
+    the last node read the last node: cheaper than a mask, and callers ignore what comes of them.
+    """
+    # A 64-bit start and 32-bit offsets within the tile: count * dim may exceed 2^31, a tile does not.
+    steps = tl.arange(0, BLOCK_D)
+    rows = tl.minimum(tl.arange(0, BLOCK_M), count - 1 - first_row)
+    columns = tl.minimum(tl.arange(0, BLOCK_N), count - 1 - first_column)
+    left = z + first_row.to(tl.int64) * dim + (rows[:, None] * dim + steps[None, :])
+    right = z + first_column.to(tl.int64) * dim + (columns[None, :] * dim + steps[:, None])
+    sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, dim, BLOCK_D):
+        sums = add_product(sums, tl.load(left + start), tl.load(right + start), PRECISION)
+    return sums
+
+
+@triton.jit
+def halves(x):
+    """The left and the right half of a tile's columns: two small epilogues need fewer registers."""
+    rows: tl.constexpr = x.shape[0]
+    columns: tl.constexpr = x.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(x, (rows, 2, columns)), (0, 2, 1)))
