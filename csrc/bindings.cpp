@@ -86,6 +86,7 @@ PYBIND11_MODULE(_native, m) {
   m.attr("compiler") = FRICTION_COMPILER;
   m.attr("cuda_architectures") = py::tuple(py::cast(cuda::architectures()));
   m.def("why_not_cuda", &cuda::why_not, py::arg("device"));
+  m.def("probe_cuda", &cuda::probe, py::arg("device"));
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels().instruction_set); });
   m.def("use_instruction_set", &use_instruction_set, py::arg("name"));

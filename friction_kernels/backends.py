@@ -90,6 +90,16 @@ def why_not_native(param: Tensor) -> str | None:
     return None
 
 
+def _describe_cuda() -> str:
+    if reason := cuda_reason():
+        return f"inactive: {reason}"
+    try:
+        native.probe_cuda(0)
+    except RuntimeError as error:
+        return f"inactive: a kernel was tried, and {error}"
+    return f"active ({torch.cuda.device_count()} devices; a kernel ran on cuda:0)"
+
+
 def _describe_triton() -> str:
     if find_spec("triton") is None:
         return "plain torch: triton is not installed (`pip install 'friction-kernels[triton]'`)"
@@ -109,7 +119,7 @@ def describe() -> dict[str, str]:
         "torch": torch.__version__,
         "backend reference": "active (equations in plain torch, any device)",
         "backend native, CPU": "active" if reason is None else f"inactive: {reason}",
-        "backend native, CUDA": "active" if cuda_reason() is None else f"inactive: {cuda_reason()}",
+        "backend native, CUDA": _describe_cuda(),
     }
     lines["G-Loss, CUDA"] = _describe_triton()
     if native is not None:

@@ -135,8 +135,12 @@ def test_whole_chunks_go_by_128_bit_loads_and_stores():
 
 
 def test_library_says_why_no_gpu_can_be_used():
+    """Imported and asked for a launch without a card: the kernel, the device and CUDA's error."""
     reason = backends.cuda_reason(0)
     if reason is None:
         pytest.skip("a GPU is here and can be used")
+    error = r"store_table of 0 bytes on cuda:0 failed: .* \(cudaError\w+\)"
+    with pytest.raises(RuntimeError, match=error):
+        _native.probe_cuda(0)
     assert "driver" in reason or "cuda:0" in reason or "CUDA" in reason
     assert backends.describe()["backend native, CUDA"] == f"inactive: {reason}"

@@ -29,6 +29,7 @@ void squared_norm(const Launch<Gradients>&, Storage, const Target&) {
 }
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }
 bool is_capturing(const Target&) { throw std::runtime_error(kAbsent); }
+void probe(int) { throw std::runtime_error(kAbsent); }
 std::string why_not(int) { return kAbsent; }
 std::vector<std::string> architectures() { return {}; }
 

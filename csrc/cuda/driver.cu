@@ -41,6 +41,14 @@ void store(const void* bytes, size_t count, void* to, const Target& target) {
   }
 }
 
+void probe(int device) {
+  const Target target{device, nullptr};
+  const std::string what = "store_table of 0 bytes";
+  launch_kernel("store_table", store_kernel, Payload{}, 1, kStoreThreads, " of 0 bytes", target);
+  const DeviceGuard guard(what, target);
+  check(cudaStreamSynchronize(nullptr), what, target);
+}
+
 bool is_capturing(const Target& target) {
   const DeviceGuard guard("asking whether a stream is capturing", target);
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;

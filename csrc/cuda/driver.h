@@ -52,6 +52,9 @@ bool is_capturing(const Target& target);
 // Why kernels cannot run on this device; empty where they can.
 std::string why_not(int device);
 
+// Runs a kernel that does nothing, and waits for it.
+void probe(int device);
+
 // What the library was built for, as nvcc spells it: "80-real".
 std::vector<std::string> architectures();
 

@@ -44,6 +44,7 @@ void store(const void* bytes, size_t count, void* to, const Target&) {
 }
 
 bool is_capturing(const Target&) { return std::getenv("FRICTION_HOST_CAPTURES") != nullptr; }
+void probe(int) {}
 std::string why_not(int) { return ""; }
 std::vector<std::string> architectures() { return {"host"}; }
 

@@ -1,0 +1,207 @@
+"""The text example from its command line: what it prints, what it draws, what it refuses."""
+
+import importlib.util
+import re
+import runpy
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune_text.py"
+
+
+@pytest.fixture
+def finetune_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Runs the example in this process, because torch and matplotlib take seconds to load."""
+
+    def run(*options: object) -> None:
+        torch.set_num_threads(1)  # on a busy machine, threads that wait for each other can stall
+        monkeypatch.syspath_prepend(EXAMPLE.parent)
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # it sets its own
+        arguments = [EXAMPLE.name, "--output", tmp_path / "plots", *options]
+        monkeypatch.setattr(sys, "argv", list(map(str, arguments)))
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+
+    return run
+
+
+@pytest.fixture
+def refusal(
+    finetune_text: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """What the example says on leaving with exit code 2."""
+
+    def run(*options: object) -> str:
+        with pytest.raises(SystemExit) as exit_info:
+            finetune_text(*options)
+        assert exit_info.value.code == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return said
+
+    return run
+
+
+def npz(file: Path, documents: int = 90, dim: int = 12, num_classes: int = 3, **more) -> Path:
+    noise = np.random.default_rng(0)
+    labels = np.arange(documents) % num_classes
+    centres = np.random.default_rng(1).normal(size=(num_classes, dim))
+    embeddings = (centres[labels] + 0.3 * noise.normal(size=(documents, dim))).astype(np.float16)
+    np.savez(file, **{"embeddings": embeddings, "labels": labels, **more})
+    return file
+
+
+def table_rows(text: str) -> dict[str, list[float]]:
+    """Macro-F1, accuracy, silhouette and milliseconds by the words before them."""
+    number = r"(-?\d+\.\d+)(?: ± \d+\.\d+)?"
+    row = rf"^ *(\S.*?) +{number} +{number} +{number} +{number} ms *$"
+    return {
+        re.sub(r" +", " ", match[1]): [float(value) for value in match.groups()[1:]]
+        for match in re.finditer(row, text, re.MULTILINE)
+    }
+
+
+def test_head_learns_with_every_loss(tmp_path, finetune_text, capsys) -> None:
+    losses = ["ce", "gloss", "ce+gloss"]
+    if importlib.util.find_spec("pytorch_metric_learning"):
+        losses.append("supcon")
+    given = ["--embeddings", npz(tmp_path / "e.npz"), "--steps", 30, "--batch-size", 32]
+    given += ["--loss", *losses, "--form", "official", "log", "--seeds", 2, "--evaluations", 3]
+    finetune_text(*given, "--lr", "1e-2")
+    printed = capsys.readouterr().out
+    assert "66 documents to train on and 24 to test on, 3 classes" in printed or (
+        "67 documents to train on and 23 to test on, 3 classes" in printed
+    )
+    rows = table_rows(printed)
+    assert list(rows) == [
+        f"{name} SigSignAdamW"
+        for loss in losses
+        for name in ([f"{loss} official", f"{loss} log"] if "gloss" in loss else [loss])
+    ]
+    for macro_f1, accuracy, silhouette, milliseconds in rows.values():
+        assert macro_f1 > 90 and accuracy > 90 and 0 < silhouette <= 1 and milliseconds > 0
+    for name in ("curves.png", "projection.png"):
+        with Image.open(tmp_path / "plots" / name) as plot:
+            assert plot.format == "PNG" and min(plot.size) > 300
+        assert str(tmp_path / "plots" / name) in printed
+
+
+def test_options_of_gloss_and_optimizers_of_torch(tmp_path, finetune_text, capsys) -> None:
+    other = npz(tmp_path / "test.npz", documents=30)
+    given = [
+        "--embeddings",
+        npz(tmp_path / "e.npz", num_classes=2),
+        "--steps",
+        4,
+        "--loss",
+        "ce+gloss",
+    ]
+    options = ["--sigma", "learnable", "--memory", 50, "--optimizer", "rsgdm", "SGD", "nadam"]
+    finetune_text(*given, *options)
+    assert [name.split()[-1] for name in table_rows(capsys.readouterr().out)] == [
+        "RSGDM",
+        "SGD",
+        "NAdam",
+    ]
+    arrays = np.load(other)
+    own = npz(
+        tmp_path / "own.npz",
+        test_embeddings=arrays["embeddings"],
+        test_labels=arrays["labels"],
+        classes=np.array(["earn", "acq", "crude"]),
+    )
+    finetune_text("--embeddings", own, "--steps", 2, "--sigma", "root")
+    assert "90 documents to train on and 30 to test on" in capsys.readouterr().out
+    finetune_text(
+        "--embeddings", own, "--test", other, "--steps", 2, "--loss", "ce", "--test-documents", 9
+    )
+    assert "Tested on 9 of them" in capsys.readouterr().out
+
+
+def test_same_seed_same_figures(tmp_path, finetune_text, capsys) -> None:
+    given = ["--embeddings", npz(tmp_path / "e.npz"), "--steps", 6, "--loss", "ce+gloss"]
+    figures = []
+    for _ in range(2):
+        finetune_text(*given)
+        figures.append([row[:3] for row in table_rows(capsys.readouterr().out).values()])
+    assert figures[0] == figures[1]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("pytorch_metric_learning") is not None,
+    reason="pytorch-metric-learning is installed",
+)
+def test_supcon_without_its_library(tmp_path, refusal) -> None:
+    said = refusal("--embeddings", npz(tmp_path / "e.npz"), "--loss", "supcon")
+    assert "pip install pytorch-metric-learning" in said
+
+
+def test_encoder_without_its_package(tmp_path, refusal, monkeypatch) -> None:
+    find = importlib.util.find_spec
+    absent = {"transformers"}
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *rest: None if name in absent else find(name)
+    )
+    file = tmp_path / "ok.csv"
+    file.write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(12)))
+    assert "pip install 'friction-kernels[text]'" in refusal("--data", file)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "has the columns none: it needs a header line with the columns text and label"),
+        ("words,label\na,b\n", "has the columns 'words', 'label': it needs"),
+        ("text,label\n", "has no documents"),
+        ("text,label\ngood,a\n  ,b\n", "line 3: text is empty"),
+        ("text,label\ngood\n", "line 2: label is empty"),
+        ("text,label\ngood,a\nbad,a\n", "has one class only, 'a'"),
+        ("text,label\na,x\nb,x\nc,x\nd,x\ne,y\n", "class 'y' has 1 documents"),
+        ('text,label\n"open,a\n', "is not a CSV file in UTF-8"),
+        ("text,label\n\udcff,a\n", "is not a CSV file in UTF-8"),
+    ],
+)
+def test_csv_that_cannot_be_used(tmp_path, refusal, content, complaint) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text(content, encoding="utf-8", errors="surrogateescape")
+    said = refusal("--data", file)
+    assert str(file) in said and complaint in said
+
+
+def test_label_that_is_tested_and_never_learnt(tmp_path, refusal) -> None:
+    (tmp_path / "train.csv").write_text(",text,label\n7,one,a\n8,two,b\n")
+    (tmp_path / "test.csv").write_text(",text,label\n7,one,c\n")
+    assert "has the label 'c', which no training document has" in refusal("--data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "complaint"),
+    [
+        ({"labels": np.zeros(3, int)}, "has embeddings (90, 12) and labels (3,)"),
+        ({"labels": np.linspace(0, 1, 90)}, "labels must be whole numbers"),
+        ({"embeddings": np.zeros((90, 4))}, "embedding 0 is zero or not finite"),
+        ({"classes": np.array(["one"])}, "has 1 classes and labels up to 2"),
+    ],
+)
+def test_embeddings_that_cannot_be_used(tmp_path, refusal, arrays, complaint) -> None:
+    assert complaint in refusal("--embeddings", npz(tmp_path / "e.npz", **arrays))
+
+
+def test_other_refusals(tmp_path, refusal) -> None:
+    file = npz(tmp_path / "e.npz")
+    assert "give documents, with --data" in refusal()
+    assert "give documents, with --data" in refusal("--data", file, "--embeddings", file)
+    assert f"cannot read {tmp_path / 'none.npz'}" in refusal("--embeddings", tmp_path / "none.npz")
+    assert f"cannot read {tmp_path / 'none.csv'}" in refusal("--data", tmp_path / "none.csv")
+    assert f"{EXAMPLE} is not an NPZ file" in refusal("--embeddings", EXAMPLE)
+    said = refusal("--embeddings", file, "--optimizer", "Foo")
+    assert "unknown optimizer 'Foo'" in said and "SigSignAdamW" in said and "RMSprop" in said
+    assert "cannot write to output folder" in refusal("--embeddings", file, "--output", file)
+    assert "SigSignAdamW refuses" in refusal("--embeddings", file, "--lr", "-1")
+    assert "0 is not positive" in refusal("--embeddings", file, "--sigma", "0")
