@@ -14,9 +14,9 @@ from torch.nn.functional import cross_entropy
 from friction_kernels.graph import dense, label_propagation
 
 MATRIX_FREE = ({"backend": "chunked"}, {"backend": "dense"})
-HALF_OF_THE_EXAMPLES = settings(max_examples=settings.default.max_examples // 2)
+SOME_EXAMPLES = settings(max_examples=100)
 # In float64, to a tolerance of 1e-12, an example takes longer.
-A_QUARTER_OF_THEM = settings(max_examples=settings.default.max_examples // 4)
+FEW_EXAMPLES = settings(max_examples=50)
 
 
 def loss_and_gradient(graph: Graph, dtype=torch.float64, **options):
@@ -98,13 +98,13 @@ def test_half_precision_embeddings_are_computed_with_in_float32(golden_dir, dtyp
     assert relative(e.grad, golden.grad) <= bound
 
 
-@A_QUARTER_OF_THEM
+@FEW_EXAMPLES
 @given(graph=graphs())
 def test_float64_equals_the_dense_equations(graph):
     assert_right_or_reported(graph, torch.float64, tol=1e-12, max_iter=500)
 
 
-@HALF_OF_THE_EXAMPLES
+@SOME_EXAMPLES
 @given(graph=graphs())
 def test_float32_equals_the_dense_equations(graph):
     assert_right_or_reported(graph, torch.float32, tol=1e-5, max_iter=64)

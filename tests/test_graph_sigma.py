@@ -28,7 +28,7 @@ def literal(z, labels, rule):
     return (between.min() if len(between) else pairs.median()).item() / 3
 
 
-@settings(max_examples=settings.default.max_examples // 4)
+@settings(max_examples=50)
 @given(
     num_nodes=st.sampled_from((3, 4, 5, 17, 64, 129)),
     dim=st.sampled_from((1, 2, 30)),
