@@ -90,6 +90,8 @@ def test_who_is_left_out_and_why():
     assert "a step would take about 1 s" in why_not(contender, 100, (50, 0.126), limits)
     assert "would need about 0 GiB" in why_not(contender, 101, None, limits)
     assert "not tried beyond N = 1,000" in why_not(contender, 2000, None, limits)
+    patient = Contender("x", authors, bytes_per_pair=1, sure_up_to=100)
+    assert why_not(patient, 100, (50, 1e9), limits) is None
     absent = Contender("y", authors, needs="no_such_module")
     assert why_not(absent, 2, None, limits) == "no_such_module is not installed"
     compiling = Contender("z", authors, compiles=True)
