@@ -1,0 +1,60 @@
+"""The optimizers of `finetune_text.py`: those of friction_kernels by name, and torch's own."""
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+from text_data import InputError
+from torch import nn
+from torch.optim import Optimizer
+
+from friction_kernels import OPTIMIZERS
+
+TORCH_OPTIMIZERS = {
+    name: member
+    for name, member in vars(torch.optim).items()
+    if inspect.isclass(member) and issubclass(member, Optimizer) and member is not Optimizer
+}
+MOMENTUM = 0.9
+# Learning rates of a new head or classifier, of a pretrained encoder, and of a classifier that learns
+# beside a loss: it overfits nothing, and has to keep up. An RSGDM is an SGD with Nesterov momentum
+# whose learning rate is (1 - momentum) times its own.
+NEW, PRETRAINED, BESIDE = 1e-3, 5e-5, 1e-2
+SGD_FACTORS = {"SGD": 100, "RSGDM": 100 / (1 - MOMENTUM)}
+
+
+def known_optimizer(name: str) -> str:
+    names = {known.lower(): known for known in (*TORCH_OPTIMIZERS, *OPTIMIZERS)}
+    if name.lower() not in names:
+        raise InputError(
+            f"unknown optimizer {name!r}: choose one of friction_kernels "
+            f"({', '.join(OPTIMIZERS)}) or of torch.optim ({', '.join(TORCH_OPTIMIZERS)})"
+        )
+    return names[name.lower()]
+
+
+def make_optimizer(
+    name: str,
+    parts: list[tuple[float, Iterable[nn.Parameter]]],
+    lr: float | None,
+    friction_input: str,
+) -> Optimizer:
+    """parts: parameters with a rate of those above; `lr` replaces the first part's."""
+    factor = SGD_FACTORS.get(name, 1)
+    groups = [{"params": list(own), "lr": factor * rate} for rate, own in parts]
+    if lr is not None:
+        groups[0]["lr"] = lr
+    groups = [group for group in groups if group["params"]]
+    options = {}
+    if name in SGD_FACTORS:
+        options["momentum"] = MOMENTUM
+    elif name in OPTIMIZERS:
+        options["friction_input"] = friction_input
+    if name == "SGD":
+        options["nesterov"] = True
+    try:
+        return (OPTIMIZERS.get(name) or TORCH_OPTIMIZERS[name])(groups, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name} refuses these options ({error}): choose others or another --optimizer"
+        ) from error
