@@ -6,7 +6,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test bench gpu-report lint format wheel
+.PHONY: example test bench bench-gloss gpu-report lint format wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -16,6 +16,9 @@ test: .venv/installed  ## run every test
 
 bench: .venv/installed  ## measure against eager code and every peer
 	$(BIN)/python -m bench.bench_optimizers $(ARGS)
+
+bench-gloss: .venv/installed  ## measure G-Loss against the authors' form
+	$(BIN)/python -m bench.bench_gloss $(ARGS)
 
 gpu-report:  ## settle on a GPU what only a GPU can: tests, sanitizers, benchmarks; installs nothing
 	$(PYTHON) bench/gpu_report.py $(ARGS)
