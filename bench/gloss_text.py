@@ -10,6 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from bench.gloss_baselines import AUTHORS, CONTENDERS
+from bench.markdown import table
 
 GIB = 2**30
 COLORS = dict(
@@ -34,18 +35,6 @@ def seconds(value: float) -> str:
 
 def size_bytes(value: float) -> str:
     return f"{value / GIB:.2f} GiB" if value >= 0.1 * GIB else f"{value / 2**20:.0f} MiB"
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def size_section(nodes: str, size: dict[str, Any], memory: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from bench.gpu_contenders import (
     SGD_FUSED,
 )
 from bench.gpu_goals import GOALS
+from bench.markdown import table
 
 # Columns of ratios: the other's time over this one's, so that more is faster.
 AGAINST = {
@@ -39,20 +40,6 @@ random, so that AdamP projects few tensors."""
 
 def judge(models: dict[str, Any]) -> list[dict[str, str]]:
     return [goal.verdict(models) for goal in GOALS]
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """Columns as wide as their cells, for readers of the source too; numbers to the right."""
-    rows = [[cell.replace("|", "/") for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: list[str]) -> str:
-        first = cells[0].ljust(widths[0])
-        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
-        return "| " + " | ".join([first, *rest]) + " |"
-
-    rule = "|" + "|".join(["-" * (widths[0] + 2), *("-" * (w + 1) + ":" for w in widths[1:])]) + "|"
-    return "\n".join([line(header), rule, *map(line, rows)])
 
 
 def microseconds(seconds: float) -> str:

@@ -25,17 +25,17 @@ import copy
 import itertools
 import math
 import sys
-import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from text_data import InputError, Part, TextSet, read_csv, read_embeddings, save_embeddings
+from command_line import InputError, at_least, known_optimizer, writable_folder
+from text_data import Part, TextSet, read_csv, read_embeddings, save_embeddings
 from text_losses import FORMS, LOSSES, check_library, make_loss
 from text_models import Encoder, Head, load_encoder
-from text_optimizers import BESIDE, NEW, PRETRAINED, known_optimizer, make_optimizer
+from text_optimizers import BESIDE, NEW, PRETRAINED, TORCH_OPTIMIZERS, make_optimizer
 from text_report import Run, draw_curves, draw_projections, print_table, score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -49,7 +49,7 @@ SAID: set[str] = set()  # warnings
 
 def contenders(args: argparse.Namespace) -> list[tuple[str, str, str]]:
     """(loss, form of the G-Loss in it, optimizer), each once."""
-    optimizers = dict.fromkeys(known_optimizer(name) for name in args.optimizer)
+    optimizers = dict.fromkeys(known_optimizer(name, TORCH_OPTIMIZERS) for name in args.optimizer)
     result = []
     for loss in dict.fromkeys(args.loss):
         forms = dict.fromkeys(args.form) if "gloss" in loss else [""]
@@ -162,28 +162,6 @@ def read(args: argparse.Namespace) -> tuple[TextSet, Encoder | None]:
     save_embeddings(args.save_embeddings, embedded)
     print(f"Embeddings: {args.save_embeddings}, for --embeddings")
     return embedded, None
-
-
-def writable_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise InputError(
-            f"cannot write to output folder {folder} ({error.strerror}): "
-            "give a folder that you may write to with --output"
-        ) from error
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return value
-
-    return whole_number
 
 
 def share(text: str) -> float:

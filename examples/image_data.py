@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import InputError
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -15,10 +16,6 @@ IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 TEST_FRACTION = 0.25
 # The fewest images of a class of which a quarter is still a whole test image.
 SMALLEST_CLASS = 4
-
-
-class InputError(Exception):
-    """Something the user gave that cannot be used; the message says what to do about it."""
 
 
 @dataclass(frozen=True)

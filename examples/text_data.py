@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from command_line import InputError
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
@@ -15,10 +16,6 @@ SMALLEST_CLASS = 4  # of which a quarter is still a whole test document
 COLUMNS = "a header line with the columns text and label; others are left alone"
 ARRAYS = "embeddings (N, d) and labels (N,)"
 csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # long documents are not errors
-
-
-class InputError(Exception):
-    """Something the user gave that cannot be used; the message says what to do about it."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import argparse
 import importlib.util
 
 import torch
-from text_data import InputError
+from command_line import InputError
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 

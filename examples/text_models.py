@@ -4,7 +4,8 @@ import importlib.util
 from pathlib import Path
 
 import torch
-from text_data import InputError, Part
+from command_line import InputError
+from text_data import Part
 from torch import Tensor, nn
 from tqdm import tqdm
 

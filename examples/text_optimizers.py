@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Iterable
 
 import torch
-from text_data import InputError
+from command_line import InputError
 from torch import nn
 from torch.optim import Optimizer
 
@@ -21,16 +21,6 @@ MOMENTUM = 0.9
 # whose learning rate is (1 - momentum) times its own.
 NEW, PRETRAINED, BESIDE = 1e-3, 5e-5, 1e-2
 SGD_FACTORS = {"SGD": 100, "RSGDM": 100 / (1 - MOMENTUM)}
-
-
-def known_optimizer(name: str) -> str:
-    names = {known.lower(): known for known in (*TORCH_OPTIMIZERS, *OPTIMIZERS)}
-    if name.lower() not in names:
-        raise InputError(
-            f"unknown optimizer {name!r}: choose one of friction_kernels "
-            f"({', '.join(OPTIMIZERS)}) or of torch.optim ({', '.join(TORCH_OPTIMIZERS)})"
-        )
-    return names[name.lower()]
 
 
 def make_optimizer(

@@ -20,14 +20,14 @@ import inspect
 import itertools
 import math
 import statistics
-import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from image_data import ImageSet, InputError, digits, image_folder
+from command_line import InputError, at_least, known_optimizer, writable_folder
+from image_data import ImageSet, digits, image_folder
 from image_models import MODELS
 from image_report import Run, draw_curves, print_differences, print_table
 from torch import Tensor, nn
@@ -122,7 +122,7 @@ def make_contender(name: str, backend: str, args: argparse.Namespace) -> Contend
 
 def chosen_contenders(args: argparse.Namespace) -> list[Contender]:
     if args.optimizer:
-        names = dict.fromkeys(known_name(name) for name in args.optimizer)
+        names = dict.fromkeys(known_optimizer(name, TORCH_OPTIMIZERS) for name in args.optimizer)
         chosen = [(name, backend) for name in names for backend in backends(name)]
     else:
         chosen = DEFAULT_CONTENDERS
@@ -130,16 +130,6 @@ def chosen_contenders(args: argparse.Namespace) -> list[Contender]:
     for each in contenders:
         each.try_out()
     return contenders
-
-
-def known_name(name: str) -> str:
-    names = {known.lower(): known for known in (*TORCH_OPTIMIZERS, *OPTIMIZERS)}
-    if name.lower() not in names:
-        raise InputError(
-            f"unknown optimizer {name!r}: choose one of friction_kernels "
-            f"({', '.join(OPTIMIZERS)}) or of torch.optim ({', '.join(TORCH_OPTIMIZERS)})"
-        )
-    return names[name.lower()]
 
 
 def backends(name: str) -> tuple[str, ...]:
@@ -212,28 +202,6 @@ def train_all(contenders: list[Contender], images: ImageSet, args: argparse.Name
             progress.set_description(f"seed {seed}, {model_name}, {each.label}")
             runs.append(train(model_name, each, seed, images, args, progress))
     return runs
-
-
-def writable_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise InputError(
-            f"cannot write to output folder {folder} ({error.strerror}): "
-            "give a folder that you may write to with --output"
-        ) from error
-
-
-def at_least(minimum: int) -> Callable[[str], int]:
-    def whole_number(text: str) -> int:
-        value = int(text)
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
-        return value
-
-    return whole_number
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

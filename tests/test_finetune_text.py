@@ -133,21 +133,22 @@ def test_same_seed_same_figures(tmp_path, finetune_text, capsys) -> None:
     assert figures[0] == figures[1]
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("pytorch_metric_learning") is not None,
-    reason="pytorch-metric-learning is installed",
-)
-def test_supcon_without_its_library(tmp_path, refusal) -> None:
+def hide(monkeypatch, package: str) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec",
+        lambda name, *rest: None if name == package else find(name, *rest),
+    )
+
+
+def test_supcon_without_its_library(tmp_path, refusal, monkeypatch) -> None:
+    hide(monkeypatch, "pytorch_metric_learning")
     said = refusal("--embeddings", npz(tmp_path / "e.npz"), "--loss", "supcon")
     assert "pip install pytorch-metric-learning" in said
 
 
 def test_encoder_without_its_package(tmp_path, refusal, monkeypatch) -> None:
-    find = importlib.util.find_spec
-    absent = {"transformers"}
-    monkeypatch.setattr(
-        "importlib.util.find_spec", lambda name, *rest: None if name in absent else find(name)
-    )
+    hide(monkeypatch, "transformers")
     file = tmp_path / "ok.csv"
     file.write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(12)))
     assert "pip install 'friction-kernels[text]'" in refusal("--data", file)

@@ -1,0 +1,47 @@
+"""What the examples share: input that cannot be used, and options of their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from friction_kernels import OPTIMIZERS
+
+
+class InputError(Exception):
+    """Something the user gave that cannot be used; the message says what to do about it."""
+
+
+def known_optimizer(name: str, of_torch: Iterable[str]) -> str:
+    """The name as it is spelt, of ours or one of torch's."""
+    names = {known.lower(): known for known in (*of_torch, *OPTIMIZERS)}
+    if name.lower() not in names:
+        raise InputError(
+            f"unknown optimizer {name!r}: choose one of friction_kernels "
+            f"({', '.join(OPTIMIZERS)}) or of torch.optim ({', '.join(of_torch)})"
+        )
+    return names[name.lower()]
+
+
+def writable_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise InputError(
+            f"cannot write to output folder {folder} ({error.strerror}): "
+            "give a folder that you may write to with --output"
+        ) from error
+
+
+def at_least(minimum: int) -> Callable[[str], int]:
+    def whole_number(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"{text} is less than {minimum}")
+        return value
+
+    return whole_number
