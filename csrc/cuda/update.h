@@ -8,9 +8,6 @@
 
 namespace friction::cuda {
 
-template <class Launch, class T>
-using ScalarsOf = typename Launch::Rule::template Scalars<T>;
-
 // What the threads of a block share while they stay within a tensor or a group's step.
 template <class Rule, class T>
 struct Shared {

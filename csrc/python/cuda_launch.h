@@ -73,8 +73,9 @@ class LaunchMaker {
     const auto reserve = [&](DeviceMemory& memory, int64_t bytes) {
       return memory.reserve(allocator, bytes, use);
     };
-    launch_ = std::make_unique<Launch>();
+    if (launch_ == nullptr) launch_ = std::make_unique<Launch>();
     Launch& launch = *launch_;
+    static_cast<cuda::Header<Rule>&>(launch) = {};  // what is left in its room is not read
     launch.count = static_cast<int64_t>(table.tensors.size());
     launch.chunks = table.chunks;
     std::copy(table.dtype, table.dtype + Rule::kLists, launch.dtype);
