@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from friction_kernels.graph import solvers
+from friction_kernels.graph import small, solvers
 from friction_kernels.graph.backend import Cotangents, Similarity
 from friction_kernels.graph.compiling import uncompiled
 from friction_kernels.graph.transition import Transition
@@ -63,16 +63,57 @@ def propagate(
     z: (N, d), float32 or float64, rows of length one, labelled nodes first; inverse_sigma_squared: ();
     targets: Y_L (num_labelled, C). Rows of F that no label reaches are uniform and have no gradient.
     """
-    report = Report()
-    f = _Propagation.apply(z, inverse_sigma_squared, targets, settings, report)
+    report, graph = Report(), None
+    with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+        similarity = settings.similarity(z, inverse_sigma_squared)
+        if small.serves(similarity, settings.solver):
+            graph = small.solve(similarity, targets, _error, settings.tol)
+    if graph is not None:
+        report.residual, report.unreached = graph.residual, graph.residual.new_zeros(())
+        return _SmallPropagation.apply(z, inverse_sigma_squared, graph), report
+    f = _Propagation.apply(z, inverse_sigma_squared, targets, similarity, settings, report)
     return f, report
+
+
+class _SmallPropagation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, z, inverse_sigma_squared, graph):
+        ctx.save_for_backward(z, inverse_sigma_squared)
+        ctx.graph = graph
+        return graph.f[len(z) - len(graph.image) :]
+
+    @staticmethod
+    @uncompiled
+    def backward(ctx, grad_f):
+        _refuse_second_derivative()
+        z, inverse_sigma_squared = ctx.saved_tensors
+        with torch.autocast(z.device.type, enabled=False):
+            grad_z = small.gradient(ctx.graph, z, inverse_sigma_squared, grad_f)
+            grad_scale = None
+            if ctx.needs_input_grad[1]:
+                grad_scale = _gradient_of_scale(z, grad_z, inverse_sigma_squared)
+        return grad_z, grad_scale, None
+
+
+def _refuse_second_derivative() -> None:
+    # torch's once_differentiable lets a gradient of a constant pass, with a wrong second derivative.
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "label propagation cannot be differentiated twice; call backward() or "
+            "torch.autograd.grad() without create_graph=True"
+        )
+
+
+def _gradient_of_scale(z: Tensor, grad_z: Tensor, inverse_sigma_squared: Tensor) -> Tensor:
+    # dL/d(1/sigma^2) = sum_ij M_ij z_i . z_j, and grad_z_i = sum_j (M_ij + M_ji) z_j / sigma^2
+    return (z * grad_z).sum() / (2 * inverse_sigma_squared)
 
 
 class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, inverse_sigma_squared, targets, settings, report):
+    def forward(ctx, z, inverse_sigma_squared, targets, similarity, settings, report):
         with torch.autocast(z.device.type, enabled=False):
-            transition = Transition(settings.similarity(z, inverse_sigma_squared), len(targets))
+            transition = Transition(similarity, len(targets))
             kept = None
             if settings.keep_dtype is not None:
                 kept = transition.keep(settings.keep_dtype)
@@ -101,12 +142,7 @@ class _Propagation(torch.autograd.Function):
     @staticmethod
     @uncompiled
     def backward(ctx, grad_f):
-        # torch's once_differentiable lets a gradient of a constant pass, with a wrong second derivative.
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "label propagation cannot be differentiated twice; call backward() or "
-                "torch.autograd.grad() without create_graph=True"
-            )
+        _refuse_second_derivative()
         z, inverse_sigma_squared, targets, lost = ctx.saved_tensors
         transition, settings = ctx.transition, ctx.settings
         with torch.autocast(z.device.type, enabled=False):
@@ -117,11 +153,10 @@ class _Propagation(torch.autograd.Function):
                 adjoints = [_solve_adjoint(transition, grad_f, lost, ctx.factors, settings)]
             cotangents = _cotangents(transition, targets, ctx.states, adjoints)
             grad_z = transition.similarity.gradient(transition.normalisers, cotangents)
-            # dL/d(1/sigma^2) = sum_ij M_ij z_i . z_j, and grad_z_i = sum_j (M_ij + M_ji) z_j / sigma^2
             grad_scale = None
             if ctx.needs_input_grad[1]:
-                grad_scale = (z * grad_z).sum() / (2 * inverse_sigma_squared)
-        return grad_z, grad_scale, None, None, None
+                grad_scale = _gradient_of_scale(z, grad_z, inverse_sigma_squared)
+        return grad_z, grad_scale, None, None, None, None
 
 
 def _iterate(transition: Transition, b: Tensor, num_iters: int) -> list[Tensor]:
@@ -145,19 +180,20 @@ def _size(residual: Tensor) -> Tensor:
     return residual.abs().sum(dim=1).max()
 
 
-def _solve(transition: Transition, b: Tensor, kept: Tensor | None, settings: Settings):
-    def error(residual: Tensor, f: Tensor) -> Tensor:
-        mass_error = (f.sum(dim=1) - 1).abs().max()
-        return torch.maximum(_size(residual), mass_error / MASS_TOLERANCE)
+def _error(residual: Tensor, f: Tensor) -> Tensor:
+    mass_error = (f.sum(dim=1) - 1).abs().max()
+    return torch.maximum(_size(residual), mass_error / MASS_TOLERANCE)
 
+
+def _solve(transition: Transition, b: Tensor, kept: Tensor | None, settings: Settings):
     factors = None
     if kept is not None and kept.dtype == b.dtype and len(kept) <= DIRECT_UP_TO:
         factors = solvers.direct(kept * transition.row_factor)
-        solution = solvers.solve_directly(factors, transition.times, b, error)
+        solution = solvers.solve_directly(factors, transition.times, b, _error)
         if solution.error <= settings.tol:
             return solution, factors
     solution = solvers.solve(
-        transition.times, b, transition.log_weight, error, settings.tol, settings.max_iter
+        transition.times, b, transition.log_weight, _error, settings.tol, settings.max_iter
     )
     return solution, None
 

@@ -47,6 +47,10 @@ class Tiles:
         self.rows_per_tile = min(len(z), rows)
         self._matrix = self._store() if stored else None
 
+    @property
+    def stored(self) -> bool:
+        return self._matrix is not None
+
     def _store(self) -> Tensor:
         matrix = self._left.new_empty(self._num_nodes, self._num_nodes)
         for rows, rest in self.strips():
@@ -70,8 +74,8 @@ class Tiles:
         for rows in self.row_chunks(range(self._num_nodes)):
             yield rows, range(rows.start, self._num_nodes)
 
-    def tile(self, rows: range, columns: range, buffer: Tensor) -> Tensor:
-        """(len(rows), len(columns)), in `buffer` where nothing is stored."""
+    def tile(self, rows: range, columns: range, buffer: Tensor | None = None) -> Tensor:
+        """(len(rows), len(columns)), in `buffer`, which is needed where nothing is stored."""
         if self._matrix is not None:
             return self._matrix[rows.start : rows.stop, columns.start : columns.stop]
         return self._compute(rows, columns, out=as_tile(buffer, rows, columns))
