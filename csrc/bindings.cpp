@@ -37,6 +37,25 @@ std::vector<SettingValue> settings_of(const TensorReader& reader, const py::hand
   return settings;
 }
 
+// Numbers that squared norms go to: (device, tensor of one float64 there).
+std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& tensors) {
+  std::vector<NormTarget> targets;
+  for (const py::handle item : tensors) {
+    const auto pair = py::reinterpret_borrow<py::tuple>(item);
+    TensorView view;
+    if (!reader.read(py::object(pair[1]).ptr(), view) || view.numel() != 1 ||
+        view.dtype != DType::kFloat64)
+      throw std::invalid_argument("a squared norm goes to one float64 number");
+    targets.push_back({pair[0].cast<int>(), view.data});
+  }
+  return targets;
+}
+
+py::object problem_or_none(const Problem& problem) {
+  if (problem.what == nullptr) return py::none();
+  return py::make_tuple(problem.entry, problem.what);
+}
+
 template <class Rule, class PlanType>
 void bind_plan(py::module_& m, const char* name) {
   py::class_<PlanType, Plan> plan(m, name);
@@ -54,11 +73,18 @@ void bind_plan(py::module_& m, const char* name) {
             std::vector<std::vector<SettingValue>> groups;
             for (const py::handle group : settings)
               groups.push_back(settings_of<Rule>(self.reader(), group));
-            const Problem problem = self.step(state, param_groups, groups, threads);
-            if (problem.what == nullptr) return py::none();
-            return py::make_tuple(problem.entry, problem.what);
+            return problem_or_none(self.step(state, param_groups, groups, threads));
           },
           py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"));
+  plan.def(
+      "squared_norm",
+      [](PlanType& self, const py::dict& state, const py::list& param_groups,
+         const std::vector<bool>& counted, const py::list& targets, int threads) -> py::object {
+        return problem_or_none(self.squared_norm(state, param_groups, counted,
+                                                 targets_of(self.reader(), targets), threads));
+      },
+      py::arg("state"), py::arg("param_groups"), py::arg("counted"), py::arg("targets"),
+      py::arg("threads"));
   if constexpr (Rule::kObserves)
     plan.def(
         "observations",

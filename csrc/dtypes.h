@@ -5,7 +5,10 @@
 
 namespace friction {
 
-enum class DType : uint8_t { kFloat16, kBFloat16, kFloat32, kFloat64 };
+// kPacked: 8 bits an element (packed.h). The integers are residuals (companion.h).
+enum class DType : uint8_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt8, kInt16, kPacked };
+
+FRICTION_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }
 
 struct Half {
   uint16_t bits;
@@ -67,7 +70,7 @@ FRICTION_INLINE Stored narrow(T x) {
   }
 }
 
-// Calls f with a null pointer of the list's storage type.
+// Calls f with a null pointer of a floating list's storage type.
 template <class F>
 FRICTION_INLINE void with_storage(DType dtype, F&& f) {
   switch (dtype) {
@@ -75,6 +78,7 @@ FRICTION_INLINE void with_storage(DType dtype, F&& f) {
     case DType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));
     case DType::kFloat32: return f(static_cast<float*>(nullptr));
     case DType::kFloat64: return f(static_cast<double*>(nullptr));
+    default: return;
   }
 }
 

@@ -44,6 +44,12 @@ Walk order_walk(const std::vector<int64_t>& shape, const std::vector<std::vector
   return walk;
 }
 
+std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];
+  return strides;
+}
+
 bool overlaps(const Walk& walk, size_t list) {
   const std::vector<int64_t>& strides = walk.strides[list];
   std::vector<size_t> order(walk.sizes.size());

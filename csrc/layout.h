@@ -24,6 +24,9 @@ struct Walk {
 Walk order_walk(const std::vector<int64_t>& shape, const std::vector<std::vector<int64_t>>& strides,
                 bool rows_first);
 
+// Strides of a list whose elements follow each other in the order of a walk.
+std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes);
+
 // Whether two indices of a list may name the same memory.
 bool overlaps(const Walk& walk, size_t list);
 

@@ -6,11 +6,11 @@
 // chunk (and per row within a chunk) are the same for every launch shape.
 #pragma once
 
-#include "dtypes.h"
+#include "random.h"
 
 namespace friction {
 
-constexpr int kMaxLists = 5;
+constexpr int kMaxLists = 6;  // with a parameter's companion
 constexpr int64_t kChunk = 2048;
 
 // Where the lists of a tensor lie that is not contiguous, or not alike, in all of them:
@@ -22,8 +22,13 @@ struct Layout {
 };
 
 struct TensorEntry {
-  void* data[kMaxLists];
+  void* data[kMaxLists];  // the rule's lists, then the companion
   DType dtype[kMaxLists];
+  int8_t companion;      // its list; 0: none
+  bool packed;           // whether some list is
+  bool stochastic;       // how the parameter is rounded
+  uint32_t parameter;    // its number, for stochastic rounding
+  GlobalIndex global;    // likewise
   const Layout* layout;  // null where every list is contiguous in the walk's order
   int64_t numel;
   int64_t first_chunk;  // chunks of all tensors before this one

@@ -78,12 +78,12 @@ Observation observation_of(const T* observed, int64_t count) {
 template <class Rule, int kVariant, bool kObserve, class T>
 void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, int64_t count,
                   const typename Rule::template Scalars<T>& scalars) {
-  Stage<T, Rule::kLists> stage;
+  Stage<T, Rule> stage;
   stage.load(t, begin, count);
   T observed[kObserve ? kChunk : 1];
   update_elements<Rule, kVariant, kObserve>(stage.x, observed, count, scalars,
                                             std::make_index_sequence<Rule::kLists>());
-  stage.store(t, begin, count, Rule::kWrites);
+  stage.store(t, begin, count, r.scalars[t.scalars].key_of(t));
   if constexpr (kObserve)
     r.observations[observation_slot(&t - r.table.tensors, t.first_chunk, begin)] =
         observation_of(observed, count);
@@ -121,12 +121,34 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
   }
 }
 
+// The sum of a chunk's squared gradients; only one that is not finite in T is summed in double.
+template <class T>
+double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
+  Stage<T, Gradients, Gradients::kLists> stage;
+  stage.load_list(t, Gradients::kGrad, begin, count);
+  const T* g = stage.x[Gradients::kGrad];
+  const double sum = lane_sum<T>(count, [&](int64_t i) { return g[i] * g[i]; });
+  if (std::isfinite(sum)) return sum;
+  return lane_sum<double>(count, [&](int64_t i) { return double(g[i]) * double(g[i]); });
+}
+
+void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
+  int64_t chunk = first;
+  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+    double& sum = r.squares[chunk++] = 0;
+    if (!r.counted[&t - r.table.tensors]) return;
+    sum = t.dtype[Gradients::kGrad] == DType::kFloat64
+              ? squares_of_chunk<double>(t, begin, end - begin)
+              : squares_of_chunk<float>(t, begin, end - begin);
+  });
+}
+
 using Adam = FrictionAdam;
 
 // AdamP, first pass: sums what the decision needs of each row.
 template <class T>
 void reduce_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end) {
-  Stage<T, 2> stage;  // parameter and gradient
+  Stage<T, Adam, 2> stage;  // parameter and gradient
   stage.load(t, begin, end - begin);
   for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
     const T *p = stage.x[Adam::kParam] + (row_begin - begin),
@@ -157,25 +179,31 @@ RowSums row_sums(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
   return sums;
 }
 
-// param . direction over the elements [begin, end), which changes nothing.
+// parameter * direction of each of the elements [begin, begin + count), which changes nothing.
+template <int kVariant, class T>
+void find_products(const TensorEntry& t, int64_t begin, int64_t count, const Adam::Scalars<T> s,
+                   T* products) {
+  Stage<T, Adam> stage;
+  stage.load(t, begin, count);
+  const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad],
+          *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
+          *prev_grad = stage.x[Adam::kPrevGrad];
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
+    products[i] = param[i] * Adam::direction<kVariant>(x, s, raw);
+  }
+}
+
+// Their sum over the elements [begin, end).
 template <int kVariant, class T>
 double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
                        const Adam::Scalars<T>& scalars) {
-  Stage<T, Adam::kLists> stage;
   T products[kChunk];
-  const Adam::Scalars<T> s = scalars;
   double sum = 0;
   for (; begin < end; begin += kChunk) {
     const int64_t count = end - begin < kChunk ? end - begin : kChunk;
-    stage.load(t, begin, count);
-    const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad],
-            *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
-            *prev_grad = stage.x[Adam::kPrevGrad];
-#pragma GCC ivdep
-    for (int64_t i = 0; i < count; ++i) {
-      T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
-      products[i] = param[i] * Adam::direction<kVariant>(x, s, raw);
-    }
+    find_products<kVariant>(t, begin, count, scalars, products);
     sum += lane_sum<T>(count, [&](int64_t i) { return products[i]; });
   }
   return sum;
@@ -190,7 +218,7 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
     bool rows_pass = t.rows > 0;
     RowSums whole;
     for (int64_t row = 0; row < t.rows; ++row) {
-      const RowSums sums = row_sums(r, t, row);
+      const RowSums sums = row_sums(r, t, row).of_scaled(s.settings.grad_factor);
       rows_pass = rows_pass &&
                   nearly_orthogonal(sums, double(t.row_length), s.settings.delta, s.settings.eps);
       whole += sums;
@@ -213,7 +241,7 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
 
 // Advances the states of the staged elements and leaves each one's direction in `directions`.
 template <int kVariant, bool kObserve, class T>
-FRICTION_INLINE void advance_states(const Stage<T, Adam::kLists>& stage, int64_t count,
+FRICTION_INLINE void advance_states(const Stage<T, Adam>& stage, int64_t count,
                                     const Adam::Scalars<T> s, T* directions, T* observed) {
   const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad];
   T *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
@@ -237,6 +265,35 @@ FRICTION_INLINE void descend_projected(T* param, const T* direction, int64_t cou
     param[i] = param[i] * decay - (direction[i] - coefficient * param[i]);
 }
 
+// AdamP, where a tensor with packed states is projected row by row: chunks own its blocks, so that
+// rows are not handled whole, and what each row's coefficient needs is summed before.
+void adamp_directions(const ProjectedRegion& r, int64_t first, int64_t last) {
+  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+    const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
+    if (!t.packed || decision.kind != ProjectionDecision::kRows) return;
+    const StepScalars<Adam>& s = r.scalars[t.scalars];
+    with_instance<Adam>(t, s, [&](auto* type, auto variant) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      T products[kChunk];
+      find_products<decltype(variant)::value>(t, begin, end - begin, scalars_of<T>(s), products);
+      for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
+        const T* mine = products + (row_begin - begin);
+        r.directions[row_slot(t, row, begin)] =
+            lane_sum<T>(row_end - row_begin, [&](int64_t i) { return mine[i]; });
+      });
+    });
+  });
+}
+
+// parameter . direction of a row, of adamp_directions.
+double direction_sum(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
+  const int64_t begin = row * t.row_length, last_element = begin + t.row_length - 1;
+  double sum = 0;
+  for (int64_t chunk = begin / kChunk; chunk <= last_element / kChunk; ++chunk)
+    sum += r.directions[row_slot(t, row, chunk * kChunk)];
+  return sum;
+}
+
 // AdamP, second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and
 // the decay scaled. They are whole rows where rows are projected one by one.
 template <int kVariant, bool kObserve, class T>
@@ -250,13 +307,14 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
   const auto coefficient = [&](int64_t row, double sum) {
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };
-  const bool long_row = by_rows && t.row_length > kChunk;
+  const bool long_row = by_rows && !t.packed && t.row_length > kChunk;
   const T of_all =
       long_row ? coefficient(begin / t.row_length, param_direction<kVariant, T>(t, begin, end, s))
                : T(decision.coefficient);
   // Short rows share a stage, as many as it holds.
-  const int64_t block = by_rows && !long_row ? kChunk / t.row_length * t.row_length : kChunk;
-  Stage<T, Adam::kLists> stage;
+  const bool whole_rows = by_rows && !t.packed && !long_row;
+  const int64_t block = whole_rows ? kChunk / t.row_length * t.row_length : kChunk;
+  Stage<T, Adam> stage;
   T directions[kChunk], observed[kObserve ? kChunk : 1];
   Observation seen;
   for (; begin < end; begin += block) {
@@ -270,11 +328,12 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
       for_each_row(t, begin, begin + count, [&](int64_t row, int64_t row_begin, int64_t row_end) {
         T *p = param + (row_begin - begin), *u = directions + (row_begin - begin);
         const int64_t length = row_end - row_begin;
-        const double sum = lane_sum<T>(length, [&](int64_t i) { return p[i] * u[i]; });
+        const double sum = whole_rows ? lane_sum<T>(length, [&](int64_t i) { return p[i] * u[i]; })
+                                      : direction_sum(r, t, row);
         descend_projected(p, u, length, decay, coefficient(row, sum));
       });
     }
-    stage.store(t, begin, count, Adam::kWrites);
+    stage.store(t, begin, count, step.key_of(t));
     if constexpr (kObserve) seen += observation_of(observed, count);
   }
   return seen;
@@ -286,7 +345,8 @@ void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
     if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Adam>(r, t, begin, end);
     const bool observe = is_observed(begin);
     const int64_t slot = observation_slot(&t - r.table.tensors, t.first_chunk, begin);
-    if (decision.kind == ProjectionDecision::kRows) {
+    const bool by_rows = decision.kind == ProjectionDecision::kRows && !t.packed;
+    if (by_rows) {
       // A chunk is answerable for the rows that begin in it.
       begin = (begin + t.row_length - 1) / t.row_length * t.row_length;
       end = (end + t.row_length - 1) / t.row_length * t.row_length;
@@ -297,9 +357,7 @@ void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
       using T = std::remove_pointer_t<decltype(type)>;
       constexpr int kVariant = decltype(variant)::value;
       // Long rows one by one: each has a coefficient of its own.
-      const int64_t stride = decision.kind == ProjectionDecision::kRows && t.row_length > kChunk
-                                 ? t.row_length
-                                 : end - begin;
+      const int64_t stride = by_rows && t.row_length > kChunk ? t.row_length : end - begin;
       for (int64_t at = begin; at < end; at += stride)
         seen += observe ? apply_projected<kVariant, true, T>(r, t, at, at + stride, s, decision)
                         : apply_projected<kVariant, false, T>(r, t, at, at + stride, s, decision);
@@ -310,7 +368,8 @@ void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
 
 template <class... Rule>
 KernelSet kernel_set(const char* instruction_set, RuleList<Rule...>) {
-  return {{{update<Rule>...}}, instruction_set, adamp_reduce, adamp_decide, adamp_apply};
+  return {{{update<Rule>...}}, instruction_set,  squared_norm, adamp_reduce,
+          adamp_decide,        adamp_directions, adamp_apply};
 }
 
 }  // namespace

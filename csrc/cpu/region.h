@@ -14,12 +14,17 @@ namespace friction {
 template <class Rule>
 struct StepScalars {
   typename Rule::Settings settings;
+  double step;
   int variant;
   typename Rule::template Scalars<double> float64;
   typename Rule::template Scalars<float> float32;
 
   StepScalars(const typename Rule::Settings& s, double step)
-      : settings(s), variant(Rule::variant(s)), float64(s, step), float32(s, step) {}
+      : settings(s), step(step), variant(Rule::variant(s)), float64(s, step), float32(s, step) {}
+
+  RandomKey key_of(const TensorEntry& t) const {
+    return {uint64_t(settings.seed), uint32_t(uint64_t(step)), t.parameter};
+  }
 };
 
 template <class Rule>
@@ -27,6 +32,18 @@ struct Region {
   TensorTable table;
   const StepScalars<Rule>* scalars;  // [TensorEntry::scalars]
   Observation* observations;         // see observation_slot; null where the rule observes nothing
+};
+
+// What a look at the gradients alone sees of a tensor's lists.
+struct Gradients {
+  enum List { kParam, kGrad, kLists };
+  static constexpr bool kWrites[kLists] = {}, kNonNegative[kLists] = {};
+};
+
+struct NormRegion {
+  TensorTable table;
+  const uint8_t* counted;  // [tensors]: whether the norm is of this one, too
+  double* squares;         // [chunks]
 };
 
 // What AdamP decided for a tensor.
@@ -37,6 +54,7 @@ struct ProjectionDecision {
 
 struct ProjectedRegion : Region<FrictionAdam> {
   RowSums* slots;                 // [rows + chunks], see row_slot
+  double* directions;             // likewise: parameter . direction, where states are packed
   ProjectionDecision* decisions;  // [tensors]
 };
 
@@ -53,7 +71,8 @@ struct RuleKernels<RuleList<Rule...>> {
 
 struct KernelSet : RuleKernels<Rules> {
   const char* instruction_set;
-  Kernel<ProjectedRegion> adamp_reduce, adamp_decide, adamp_apply;
+  Kernel<NormRegion> squared_norm;
+  Kernel<ProjectedRegion> adamp_reduce, adamp_decide, adamp_directions, adamp_apply;
 };
 
 KernelSet kernels_baseline();

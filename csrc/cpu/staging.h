@@ -1,8 +1,10 @@
 // Brings a chunk of every list before a rule as plain arrays of the type the arithmetic runs in.
-// A list that lies so already is used in place; any other is converted or gathered into a buffer,
-// and put back if the rule writes it. Included by kernels.cpp alone.
+// A list that lies so already is used in place; any other is converted, gathered or unpacked into a
+// buffer, and put back if the rule writes it. Included by kernels.cpp alone.
 #pragma once
 
+#include "../companion.h"
+#include "../packed.h"
 #include "../tensor_table.h"
 
 namespace friction {
@@ -30,56 +32,293 @@ inline void for_each_run(const Layout& layout, int list, int64_t begin, int64_t 
   }
 }
 
-template <class T, int kLists>
+// Calls f(codes, scale, count, position) for every block of a packed list among the elements
+// [begin, begin + count); begin is a multiple of kBlock.
+template <class Code, class F>
+inline void for_each_block(const TensorEntry& t, int list, int64_t begin, int64_t count, F&& f) {
+  auto* memory = static_cast<char*>(t.data[list]);
+  auto* scales = reinterpret_cast<float*>(memory) + begin / kBlock;
+  auto* codes = reinterpret_cast<Code*>(memory + codes_begin(t.numel)) + begin;
+  for (int64_t at = 0; at < count; at += kBlock)
+    f(codes + at, scales[at / kBlock], count - at < kBlock ? count - at : kBlock, at);
+}
+
+// The loops over plain arrays, which the compiler vectorises; nothing overlaps.
+template <class Stored, class T>
+inline void widen_all(const Stored* __restrict from, int64_t count, T* __restrict to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(widen(from[i]));
+}
+
+template <class Stored, class T>
+inline void narrow_all(const T* __restrict from, int64_t count, Stored* __restrict to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(from[i]);
+}
+
+template <class Map, class T>
+inline void unpack_block(const typename Map::Code* __restrict codes, float scale, int64_t count,
+                         T* __restrict to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(Map::decode(codes[i], scale));
+}
+
+// Returns the scale.
+template <class Map, class T>
+inline float pack_block(const T* __restrict from, int64_t count,
+                        typename Map::Code* __restrict codes) {
+  uint32_t largest = 0;  // magnitudes compare as their bits do, NaN above all
+  for (int64_t i = 0; i < count; ++i) {
+    const uint32_t magnitude = bits_of(static_cast<float>(from[i])) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const float scale = float_of(largest), inverse = inverse_of(scale);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) codes[i] = Map::encode(static_cast<float>(from[i]), inverse);
+  return scale;
+}
+
+template <class Param, class Residual, class T>
+inline void join_all(const Param* __restrict params, const Residual* __restrict residuals,
+                     int64_t count, T* __restrict to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(join(params[i], residuals[i]));
+}
+
+template <class Param, class Residual, class T>
+inline void split_all(const T* __restrict from, int64_t count, Param* __restrict params,
+                      Residual* __restrict residuals) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const float x = static_cast<float>(from[i]);
+    const auto bits = upper_part<Param, Residual>(x).bits;
+    params[i].bits = bits;
+    residuals[i] = residual_of<Residual>(x, Param{bits});
+  }
+}
+
+template <class Stored, class T>
+inline void round_all(const T* __restrict from, const uint16_t* __restrict random, int64_t count,
+                      Stored* __restrict to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i)
+    to[i] = narrow_stochastically<Stored>(static_cast<float>(from[i]), random[i]);
+}
+
+// Copies between a list's memory, in whatever layout, and an array.
+template <class Stored>
+inline void gather(const TensorEntry& t, int list, int64_t begin, int64_t count, Stored* to) {
+  const auto* data = static_cast<const Stored*>(t.data[list]);
+  for_each_run(*t.layout, list, begin, count,
+               [&](int64_t offset, int64_t stride, int64_t first, int64_t length) {
+                 for (int64_t i = 0; i < length; ++i) to[first + i] = data[offset + i * stride];
+               });
+}
+
+template <class Stored>
+inline void scatter(const Stored* from, const TensorEntry& t, int list, int64_t begin,
+                    int64_t count) {
+  auto* data = static_cast<Stored*>(t.data[list]);
+  for_each_run(*t.layout, list, begin, count,
+               [&](int64_t offset, int64_t stride, int64_t first, int64_t length) {
+                 for (int64_t i = 0; i < length; ++i) data[offset + i * stride] = from[first + i];
+               });
+}
+
+// A list's elements as they are stored: where they lie if that is one run, or else copied, and
+// copied back by `put`.
+template <class Stored>
+class Raw {
+ public:
+  Raw(const TensorEntry& t, int list, int64_t begin, int64_t count)
+      : t_(t), list_(list), begin_(begin), count_(count) {
+    data = t.layout == nullptr ? static_cast<Stored*>(t.data[list]) + begin : copy_;
+  }
+  const Stored* get() {
+    if (t_.layout != nullptr) gather(t_, list_, begin_, count_, copy_);
+    return data;
+  }
+  void put() {
+    if (t_.layout != nullptr) scatter(copy_, t_, list_, begin_, count_);
+  }
+
+  Stored* data;
+
+ private:
+  const TensorEntry& t_;
+  int list_;
+  int64_t begin_, count_;
+  Stored copy_[kChunk];
+};
+
+// 16 random bits for each of the elements [begin, begin + count).
+inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int64_t count,
+                 uint16_t* random) {
+  constexpr int kBatch = 32;  // calls side by side, which the compiler makes vectors of
+  for (int64_t done = 0; done < count;) {
+    const int64_t column = (begin + done) % t.global.row_length;
+    const int64_t to_row_end = t.global.row_length - column;
+    const int64_t length = to_row_end < count - done ? to_row_end : count - done;
+    const int64_t first = t.global.of(begin + done), last = first + length;
+    for (int64_t block = first / kPerBlock; block * kPerBlock < last; block += kBatch) {
+      uint32_t words[4][kBatch], in_order[kBatch * 4];
+      for (int i = 0; i < kBatch; ++i) {
+        const RandomBlock drawn = random_block(key, uint64_t(block + i));
+        for (int word = 0; word < 4; ++word) words[word][i] = drawn.words[word];
+      }
+      for (int i = 0; i < kBatch; ++i)
+        for (int word = 0; word < 4; ++word) in_order[4 * i + word] = words[word][i];
+      uint16_t halves[kBatch * kPerBlock];  // the low half of a word first
+      static_assert(sizeof halves == sizeof in_order);
+      std::memcpy(halves, in_order, sizeof halves);
+      const int64_t batch = block * kPerBlock;
+      const int64_t from = first > batch ? first : batch;
+      const int64_t to = last < batch + kBatch * kPerBlock ? last : batch + kBatch * kPerBlock;
+      std::memcpy(random + done + (from - first), halves + (from - batch),
+                  sizeof(uint16_t) * static_cast<size_t>(to - from));
+    }
+    done += length;
+  }
+}
+
+// Of a rule's lists, or of its first ones where only those are looked at. x: where they lie.
+template <class T, class Rule, int kLists = Rule::kLists>
 struct Stage {
   T* x[kLists];
   alignas(64) T buffer[kLists][kChunk];
 
   void load(const TensorEntry& t, int64_t begin, int64_t count) {
-    for (int list = 0; list < kLists; ++list)
-      with_storage(t.dtype[list], [&](auto* type) { load_list(type, t, list, begin, count); });
+    for (int list = 0; list < kLists; ++list) load_list(t, list, begin, count);
   }
 
-  template <size_t kSize>
-  void store(const TensorEntry& t, int64_t begin, int64_t count, const bool (&writes)[kSize]) {
-    for (int list = 0; list < kLists; ++list)
-      if (writes[list] && x[list] == buffer[list])
-        with_storage(t.dtype[list], [&](auto* type) { store_list(type, t, list, begin, count); });
+  void load_list(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+    x[list] = buffer[list];
+    if (list == Rule::kParam && t.companion != 0) return load_param(t, begin, count);
+    if (t.dtype[list] == DType::kPacked) return load_packed(t, list, begin, count);
+    with_storage(t.dtype[list], [&](auto* type) {
+      using Stored = std::remove_pointer_t<decltype(type)>;
+      if constexpr (std::is_same_v<Stored, T>) {
+        if (t.layout == nullptr) {
+          x[list] = static_cast<T*>(t.data[list]) + begin;
+          return;
+        }
+      }
+      widen_all(Raw<Stored>(t, list, begin, count).get(), count, buffer[list]);
+    });
+  }
+
+  void store(const TensorEntry& t, int64_t begin, int64_t count, const RandomKey& key) {
+    for (int list = 0; list < kLists; ++list) {
+      if (!Rule::kWrites[list] || x[list] != buffer[list]) continue;
+      if (list == Rule::kParam && t.companion != 0)
+        store_param(t, begin, count);
+      else if (list == Rule::kParam && t.stochastic)
+        store_stochastically(t, begin, count, key);
+      else if (t.dtype[list] == DType::kPacked)
+        store_packed(t, list, begin, count);
+      else
+        with_storage(t.dtype[list], [&](auto* type) {
+          store_floats<std::remove_pointer_t<decltype(type)>>(t, list, buffer[list], begin, count);
+        });
+    }
   }
 
  private:
-  template <class Stored>
-  void load_list(Stored*, const TensorEntry& t, int list, int64_t begin, int64_t count) {
-    auto* data = static_cast<Stored*>(t.data[list]);
-    if (t.layout == nullptr) {
-      if constexpr (std::is_same_v<Stored, T>) {
-        x[list] = data + begin;
-        return;
-      }
-      x[list] = buffer[list];
-      for (int64_t i = 0; i < count; ++i) buffer[list][i] = static_cast<T>(widen(data[begin + i]));
-      return;
-    }
-    x[list] = buffer[list];
-    for_each_run(*t.layout, list, begin, count,
-                 [&](int64_t offset, int64_t stride, int64_t first, int64_t length) {
-                   for (int64_t i = 0; i < length; ++i)
-                     buffer[list][first + i] = static_cast<T>(widen(data[offset + i * stride]));
-                 });
+  // Calls f with null pointers of a parameter's and its residual's storage types.
+  template <class F>
+  static void with_pair(const TensorEntry& t, F&& f) {
+    const auto with_residual = [&](auto* param) {
+      if (t.dtype[t.companion] == DType::kInt8)
+        f(param, static_cast<int8_t*>(nullptr));
+      else
+        f(param, static_cast<int16_t*>(nullptr));
+    };
+    if (t.dtype[Rule::kParam] == DType::kBFloat16)
+      with_residual(static_cast<BFloat16*>(nullptr));
+    else
+      with_residual(static_cast<Half*>(nullptr));
   }
 
   template <class Stored>
-  void store_list(Stored*, const TensorEntry& t, int list, int64_t begin, int64_t count) {
-    auto* data = static_cast<Stored*>(t.data[list]);
-    if (t.layout == nullptr) {
-      for (int64_t i = 0; i < count; ++i) data[begin + i] = narrow<Stored>(buffer[list][i]);
+  static void store_floats(const TensorEntry& t, int list, const T* from, int64_t begin,
+                           int64_t count) {
+    Raw<Stored> to(t, list, begin, count);
+    narrow_all(from, count, to.data);
+    to.put();
+  }
+
+  void load_param(const TensorEntry& t, int64_t begin, int64_t count) {
+    T* to = buffer[Rule::kParam];
+    if (t.dtype[t.companion] == DType::kFloat32)
+      return widen_all(Raw<float>(t, t.companion, begin, count).get(), count, to);
+    with_pair(t, [&](auto* param, auto* residual) {
+      Raw<std::remove_pointer_t<decltype(param)>> params(t, Rule::kParam, begin, count);
+      Raw<std::remove_pointer_t<decltype(residual)>> residuals(t, t.companion, begin, count);
+      join_all(params.get(), residuals.get(), count, to);
+    });
+  }
+
+  void store_param(const TensorEntry& t, int64_t begin, int64_t count) {
+    const T* from = buffer[Rule::kParam];
+    if (t.dtype[t.companion] == DType::kFloat32) {
+      store_floats<float>(t, t.companion, from, begin, count);
+      with_storage(t.dtype[Rule::kParam], [&](auto* type) {
+        store_floats<std::remove_pointer_t<decltype(type)>>(t, Rule::kParam, from, begin, count);
+      });
       return;
     }
-    for_each_run(*t.layout, list, begin, count,
-                 [&](int64_t offset, int64_t stride, int64_t first, int64_t length) {
-                   for (int64_t i = 0; i < length; ++i)
-                     data[offset + i * stride] = narrow<Stored>(buffer[list][first + i]);
-                 });
+    with_pair(t, [&](auto* param, auto* residual) {
+      Raw<std::remove_pointer_t<decltype(param)>> params(t, Rule::kParam, begin, count);
+      Raw<std::remove_pointer_t<decltype(residual)>> residuals(t, t.companion, begin, count);
+      split_all(from, count, params.data, residuals.data);
+      params.put();
+      residuals.put();
+    });
+  }
+
+  void store_stochastically(const TensorEntry& t, int64_t begin, int64_t count,
+                            const RandomKey& key) {
+    uint16_t random[kChunk];
+    draw(t, key, begin, count, random);
+    const T* from = buffer[Rule::kParam];
+    const auto put = [&](auto* type) {
+      using Stored = std::remove_pointer_t<decltype(type)>;
+      Raw<Stored> to(t, Rule::kParam, begin, count);
+      round_all(from, random, count, to.data);
+      to.put();
+    };
+    if (t.dtype[Rule::kParam] == DType::kBFloat16)
+      put(static_cast<BFloat16*>(nullptr));
+    else
+      put(static_cast<Half*>(nullptr));
+  }
+
+  template <class F>
+  static void with_code(int list, F&& f) {
+    if (Rule::kNonNegative[list])
+      f(UnsignedCode());
+    else
+      f(SignedCode());
+  }
+
+  void load_packed(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+    with_code(list, [&](auto map) {
+      using Map = decltype(map);
+      for_each_block<typename Map::Code>(
+          t, list, begin, count, [&](auto* codes, float scale, int64_t length, int64_t at) {
+            unpack_block<Map>(codes, scale, length, buffer[list] + at);
+          });
+    });
+  }
+
+  void store_packed(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+    with_code(list, [&](auto map) {
+      using Map = decltype(map);
+      for_each_block<typename Map::Code>(
+          t, list, begin, count, [&](auto* codes, float& scale, int64_t length, int64_t at) {
+            scale = pack_block<Map>(buffer[list] + at, length, codes);
+          });
+    });
   }
 };
 

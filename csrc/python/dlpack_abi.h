@@ -11,7 +11,7 @@ namespace friction::dlpack {
 constexpr const char* kCapsuleName = "dlpack_exchange_api";
 constexpr uint32_t kMajorVersion = 1;
 constexpr int32_t kCpu = 1, kCuda = 2;
-enum TypeCode : uint8_t { kFloat = 2, kBFloat = 4, kComplex = 5 };
+enum TypeCode : uint8_t { kInt = 0, kUInt = 1, kFloat = 2, kBFloat = 4, kComplex = 5 };
 
 struct Device {
   int32_t type, index;

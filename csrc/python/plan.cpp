@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "../packed.h"
+
 namespace friction {
 namespace py = pybind11;
 
@@ -15,6 +17,17 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
     entries_[i].state = fields[1];
     entries_[i].group = fields[2].cast<int32_t>();
     entries_[i].native = fields[3].cast<bool>();
+    if (!fields[4].is_none()) {
+      entries_[i].companion = fields[4].cast<py::str>();
+      entries_[i].has_companion = true;
+    }
+    if (!fields[5].is_none()) {
+      const auto rounding = fields[5].cast<py::tuple>();
+      entries_[i].stochastic = true;
+      entries_[i].parameter = rounding[0].cast<uint32_t>();
+      entries_[i].global = {rounding[1].cast<int64_t>(), rounding[2].cast<int64_t>(),
+                            rounding[3].cast<int64_t>()};
+    }
   }
   for (const char* key : state_keys)
     state_keys_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)));
@@ -70,9 +83,9 @@ void Plan::note_strides(PlanEntry& entry, size_t list, const TensorView& view) c
 
 const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists) {
   const TensorView& param = lists[0];
-  if (!reader_->read(entry.param.ptr(), lists[0]))
+  if (!reader_->read(entry.param.ptr(), lists[0]) || !is_floating(param.dtype))
     return "it is not a plain dense tensor of a floating or complex type, or has no memory";
-  if (!reader_->read(grad, lists[1]))
+  if (!reader_->read(grad, lists[1]) || !is_floating(lists[1].dtype))
     return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
            "memory";
   if (param.device == kElsewhere || lists[1].device != param.device)
@@ -85,7 +98,7 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
     entry.device = param.device;
     entry.is_complex = param.is_complex;
     entry.shape.assign(param.shape, param.shape + dims);
-    entry.strides.assign(lists_ * dims, 0);
+    entry.strides.assign((lists_ + 1) * dims, 0);
     entry.walk_known = false;
     for (StateTensor& state : entry.states) state = {};  // to be compared with the new shape
   }
@@ -108,11 +121,26 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
     entry.device_counts = view.device != kCpu;
     if (entry.device_counts && view.dtype != DType::kFloat32)
       return "its state 'step' lies on a GPU and is not float32";
+  } else if (key == state_keys_.size()) {
+    if (const char* problem = read_companion(entry, param, view)) return problem;
+    note_strides(entry, list_of(key), view);
+  } else if (view.dtype == DType::kPacked) {
+    const int64_t numel = param.numel() * (param.is_complex ? 2 : 1);
+    if (view.ndim != 1 || view.numel() != packed_bytes(numel) ||
+        (view.numel() > 1 && view.strides[0] != 1) ||
+        reinterpret_cast<uintptr_t>(view.data) % 16 != 0)
+      return "a state of 8 bits does not have the size of its parameter";
+    if (param.dtype == DType::kFloat64) return "it is float64 and a state has 8 bits";
+    if (!entry.packed[list_of(key)]) entry.walk_known = false;
+    entry.packed[list_of(key)] = true;
   } else {
     if (!view.same_shape(param)) return "its shape differs from a state's";
+    if (!is_floating(view.dtype)) return "a state is of integers";
     if (param.dtype == DType::kFloat64 && view.dtype != DType::kFloat64)
       return "it is float64 and a state is not";
-    note_strides(entry, 2 + key - (counts_steps_ ? 1 : 0), view);
+    if (entry.packed[list_of(key)]) entry.walk_known = false;
+    entry.packed[list_of(key)] = false;
+    note_strides(entry, list_of(key), view);
   }
   StateTensor& state = entry.states[key];
   if (state.tensor.ptr() != value || state.data != view.data) {
@@ -125,13 +153,25 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
   return nullptr;
 }
 
+const char* Plan::read_companion(PlanEntry& entry, const TensorView& param,
+                                 const TensorView& view) {
+  if (!view.same_shape(param)) return "its shape differs from its residual's or master's";
+  const bool half = param.dtype == DType::kBFloat16 || param.dtype == DType::kFloat16;
+  if (!half || entry.is_complex)
+    return "it is not bfloat16 or float16, and its state has a residual or a master";
+  if (view.dtype != DType::kInt8 && view.dtype != DType::kInt16 && view.dtype != DType::kFloat32)
+    return "its residual or master is not int8, int16 or float32";
+  return nullptr;
+}
+
 const char* Plan::read_states(PlanEntry& entry, const TensorView& param, bool reread) {
   PyObject *key, *value;
   Py_ssize_t position = 0;
-  for (size_t k = 0; k < state_keys_.size(); ++k) {
+  for (size_t k = 0; k < keys_of(entry); ++k) {
+    const py::str& wanted = k < state_keys_.size() ? state_keys_[k] : entry.companion;
     // Expected next in the dict's order.
-    if (!PyDict_Next(entry.state.ptr(), &position, &key, &value) || key != state_keys_[k].ptr())
-      value = PyDict_GetItemWithError(entry.state.ptr(), state_keys_[k].ptr());
+    if (!PyDict_Next(entry.state.ptr(), &position, &key, &value) || key != wanted.ptr())
+      value = PyDict_GetItemWithError(entry.state.ptr(), wanted.ptr());
     if (value == nullptr) return "its state lacks a tensor";
     const bool widened = param.dtype == DType::kFloat64 && entry.states[k].dtype != DType::kFloat64;
     if (value != entry.states[k].tensor.ptr() || reread || widened)
@@ -152,15 +192,27 @@ const char* Plan::find_walk(PlanEntry& entry, const TensorView& param) const {
   if (entry.numel > 0) {
     std::vector<int64_t> shape = entry.shape;
     if (entry.is_complex) shape.push_back(2);
+    const size_t lists = lists_ + entry.has_companion;
     std::vector<std::vector<int64_t>> strides;
-    for (size_t list = 0; list < lists_; ++list) {
+    for (size_t list = 0; list < lists; ++list) {
+      if (entry.packed[list]) continue;
       const auto begin = entry.strides.begin() + static_cast<std::ptrdiff_t>(list * dims);
       auto& real = strides.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(dims));
       for (int64_t& stride : real) stride *= per_element;
       if (entry.is_complex) real.push_back(1);
     }
-    const Walk walk = order_walk(shape, strides, matrix);
-    for (size_t list = 0; list < lists_; ++list)
+    if (std::any_of(entry.packed, entry.packed + lists, [](bool packed) { return packed; })) {
+      std::vector<int64_t>& known = entry.packed_strides;
+      if (known.empty()) known.assign(entry.strides.begin(), entry.strides.begin() + int64_t(dims));
+      if (!std::equal(known.begin(), known.end(), entry.strides.begin()))
+        return "its memory layout is not the one its state of 8 bits was packed in";
+    }
+    Walk walk = order_walk(shape, strides, matrix);
+    for (size_t list = 0; list < lists; ++list)
+      if (entry.packed[list])
+        walk.strides.insert(walk.strides.begin() + static_cast<std::ptrdiff_t>(list),
+                            dense_strides(walk.sizes));
+    for (size_t list = 0; list < lists; ++list)
       if (list != 1 && overlaps(walk, list))
         return "elements of it or of its state share memory; make it of a clone()";
     entry.contiguous = walk.contiguous();
@@ -210,6 +262,17 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
     tensor.data[list] = list < 2 ? lists[list].data : states[list - 2].data;
     tensor.dtype[list] = list < 2 ? lists[list].dtype : states[list - 2].dtype;
   }
+  if (entry.has_companion) {
+    tensor.companion = static_cast<int8_t>(lists_);
+    tensor.data[lists_] = states[lists_ - 2].data;
+    tensor.dtype[lists_] = states[lists_ - 2].dtype;
+  }
+  for (size_t list = 2; list < lists_; ++list) tensor.packed = tensor.packed || entry.packed[list];
+  const bool half = tensor.dtype[0] == DType::kBFloat16 || tensor.dtype[0] == DType::kFloat16;
+  tensor.stochastic = entry.stochastic && half;
+  tensor.parameter = entry.parameter;
+  tensor.global = entry.global;
+  if (tensor.global.row_length == 0) tensor.global = {0, entry.numel, entry.numel};
   if (entry.device_counts) tensor.step = static_cast<float*>(entry.states[0].data);
   Table& table = table_of(entry.device, tensor.dtype);
   table.tensors.push_back(tensor);

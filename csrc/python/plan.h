@@ -17,7 +17,7 @@
 
 namespace friction {
 
-constexpr int kMaxStates = kMaxLists - 2 + 1;  // with the step counter
+constexpr int kMaxStates = kMaxLists - 2 + 1;  // with the step counter and the companion
 
 struct StateTensor {
   pybind11::object tensor, memory;  // the tensor and its storage, held
@@ -28,7 +28,11 @@ struct StateTensor {
 // A tensor of the plan, in the order of the parameter groups.
 struct PlanEntry {
   pybind11::object param;
-  pybind11::object state;  // its dict in optimizer.state; None before its first gradient
+  pybind11::object state;   // its dict in optimizer.state; None before its first gradient
+  pybind11::str companion;  // its key in the state; empty: none
+  bool has_companion = false, stochastic = false;
+  uint32_t parameter = 0;  // its number among all parameters, for stochastic rounding
+  GlobalIndex global{};    // likewise; row_length 0: it is whole
   int32_t group;
   bool native;  // otherwise the reference serves it, and the plan only checks that it is there
   bool is_complex = false;
@@ -39,7 +43,9 @@ struct PlanEntry {
   bool device_counts = false;  // its step lies on its GPU
 
   // What the walk is made from: compared each step.
-  std::vector<int64_t> shape, strides;  // [dims], [lists, dims]
+  std::vector<int64_t> shape, strides;  // [dims], [lists, dims], the companion's last
+  bool packed[kMaxLists] = {};          // lists that lie in the order of the walk
+  std::vector<int64_t> packed_strides;  // the parameter's, whose order packed lists are in
   // The walk. Empty vectors where it is contiguous.
   std::vector<int64_t> walk_sizes, walk_strides;
   Layout layout{};
@@ -67,7 +73,10 @@ struct Problem {
 
 class Plan {
  public:
-  // entries: (parameter, state dict or None, group index, native) for all parameters of all groups.
+  // entries: (parameter, state dict or None, group index, native, companion, rounding) for all
+  // parameters of all groups. companion: a further key of the state, or None; rounding: (number of
+  // the parameter, offset, row length, row stride of its elements in the whole) where it is
+  // stochastic, or None.
   // state_keys: "step" where the rule counts steps, then the rule's state lists in order.
   Plan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
        const std::vector<const char*>& state_keys, bool projects_rows);
@@ -94,6 +103,9 @@ class Plan {
   const char* read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists);
   const char* read_states(PlanEntry& entry, const TensorView& param, bool reread);
   const char* read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value);
+  const char* read_companion(PlanEntry& entry, const TensorView& param, const TensorView& view);
+  size_t keys_of(const PlanEntry& entry) const { return state_keys_.size() + entry.has_companion; }
+  size_t list_of(size_t key) const { return 2 + key - (counts_steps_ ? 1 : 0); }
   const char* find_walk(PlanEntry& entry, const TensorView& param) const;
   void note_strides(PlanEntry& entry, size_t list, const TensorView& view) const;
   Table& table_of(int device, const DType* dtype);

@@ -1,7 +1,9 @@
 // A plan that steps by one rule: reads, counts the steps, and launches.
 #pragma once
 
+#include <algorithm>
 #include <map>
+#include <numeric>
 
 #include "../cpu/dispatch.h"
 #include "../cpu/parallel.h"
@@ -14,6 +16,12 @@ namespace friction {
 struct GroupObservation {
   int64_t count = 0;
   double sum = 0, square_sum = 0;
+};
+
+// Where a squared norm goes: one double on a device.
+struct NormTarget {
+  int device;
+  void* address;
 };
 
 // Refuses a second step of one plan while the first runs without the GIL.
@@ -80,6 +88,29 @@ class RulePlan : public Plan {
     return {};
   }
 
+  // Adds the squares of all gradients of the counted groups up, into a number on each device.
+  Problem squared_norm(const pybind11::dict& state, const pybind11::list& param_groups,
+                       const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
+                       int threads) {
+    const Running running(running_);
+    Problem problem = read(state, param_groups);
+    if (problem.what != nullptr) return problem;
+    for (const Table& table : tables_)
+      if (table.device != kCpu)
+        return problem_of(table, 0, "the norm of gradients on a GPU is not built in yet");
+    for (const NormTarget& target : targets) *static_cast<double*>(target.address) = 0;
+    for (const Table& table : tables_) {
+      const auto target = std::find_if(targets.begin(), targets.end(), [&](const NormTarget& t) {
+        return t.device == table.device;
+      });
+      if (target == targets.end())
+        throw std::invalid_argument("squared_norm has no target for a device");
+      *static_cast<double*>(target->address) += squared_norm_on_cpu(table, counted, threads);
+    }
+    release_gradients();
+    return {};
+  }
+
   std::vector<GroupObservation> observations(size_t groups) const {
     std::vector<GroupObservation> sums(groups);
     if (!has_run_) return sums;
@@ -137,6 +168,9 @@ class RulePlan : public Plan {
   Problem check_tables(const std::vector<GroupSettings>& groups) {
     for (const Table& table : tables_) {
       if (table.device != kCpu) {
+        for (size_t i = 0; i < table.tensors.size(); ++i)
+          if (const TensorEntry& t = table.tensors[i]; t.packed || t.companion || t.stochastic)
+            return problem_of(table, i, "its options are not built in on GPUs yet");
         if (!storage_of<Rule>(table.dtype))
           return problem_of(table, 0,
                             "a state has a type that the CUDA kernels do not serve; load "
@@ -200,6 +234,21 @@ class RulePlan : public Plan {
     }
   }
 
+  double squared_norm_on_cpu(const Table& table, const std::vector<bool>& groups, int threads) {
+    std::vector<uint8_t> counted(table.tensors.size());
+    for (size_t i = 0; i < counted.size(); ++i)
+      counted[i] = groups.at(size_t(entry_of(table, i).group));
+    std::vector<double> squares(static_cast<size_t>(table.chunks));
+    const NormRegion region{
+        {table.tensors.data(), int64_t(table.tensors.size())}, counted.data(), squares.data()};
+    if (table.chunks > 0) {
+      const pybind11::gil_scoped_release no_gil;
+      run("squared_norm", region, table.chunks, Shares(table.elements, table.chunks, threads),
+          kernels().squared_norm);
+    }
+    return std::accumulate(squares.begin(), squares.end(), 0.0);
+  }
+
   void run_on_cpu(const Table& table, const std::vector<GroupSettings>& groups, int threads) {
     std::vector<StepScalars<Rule>> scalars;
     for (const auto& [group, step] : group_steps_) {
@@ -258,11 +307,16 @@ class AdamPPlan : public RulePlan<FrictionAdam> {
                      const Shares& shares) override {
     slots_.resize(static_cast<size_t>(table.rows + table.chunks));
     decisions_.resize(table.tensors.size());
-    const ProjectedRegion projected{region, slots_.data(), decisions_.data()};
+    const bool packed = std::any_of(table.tensors.begin(), table.tensors.end(),
+                                    [](const TensorEntry& t) { return t.packed; });
+    if (packed) directions_.resize(slots_.size());
+    const ProjectedRegion projected{region, slots_.data(), directions_.data(), decisions_.data()};
     const KernelSet& kernel = kernels();
     run("friction_adamp_reduce", projected, table.chunks, shares, kernel.adamp_reduce);
     run("friction_adamp_decide", projected, region.table.count, Shares(shares.threads),
         kernel.adamp_decide);
+    if (packed)
+      run("friction_adamp_directions", projected, table.chunks, shares, kernel.adamp_directions);
     run("friction_adamp_apply", projected, table.chunks, shares, kernel.adamp_apply);
   }
 
@@ -273,6 +327,7 @@ class AdamPPlan : public RulePlan<FrictionAdam> {
 
  private:
   std::vector<RowSums> slots_;
+  std::vector<double> directions_;
   std::vector<ProjectionDecision> decisions_;
 };
 

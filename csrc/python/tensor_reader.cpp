@@ -53,6 +53,12 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
   const int bits = out.is_complex ? tensor.dtype.bits / 2 : tensor.dtype.bits;
   if (code == dlpack::kBFloat && bits == 16)
     out.dtype = DType::kBFloat16;
+  else if (code == dlpack::kUInt && bits == 8)
+    out.dtype = DType::kPacked;
+  else if (code == dlpack::kInt && bits == 8)
+    out.dtype = DType::kInt8;
+  else if (code == dlpack::kInt && bits == 16)
+    out.dtype = DType::kInt16;
   else if (code != dlpack::kFloat && code != dlpack::kComplex)
     return false;
   else if (bits == 16)

@@ -30,7 +30,7 @@ class TensorReader {
   // elsewhere. Throws std::runtime_error where this torch does not publish the interface.
   TensorReader(pybind11::type tensor, pybind11::type parameter);
 
-  // False where the object is no plain strided tensor of a floating or complex type with memory.
+  // False where the object is no plain strided tensor of a type in DType or complex, with memory.
   bool read(PyObject* object, TensorView& out) const;
 
   // The stream that torch's operators on a CUDA device run on now.

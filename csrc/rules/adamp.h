@@ -15,11 +15,20 @@ namespace friction {
 struct RowSums {
   double param_grad = 0, param_param = 0, grad_grad = 0;
 
+  RowSums() = default;
+  FRICTION_INLINE RowSums(double param_grad, double param_param, double grad_grad)
+      : param_grad(param_grad), param_param(param_param), grad_grad(grad_grad) {}
+
   FRICTION_INLINE RowSums& operator+=(const RowSums& other) {
     param_grad += other.param_grad;
     param_param += other.param_param;
     grad_grad += other.grad_grad;
     return *this;
+  }
+
+  // Of the same row, its gradient times a factor.
+  FRICTION_INLINE RowSums of_scaled(double factor) const {
+    return {param_grad * factor, param_param, grad_grad * factor * factor};
   }
 };
 

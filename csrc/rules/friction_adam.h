@@ -20,6 +20,7 @@ struct FrictionAdam {
   static constexpr bool kWrites[kLists] = {true, false, true, true, true};
   static constexpr bool kWide[kLists] = {false, false, true, true, false};  // float32 at least
   static constexpr const char* kStateKeys[] = {"exp_avg", "exp_avg_sq", "prev_grad"};
+  static constexpr bool kNonNegative[kLists] = {false, false, false, true, false};
   static constexpr bool kCountsSteps = true;
   static constexpr bool kObserves = true;  // the friction, for statistics
 
@@ -27,20 +28,25 @@ struct FrictionAdam {
   struct Settings {
     double lr, beta1, beta2, beta3, eps, weight_decay, delta, wd_ratio;
     double tanh, normalized, decoupled, maximize, nesterov;  // 0 or 1
+    // Of the drivers: what gradients are multiplied by (clipping, loss scale); the norm that a GPU
+    // clips them to; the seed of stochastic rounding.
+    double grad_factor, max_norm, seed;
   };
-  static constexpr const char* kSettings[] = {
-      "lr",       "beta1", "beta2",      "beta3",     "eps",      "weight_decay", "delta",
-      "wd_ratio", "tanh",  "normalized", "decoupled", "maximize", "nesterov"};
+  static constexpr const char* kSettings[] = {"lr",       "beta1",        "beta2",     "beta3",
+                                              "eps",      "weight_decay", "delta",     "wd_ratio",
+                                              "tanh",     "normalized",   "decoupled", "maximize",
+                                              "nesterov", "grad_factor",  "max_norm",  "seed"};
 
   // Choices that hold for a whole group and get a loop of their own, as bits.
-  // kGeneral: maximize, coupled decay or nesterov; without it their arithmetic is left out.
+  // kGeneral: maximize, coupled decay, nesterov or scaled gradients; without it their arithmetic is
+  // left out.
   enum Variant { kNormalized = 1, kGeneral = 2, kVariants = 4 };
   // Each variant is part of one of these: enough where arithmetic costs nothing.
   static constexpr int kFullVariants[] = {kGeneral, kNormalized | kGeneral};
   static FRICTION_INLINE int variant(const Settings& s) {
     const bool coupled = s.decoupled == 0 && s.weight_decay != 0;
     return (s.normalized != 0 ? kNormalized : 0) |
-           (s.maximize != 0 || coupled || s.nesterov != 0 ? kGeneral : 0);
+           (s.maximize != 0 || coupled || s.nesterov != 0 || s.grad_factor != 1 ? kGeneral : 0);
   }
 
   // The settings at step t, in the type the arithmetic runs in. Factors that meet are made one:
@@ -48,7 +54,7 @@ struct FrictionAdam {
   // e)(sqrt(v) + c eps))
   template <class T>
   struct Scalars {
-    T sign;           // -1 where the objective is maximized
+    T of_raw_grad;    // the gradient's factor, negative where the objective is maximized
     T coupled_decay;  // times the parameter, added to the gradient
     T decay;          // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
@@ -64,7 +70,7 @@ struct FrictionAdam {
       const double log2_e = 1.44269504088896340736;
       const double friction_scale = s.tanh != 0 ? 2 : 1;
       const double factor = s.lr * friction_scale * c / (1 - integer_power(s.beta1, step));
-      sign = T(s.maximize != 0 ? -1 : 1);
+      of_raw_grad = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
       beta1 = T(s.beta1), one_minus_beta1 = T(1 - s.beta1);
@@ -84,7 +90,7 @@ struct FrictionAdam {
   static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s, T& raw) {
     T g = x[kGrad];
     if constexpr (kVariant & kGeneral) {
-      g = s.sign * g;
+      g = s.of_raw_grad * g;
       g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     }
     const T m = s.beta1 * x[kExpAvg] + s.one_minus_beta1 * g;

@@ -17,15 +17,17 @@ struct Rsgdm {
   static constexpr bool kWrites[kLists] = {true, false, true};
   static constexpr bool kWide[kLists] = {false, false, true};  // float32 at least
   static constexpr const char* kStateKeys[] = {"momentum_buffer"};
-  static constexpr bool kCountsSteps = false;
+  static constexpr bool kNonNegative[kLists] = {};
+  static constexpr bool kCountsSteps = true;  // for stochastic rounding
   static constexpr bool kObserves = false;
 
   struct Settings {
     double lr, momentum, weight_decay;
-    double decoupled, maximize;  // 0 or 1
+    double decoupled, maximize;          // 0 or 1
+    double grad_factor, max_norm, seed;  // see FrictionAdam
   };
-  static constexpr const char* kSettings[] = {"lr", "momentum", "weight_decay", "decoupled",
-                                              "maximize"};
+  static constexpr const char* kSettings[] = {
+      "lr", "momentum", "weight_decay", "decoupled", "maximize", "grad_factor", "max_norm", "seed"};
 
   enum Variant { kOnly, kVariants };
   static constexpr int kFullVariants[] = {kOnly};
@@ -33,12 +35,12 @@ struct Rsgdm {
 
   template <class T>
   struct Scalars {
-    T sign, coupled_decay, decay, lr;
+    T of_raw_grad, coupled_decay, decay, lr;  // of_raw_grad: see FrictionAdam
     T momentum, one_minus_momentum, momentum_squared, one_minus_momentum_squared;
 
     Scalars() = default;
     FRICTION_INLINE Scalars(const Settings& s, double /*step*/) {
-      sign = T(s.maximize != 0 ? -1 : 1);
+      of_raw_grad = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
       lr = T(s.lr);
@@ -50,7 +52,7 @@ struct Rsgdm {
 
   template <int kVariant, class T>
   static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& /*raw*/) {
-    T g = s.sign * x[kGrad];
+    T g = s.of_raw_grad * x[kGrad];
     g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     const T m = x[kMomentum];
     x[kMomentum] = s.momentum * m + s.one_minus_momentum * g;

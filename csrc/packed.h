@@ -1,0 +1,58 @@
+// A list of a state in 8 bits an element: blocks of 256 elements, each with a float32 scale, the
+// largest magnitude in it. In memory: the scales, padded to 16 bytes, then the codes.
+//
+// Signed lists keep the root of the magnitude, lists that are never negative the fourth root, so
+// that small elements of a block keep a relative error; docs/numerics.md has the measured ones. A
+// block with a NaN or an infinity decodes to NaN: what went wrong is not hidden. Packing what was
+// unpacked gives the same bytes.
+#pragma once
+
+#include "dtypes.h"
+
+namespace friction {
+
+constexpr int kBlock = 256;
+
+FRICTION_INLINE int64_t blocks_of(int64_t numel) { return (numel + kBlock - 1) / kBlock; }
+// Where the codes begin, in bytes.
+FRICTION_INLINE int64_t codes_begin(int64_t numel) { return (4 * blocks_of(numel) + 15) / 16 * 16; }
+FRICTION_INLINE int64_t packed_bytes(int64_t numel) { return codes_begin(numel) + numel; }
+
+// What elements are multiplied by before they are encoded; 0 where that would overflow.
+FRICTION_INLINE float inverse_of(float scale) {
+  return scale >= 1.17549435e-38f ? 1.0f / scale : 0.0f;
+}
+
+struct SignedCode {
+  using Code = int8_t;
+  static FRICTION_INLINE Code encode(float x, float inverse_scale) {
+    const float y = std::sqrt(std::fabs(x) * inverse_scale) * 127.0f + 0.5f;
+    const int magnitude = y < 128.0f ? static_cast<int>(y) : 0;  // 0 for NaN
+    return static_cast<Code>(x < 0.0f ? -magnitude : magnitude);
+  }
+  static FRICTION_INLINE float decode(Code code, float scale) {
+    const float t = static_cast<float>(code) * (1.0f / 127.0f);
+    return t * std::fabs(t) * scale;
+  }
+};
+
+// What is positive never becomes 0, because updates are divided by its root.
+struct UnsignedCode {
+  using Code = uint8_t;
+  static FRICTION_INLINE Code encode(float x, float inverse_scale) {
+    const float y = std::sqrt(std::sqrt(x * inverse_scale)) * 255.0f + 0.5f;
+    const int code = y < 256.0f ? static_cast<int>(y) : 0;
+    const int least = x > 0.0f ? 1 : 0;
+    return static_cast<Code>(code > least ? code : least);
+  }
+  static FRICTION_INLINE float decode(Code code, float scale) {
+    const float t = static_cast<float>(code) * (1.0f / 255.0f);
+    const float squared = t * t;
+    return squared * squared * scale;
+  }
+};
+
+template <bool kNonNegative>
+using CodeOf = std::conditional_t<kNonNegative, UnsignedCode, SignedCode>;
+
+}  // namespace friction
