@@ -9,11 +9,13 @@
 
 namespace friction {
 
-// bfloat16: the pair is an integer that is the float32's upper 24 or 32 bits.
+// bfloat16: the pair is an integer that is the float32's upper 24 or 32 bits. No residual below a
+// zero comes from here; where somebody zeroed the parameter, borrowing would make it NaN.
 template <class Residual>
 FRICTION_INLINE float join(BFloat16 param, Residual residual) {
   constexpr int kBits = 8 * int(sizeof(Residual));
-  const uint32_t upper = (uint32_t(param.bits) << kBits) + uint32_t(int32_t(residual));
+  const int32_t below = (param.bits & 0x7fffu) == 0 && residual < 0 ? 0 : int32_t(residual);
+  const uint32_t upper = (uint32_t(param.bits) << kBits) + uint32_t(below);
   return float_of(upper << (16 - kBits));
 }
 
