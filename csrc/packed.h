@@ -2,9 +2,12 @@
 // largest magnitude in it. In memory: the scales, padded to 16 bytes, then the codes.
 //
 // Signed lists keep the root of the magnitude, lists that are never negative the fourth root, so
-// that small elements of a block keep a relative error; docs/numerics.md has the measured ones. A
-// block with a NaN or an infinity decodes to NaN: what went wrong is not hidden. Packing what was
-// unpacked gives the same bytes.
+// that small elements of a block keep a relative error; bench/quantisers.py compares maps. A block
+// with a NaN or an infinity does not decode to numbers: what went wrong is not hidden.
+//
+// An average moves less than half a code in a step, and rounding to nearest would freeze it. So the
+// threshold from which a step rounds up runs through [0, 1) evenly, from step to step. With 1/2,
+// packing what was unpacked gives the same bytes.
 #pragma once
 
 #include "dtypes.h"
@@ -23,11 +26,19 @@ FRICTION_INLINE float inverse_of(float scale) {
   return scale >= 1.17549435e-38f ? 1.0f / scale : 0.0f;
 }
 
+constexpr float kNearest = 0.5f;
+
+// Multiples of the golden section fill [0, 1) more evenly than random numbers.
+FRICTION_INLINE float threshold_of(double step) {
+  const double turns = step * 0.6180339887498949;
+  return static_cast<float>(turns - std::floor(turns));
+}
+
 struct SignedCode {
   using Code = int8_t;
-  static FRICTION_INLINE Code encode(float x, float inverse_scale) {
-    const float y = std::sqrt(std::fabs(x) * inverse_scale) * 127.0f + 0.5f;
-    const int magnitude = y < 128.0f ? static_cast<int>(y) : 0;  // 0 for NaN
+  static FRICTION_INLINE Code encode(float x, float inverse_scale, float threshold) {
+    const float y = std::sqrt(std::fabs(x) * inverse_scale) * 127.0f + threshold;
+    const int magnitude = static_cast<int>(y < 127.0f ? y : 127.0f);
     return static_cast<Code>(x < 0.0f ? -magnitude : magnitude);
   }
   static FRICTION_INLINE float decode(Code code, float scale) {
@@ -39,9 +50,9 @@ struct SignedCode {
 // What is positive never becomes 0, because updates are divided by its root.
 struct UnsignedCode {
   using Code = uint8_t;
-  static FRICTION_INLINE Code encode(float x, float inverse_scale) {
-    const float y = std::sqrt(std::sqrt(x * inverse_scale)) * 255.0f + 0.5f;
-    const int code = y < 256.0f ? static_cast<int>(y) : 0;
+  static FRICTION_INLINE Code encode(float x, float inverse_scale, float threshold) {
+    const float y = std::sqrt(std::sqrt(x * inverse_scale)) * 255.0f + threshold;
+    const int code = static_cast<int>(y < 255.0f ? y : 255.0f);
     const int least = x > 0.0f ? 1 : 0;
     return static_cast<Code>(code > least ? code : least);
   }

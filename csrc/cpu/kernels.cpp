@@ -39,6 +39,11 @@ FRICTION_INLINE const typename Rule::template Scalars<T>& scalars_of(const StepS
     return s.float32;
 }
 
+template <class Rule>
+FRICTION_INLINE Rounding rounding_of(const StepScalars<Rule>& s, const TensorEntry& t) {
+  return {s.key_of(t), s.threshold()};
+}
+
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
@@ -83,7 +88,7 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
   T observed[kObserve ? kChunk : 1];
   update_elements<Rule, kVariant, kObserve>(stage.x, observed, count, scalars,
                                             std::make_index_sequence<Rule::kLists>());
-  stage.store(t, begin, count, r.scalars[t.scalars].key_of(t));
+  stage.store(t, begin, count, rounding_of(r.scalars[t.scalars], t));
   if constexpr (kObserve)
     r.observations[observation_slot(&t - r.table.tensors, t.first_chunk, begin)] =
         observation_of(observed, count);
@@ -333,7 +338,7 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
         descend_projected(p, u, length, decay, coefficient(row, sum));
       });
     }
-    stage.store(t, begin, count, step.key_of(t));
+    stage.store(t, begin, count, rounding_of(step, t));
     if constexpr (kObserve) seen += observation_of(observed, count);
   }
   return seen;

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "../observation.h"
+#include "../packed.h"
 #include "../rules.h"
 #include "../rules/adamp.h"
 #include "../tensor_table.h"
@@ -25,6 +26,7 @@ struct StepScalars {
   RandomKey key_of(const TensorEntry& t) const {
     return {uint64_t(settings.seed), uint32_t(uint64_t(step)), t.parameter};
   }
+  float threshold() const { return threshold_of(step); }
 };
 
 template <class Rule>
@@ -37,7 +39,7 @@ struct Region {
 // What a look at the gradients alone sees of a tensor's lists.
 struct Gradients {
   enum List { kParam, kGrad, kLists };
-  static constexpr bool kWrites[kLists] = {}, kNonNegative[kLists] = {};
+  static constexpr bool kWrites[kLists] = {}, kWide[kLists] = {}, kNonNegative[kLists] = {};
 };
 
 struct NormRegion {

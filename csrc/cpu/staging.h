@@ -65,7 +65,7 @@ inline void unpack_block(const typename Map::Code* __restrict codes, float scale
 
 // Returns the scale.
 template <class Map, class T>
-inline float pack_block(const T* __restrict from, int64_t count,
+inline float pack_block(const T* __restrict from, int64_t count, float threshold,
                         typename Map::Code* __restrict codes) {
   uint32_t largest = 0;  // magnitudes compare as their bits do, NaN above all
   for (int64_t i = 0; i < count; ++i) {
@@ -74,7 +74,8 @@ inline float pack_block(const T* __restrict from, int64_t count,
   }
   const float scale = float_of(largest), inverse = inverse_of(scale);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) codes[i] = Map::encode(static_cast<float>(from[i]), inverse);
+  for (int64_t i = 0; i < count; ++i)
+    codes[i] = Map::encode(static_cast<float>(from[i]), inverse, threshold);
   return scale;
 }
 
@@ -181,7 +182,13 @@ inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int6
   }
 }
 
-// Of a rule's lists, or of its first ones where only those are looked at. x: where they lie.
+// How a step rounds what it stores in few bits.
+struct Rounding {
+  RandomKey key;
+  float threshold;  // of averages in 8 bits
+};
+
+// A chunk of a rule's lists, or of its first kLists. x: where they lie.
 template <class T, class Rule, int kLists = Rule::kLists>
 struct Stage {
   T* x[kLists];
@@ -207,15 +214,15 @@ struct Stage {
     });
   }
 
-  void store(const TensorEntry& t, int64_t begin, int64_t count, const RandomKey& key) {
+  void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
     for (int list = 0; list < kLists; ++list) {
       if (!Rule::kWrites[list] || x[list] != buffer[list]) continue;
       if (list == Rule::kParam && t.companion != 0)
         store_param(t, begin, count);
       else if (list == Rule::kParam && t.stochastic)
-        store_stochastically(t, begin, count, key);
+        store_stochastically(t, begin, count, rounding.key);
       else if (t.dtype[list] == DType::kPacked)
-        store_packed(t, list, begin, count);
+        store_packed(t, list, begin, count, Rule::kWide[list] ? rounding.threshold : kNearest);
       else
         with_storage(t.dtype[list], [&](auto* type) {
           store_floats<std::remove_pointer_t<decltype(type)>>(t, list, buffer[list], begin, count);
@@ -311,12 +318,12 @@ struct Stage {
     });
   }
 
-  void store_packed(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+  void store_packed(const TensorEntry& t, int list, int64_t begin, int64_t count, float threshold) {
     with_code(list, [&](auto map) {
       using Map = decltype(map);
       for_each_block<typename Map::Code>(
           t, list, begin, count, [&](auto* codes, float& scale, int64_t length, int64_t at) {
-            scale = pack_block<Map>(buffer[list] + at, length, codes);
+            scale = pack_block<Map>(buffer[list] + at, length, threshold, codes);
           });
     });
   }
