@@ -88,7 +88,7 @@ class RulePlan : public Plan {
     return {};
   }
 
-  // Adds the squares of all gradients of the counted groups up, into a number on each device.
+  // Adds the squares of all counted entries' gradients up, into a number on each device.
   Problem squared_norm(const pybind11::dict& state, const pybind11::list& param_groups,
                        const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
                        int threads) {
@@ -234,10 +234,9 @@ class RulePlan : public Plan {
     }
   }
 
-  double squared_norm_on_cpu(const Table& table, const std::vector<bool>& groups, int threads) {
+  double squared_norm_on_cpu(const Table& table, const std::vector<bool>& entries, int threads) {
     std::vector<uint8_t> counted(table.tensors.size());
-    for (size_t i = 0; i < counted.size(); ++i)
-      counted[i] = groups.at(size_t(entry_of(table, i).group));
+    for (size_t i = 0; i < counted.size(); ++i) counted[i] = entries.at(active_[table.active[i]]);
     std::vector<double> squares(static_cast<size_t>(table.chunks));
     const NormRegion region{
         {table.tensors.data(), int64_t(table.tensors.size())}, counted.data(), squares.data()};

@@ -16,6 +16,7 @@ from friction_kernels.optim.guards import Demand
 from friction_kernels.optim.memory import MemoryReport
 from friction_kernels.optim.planning import Entry, StepPlan, entries_of, is_capturing
 from friction_kernels.optim.states import Storage
+from friction_kernels.shards import local, mismatch
 
 
 class PlannedOptimizer(Optimizer):
@@ -49,9 +50,12 @@ class PlannedOptimizer(Optimizer):
         group: dict[str, Any],
         *,
         step: float,
-        is_matrix: bool,
+        whole: Tensor,
     ) -> Tensor | None:
-        """Advance one real tensor by the equations; return what the rule observes (the friction)."""
+        """Advance one real tensor by the equations; return what the rule observes (the friction).
+
+        whole: the parameter as the user has it, which may be complex, or spread over processes.
+        """
         raise NotImplementedError
 
     def __init__(self, params, defaults: dict[str, Any]) -> None:
@@ -135,7 +139,7 @@ class PlannedOptimizer(Optimizer):
         for group in groups:
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             options.check(group, self.state_lists)
-        entries = entries_of(groups, first, demand)
+        entries = entries_of(self, groups, first)
         self._prepare(groups, entries, demand)
         return StepPlan.make(self, groups, entries, demand)
 
@@ -160,13 +164,16 @@ class PlannedOptimizer(Optimizer):
                     f"the reference serves {name}, because {reason}; it cannot be captured in a CUDA "
                     "graph"
                 )
-            checks.check_gradient(name, param, param.grad)
-            options.check_parameter(name, param, group, self.state_lists)
+            if problem := mismatch(param, param.grad):
+                raise RuntimeError(f"{name} cannot be updated: {problem}")
+            part = local(param)
+            checks.check_gradient(name, part, local(param.grad))
+            options.check_parameter(name, part, group, self.state_lists)
             state = self.state.get(param)
             if state:
-                checks.check_state(name, param, state, self.state_lists)
-            storage = Storage.of(self, param, group, may_skip=demand.may_skip)
-            if state and storage.fits(param, state):
+                checks.check_state(name, part, state, self.state_lists)
+            storage = Storage.of(self, part, group, may_skip=demand.may_skip)
+            if state and storage.fits(part, state):
                 continue
             if capturing:
                 raise RuntimeError(
@@ -176,7 +183,7 @@ class PlannedOptimizer(Optimizer):
                 )
             unready.append((param, storage))
         for param, storage in unready:
-            storage.bring(param, self.state[param])
+            storage.bring(local(param), self.state[param])
 
     def memory_report(self) -> MemoryReport:
         """Bytes of parameters and states, gradients left aside; print it for a table.
@@ -240,6 +247,7 @@ class PlannedOptimizer(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param_state := self.state.get(param):
-                    storage = Storage.of(self, param, group)
-                    storage.place_step(param, param_state)
-                    storage.bring_lists(param, param_state)
+                    part = local(param)
+                    storage = Storage.of(self, part, group)
+                    storage.place_step(part, param_state)
+                    storage.bring_lists(part, param_state)

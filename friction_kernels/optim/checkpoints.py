@@ -18,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from friction_kernels.optim import checks
 from friction_kernels.optim.options import COMPANION_NAMES, PACKED
 from friction_kernels.optim.states import ORDER, Storage, numbers_of
+from friction_kernels.shards import is_dtensor, local, unwrap, wrap
 
 
 def export(opt, state_dict: dict[str, Any]) -> None:
@@ -28,9 +29,12 @@ def export(opt, state_dict: dict[str, Any]) -> None:
         state = states.get(number, {})
         packed = [key for key in opt.state_lists if key in state and state[key].dtype == PACKED]
         if packed:
-            numbers = {key: numbers_of(param, state, key) for key in packed}
+            numbers = {key: numbers_of(local(param), state, key) for key in packed}
             kept = {key: value for key, value in state.items() if key != ORDER}
-            states[number] = {**kept, **numbers}
+            state = states[number] = {**kept, **numbers}
+        if is_dtensor(param) and state:
+            lists = [key for key in (*opt.state_lists, *COMPANION_NAMES) if key in state]
+            states[number] = {**state, **{key: wrap(state[key], param) for key in lists}}
 
 
 def _numbers(state_dict: dict[str, Any]) -> list[int]:
@@ -98,14 +102,15 @@ def take(opt, state_dict: dict[str, Any]) -> None:
         param, saved = group["params"][index], state_dict["state"].get(number)
         if not saved:
             continue
-        storage = Storage.of(opt, param, group)
+        part = local(param)
+        storage = Storage.of(opt, part, group)
         step = torch.as_tensor(saved.get("step", 0.0), dtype=torch.float32).reshape(())
         state = {"step": step.to(param.device if storage.counts_on_device else "cpu")}
         for key in opt.state_lists:
             if isinstance(saved.get(key), Tensor):
-                state[key] = storage.keep(saved[key].to(param.device), key)
+                state[key] = storage.keep(unwrap(saved[key], param).to(part.device), key)
         for key in COMPANION_NAMES:
             if key in saved:
-                state[key] = saved[key].to(param.device)
+                state[key] = unwrap(saved[key], param).to(part.device)
         opt.state[param] = {**state, **opt.state[param]}
         storage.note_order(opt.state[param])

@@ -11,6 +11,7 @@ from friction_kernels import equations
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.friction_docs import describe
+from friction_kernels.optim.sharded_adamp import is_spread, projection_of
 
 FRICTION_INPUTS = ("product", "normalized")
 
@@ -67,7 +68,7 @@ class FrictionAdam(PlannedOptimizer):
             "friction_input": group["friction_input"],
         }
 
-    def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> Tensor:
+    def _reference_update(self, param, grad, lists, group, *, step, whole) -> Tensor:
         return equations.friction_adam(
             param,
             grad,
@@ -171,7 +172,7 @@ class FrictionAdamP(FrictionAdam):
         checks.check_number("delta", group["delta"])
         checks.check_number("wd_ratio", group["wd_ratio"])
 
-    def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> Tensor:
+    def _reference_update(self, param, grad, lists, group, *, step, whole) -> Tensor:
         return equations.friction_adamp(
             param,
             grad,
@@ -180,7 +181,8 @@ class FrictionAdamP(FrictionAdam):
             delta=float(group["delta"]),
             wd_ratio=float(group["wd_ratio"]),
             nesterov=group["nesterov"],
-            is_matrix=is_matrix,
+            is_matrix=whole.dim() > 1,
+            projection=projection_of(whole) if is_spread(whole) else equations.project,
             **self._equation_options(group),
         )
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from friction_kernels.shards import local
+
 
 @dataclass(frozen=True)
 class MemoryReport:
@@ -13,7 +15,7 @@ class MemoryReport:
 
     parameters: how many elements the parameters have; sizes: bytes of the parameters ("parameter") and of
     each state by its name; total: of all; per_parameter, bytes_per_parameter: the same for one element.
-    Gradients are not counted.
+    Gradients are not counted; of DTensors this process's parts are.
     """
 
     parameters: int
@@ -22,12 +24,12 @@ class MemoryReport:
     @classmethod
     def of(cls, opt) -> MemoryReport:
         params = [param for group in opt.param_groups for param in group["params"]]
-        sizes = {"parameter": sum(map(_bytes, params))}
+        sizes = {"parameter": sum(_bytes(local(param)) for param in params)}
         for param in params:
             for key, value in opt.state.get(param, {}).items():
                 if isinstance(value, Tensor):
                     sizes[key] = sizes.get(key, 0) + _bytes(value)
-        return cls(sum(param.numel() for param in params), sizes)
+        return cls(sum(local(param).numel() for param in params), sizes)
 
     @property
     def total(self) -> int:

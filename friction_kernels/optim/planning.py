@@ -16,6 +16,8 @@ from torch.autograd.graph import increment_version
 from friction_kernels import backends
 from friction_kernels.optim import options, reference
 from friction_kernels.optim.guards import Demand, Guard, square_sum
+from friction_kernels.optim.sharded_adamp import is_spread
+from friction_kernels.shards import all_reduce, global_index, local, sharding_groups
 
 
 class Entry(NamedTuple):
@@ -36,7 +38,7 @@ def is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def entries_of(groups: list[dict[str, Any]], first: int, demand: Demand) -> list[Entry]:
+def entries_of(opt, groups: list[dict[str, Any]], first: int) -> list[Entry]:
     """Every parameter of the groups; `first`: the ordinal of the first one."""
     entries = []
     for group_index, group in enumerate(groups):
@@ -44,6 +46,8 @@ def entries_of(groups: list[dict[str, Any]], first: int, demand: Demand) -> list
             reason = "backend='reference' was asked for"
             if group["backend"] != "reference":
                 reason = backends.why_not_native(param)
+                if reason is None and opt.projects_rows and is_spread(param):
+                    reason = "AdamP's sums over processes are plain torch's"
             entries.append(Entry(group_index, index, first + len(entries), reason))
     return entries
 
@@ -60,6 +64,8 @@ class StepPlan:
     params: list[Tensor]  # of all groups
     demand: Demand
     native_devices: list[int]  # -1: the processor
+    # Over which processes sums over parameters are taken, and of which entries; () where they are whole.
+    spreads: dict[tuple, set[int]]
     observed: list[list[Tensor]] = field(default_factory=list)  # by the reference, for each group
 
     @classmethod
@@ -80,6 +86,9 @@ class StepPlan:
             for param, entry in zip(params, entries, strict=True)
             if entry.reason is None
         }
+        spreads: dict[tuple, set[int]] = {}
+        for index, param in enumerate(params):
+            spreads.setdefault(sharding_groups(param), set()).add(index)
         return cls(
             native=native,
             settings=settings,
@@ -89,6 +98,7 @@ class StepPlan:
             params=params,
             demand=demand,
             native_devices=sorted(devices),
+            spreads=spreads,
             observed=[[] for _ in groups],
         )
 
@@ -137,6 +147,23 @@ class StepPlan:
         self, opt, groups: list[dict[str, Any]], counted: list[bool]
     ) -> tuple[Tensor | None, Problem | None]:
         """The sum of squares of the gradients of the counted groups, on the first device."""
+        total = None
+        for processes, members in self.spreads.items():
+            theirs = [
+                counted[entry.group] and index in members
+                for index, entry in enumerate(self.entries)
+            ]
+            part, problem = self._local_squared_norm(opt, groups, theirs)
+            if problem is not None:
+                return None, problem
+            part = all_reduce(part, processes)
+            total = part if total is None else total + part
+        return total, None
+
+    def _local_squared_norm(
+        self, opt, groups: list[dict[str, Any]], counted: list[bool]
+    ) -> tuple[Tensor | None, Problem | None]:
+        """The same of the counted entries' parts on this process."""
         targets = {
             index: torch.zeros(
                 1, dtype=torch.float64, device="cpu" if index < 0 else f"cuda:{index}"
@@ -150,10 +177,10 @@ class StepPlan:
             if problem is not None:
                 return None, problem
         sums = [target.reshape(()) for target in targets.values()]
-        for entry in self.reference:
+        for entry, counts in zip(self.entries, counted, strict=True):
             param = groups[entry.group]["params"][entry.index]
-            if counted[entry.group] and param.grad is not None:
-                sums.append(square_sum(param.grad))
+            if counts and entry.reason is not None and param.grad is not None:
+                sums.append(square_sum(local(param.grad)))
         device = next((param.device for param in self.params), torch.device("cpu"))
         total = torch.zeros((), dtype=torch.float64, device=device)
         for part in sums:
@@ -219,5 +246,5 @@ def _native_entry(opt, groups: list[dict[str, Any]], entry: Entry) -> tuple:
     companion = options.companion(param, group)
     rounding = None
     if options.rounds_stochastically(param, group):
-        rounding = (entry.ordinal, 0, param.numel(), param.numel())
+        rounding = (entry.ordinal, *global_index(param))
     return (param, state, entry.group, native, companion and companion[0], rounding)

@@ -41,6 +41,7 @@ class RandomKey(NamedTuple):
     seed: int
     step: int
     ordinal: int  # the parameter's place among all of the optimizer's
+    shard: Shard | None = None  # None: the tensor is whole
 
 
 def philox(counter: tuple[Tensor, Tensor, int, int], key: tuple[int, int]) -> Tensor:
@@ -56,11 +57,11 @@ def philox(counter: tuple[Tensor, Tensor, int, int], key: tuple[int, int]) -> Te
     return torch.stack([c0, c1, c2, c3], dim=-1)
 
 
-def random_bits(count: int, key: RandomKey, shard: Shard | None, device: torch.device) -> Tensor:
+def random_bits(count: int, key: RandomKey, device: torch.device) -> Tensor:
     """16 random bits for each element in walk order, as int32."""
     if count == 0:
         return torch.empty(0, dtype=torch.int32, device=device)
-    index = (shard or Shard(0, count, count)).indices(count, device)
+    index = (key.shard or Shard(0, count, count)).indices(count, device)
     first = index[0] // _PER_BLOCK
     block = torch.arange(int(index[-1]) // _PER_BLOCK - int(first) + 1, device=device) + first
     counter = (block & _WORD, block >> 32, key.step & _WORD, key.ordinal)
@@ -69,14 +70,12 @@ def random_bits(count: int, key: RandomKey, shard: Shard | None, device: torch.d
     return halves[index - first * _PER_BLOCK]
 
 
-def round_stochastically(
-    wide: Tensor, dtype: torch.dtype, key: RandomKey, shard: Shard | None = None
-) -> Tensor:
+def round_stochastically(wide: Tensor, dtype: torch.dtype, key: RandomKey) -> Tensor:
     """float32 in walk order to bf16 or fp16: up or down with the odds that make the mean right.
 
     Finite values stay finite: beyond the type's range they become its largest.
     """
-    bits = random_bits(wide.numel(), key, shard, wide.device)
+    bits = random_bits(wide.numel(), key, wide.device)
     return (_to_bfloat16 if dtype == torch.bfloat16 else _to_float16)(wide, bits)
 
 

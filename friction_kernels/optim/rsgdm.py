@@ -105,7 +105,7 @@ class RSGDM(PlannedOptimizer):
     def _settings(self, group: dict[str, Any]) -> dict[str, float]:
         return {**group, "decoupled": group["decoupled_weight_decay"]}
 
-    def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> None:
+    def _reference_update(self, param, grad, lists, group, *, step, whole) -> None:
         # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
         # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
         m = lists["momentum_buffer"]
