@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from friction_kernels import backends
-from friction_kernels.optim import checkpoints, checks, options
+from friction_kernels.optim import checkpoints, checks, compiled, options
 from friction_kernels.optim.guards import Demand
 from friction_kernels.optim.memory import MemoryReport
 from friction_kernels.optim.planning import Entry, StepPlan, entries_of, is_capturing
@@ -61,6 +61,7 @@ class PlannedOptimizer(Optimizer):
     def __init__(self, params, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
+        self._number = compiled.register(self)
         self._check_options(defaults)
         super().__init__(params, defaults)
 
@@ -85,6 +86,7 @@ class PlannedOptimizer(Optimizer):
             checks.check_capturable(group, params)
             options.check_parameters(params, len(self.param_groups), group, self.state_lists)
         super().add_param_group(param_group)
+        self._traced = compiled.parameters_of(self)
 
     # The step.
 
@@ -103,10 +105,22 @@ class PlannedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if torch.compiler.is_compiling():
+            compiled.step(self)
+        else:
+            self._step()
+        return loss
+
+    # Schedulers wrap step() to see that it was called, in a function that torch.compile cannot trace. This
+    # one says so itself.
+    step._wrapped_by_lr_sched = True
+
+    @torch.no_grad()
+    def _step(self) -> None:
         if is_capturing():
             checks.check_captured(self.param_groups)
         self._plan = self._update(self._plan, self.param_groups)
-        return loss
+        self._opt_called = True
 
     def _update(
         self, plan: StepPlan | None, groups: list[dict[str, Any]], first: int = 0
@@ -233,6 +247,8 @@ class PlannedOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
+        self._number = compiled.register(self)
+        self._traced = compiled.parameters_of(self)
         self.__dict__.setdefault("_graph_memory", [])
         for option, value in options.DEFAULTS.items():
             self.defaults.setdefault(option, value)
