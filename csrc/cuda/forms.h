@@ -71,7 +71,13 @@ FRICTION_INLINE void write_one(Stored value, Stored* to) {
   Vector<Stored, 1>::store(stored, to);
 }
 
-// Plain numbers. `largest`, here and below: the bits of a block's scale, where there is one.
+// How a block of codes is written.
+struct Packing {
+  uint32_t scale;  // its bits
+  float threshold;
+};
+
+// Plain numbers.
 template <class Stored>
 struct Form {
   static FRICTION_INLINE void fetch(const Place& place, Raw& raw) {
@@ -81,7 +87,7 @@ struct Form {
     FRICTION_UNROLL
     for (int i = 0; i < kEight; ++i) x[i] = widen(raw.at<Stored>(i));
   }
-  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, uint32_t) {
+  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, Packing) {
     Stored stored[kEight];
     FRICTION_UNROLL
     for (int i = 0; i < kEight; ++i) stored[i] = narrow<Stored>(x[i]);
@@ -90,7 +96,7 @@ struct Form {
   static FRICTION_INLINE float read(const Place& place) {
     return static_cast<float>(widen(read_one(place.list<Stored>())));
   }
-  static FRICTION_INLINE void write(float x, const Place& place, uint32_t) {
+  static FRICTION_INLINE void write(float x, const Place& place, Packing) {
     write_one(narrow<Stored>(x), place.list<Stored>());
   }
 };
@@ -131,19 +137,18 @@ struct CodeForm {
     FRICTION_UNROLL
     for (int i = 0; i < kEight; ++i) x[i] = Map::decode(raw.at<Code>(i), float_of(raw.words[2]));
   }
-  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place,
-                                    uint32_t largest) {
-    const float inverse = inverse_of(float_of(largest));
+  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, Packing packing) {
+    const float inverse = inverse_of(float_of(packing.scale));
     Code stored[kEight];
     FRICTION_UNROLL
-    for (int i = 0; i < kEight; ++i) stored[i] = Map::encode(x[i], inverse);
+    for (int i = 0; i < kEight; ++i) stored[i] = Map::encode(x[i], inverse, packing.threshold);
     Vector<Code, kEight>::store(stored, codes(place));
   }
   static FRICTION_INLINE float read(const Place& place) {
     return Map::decode(read_one(codes(place)), read_one(scale(place)));
   }
-  static FRICTION_INLINE void write(float x, const Place& place, uint32_t largest) {
-    write_one(Map::encode(x, inverse_of(float_of(largest))), codes(place));
+  static FRICTION_INLINE void write(float x, const Place& place, Packing packing) {
+    write_one(Map::encode(x, inverse_of(float_of(packing.scale)), packing.threshold), codes(place));
   }
 };
 template <>
@@ -168,7 +173,7 @@ struct Form<Pair<Param, Residual>> {
     for (int i = 0; i < kEight; ++i)
       x[i] = join(raw.at<Param>(i), raw.at<Residual>(i, kResidualWord));
   }
-  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, uint32_t) {
+  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, Packing) {
     Param params[kEight];
     Residual residuals[kEight];
     FRICTION_UNROLL
@@ -182,7 +187,7 @@ struct Form<Pair<Param, Residual>> {
   static FRICTION_INLINE float read(const Place& place) {
     return join(read_one(place.list<Param>()), read_one(place.companions<Residual>()));
   }
-  static FRICTION_INLINE void write(float x, const Place& place, uint32_t) {
+  static FRICTION_INLINE void write(float x, const Place& place, Packing) {
     const Param param = upper_part<Param, Residual>(x);
     write_one(param, place.list<Param>());
     write_one(residual_of<Residual>(x, param), place.companions<Residual>());
@@ -200,14 +205,14 @@ struct Form<Pair<Param, float>> {
   static FRICTION_INLINE void widen_all(const Raw& raw, float (&x)[kEight]) {
     Form<float>::widen_all(raw, x);
   }
-  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, uint32_t) {
-    Form<float>::store(x, master(place), 0);
-    Form<Param>::store(x, place, 0);
+  static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, Packing) {
+    Form<float>::store(x, master(place), {});
+    Form<Param>::store(x, place, {});
   }
   static FRICTION_INLINE float read(const Place& place) { return Form<float>::read(master(place)); }
-  static FRICTION_INLINE void write(float x, const Place& place, uint32_t) {
-    Form<float>::write(x, master(place), 0);
-    Form<Param>::write(x, place, 0);
+  static FRICTION_INLINE void write(float x, const Place& place, Packing) {
+    Form<float>::write(x, master(place), {});
+    Form<Param>::write(x, place, {});
   }
 };
 

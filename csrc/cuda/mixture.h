@@ -68,6 +68,17 @@ FRICTION_INLINE RandomBits random_bits(const Launch& launch, const Part& part, R
   return {key, extra.global};
 }
 
+// How a step rounds what it stores in few bits.
+struct StepRounding {
+  RandomKey key;    // but for the parameter's number
+  float threshold;  // of averages in 8 bits
+
+  template <class Rule, int kList>
+  FRICTION_INLINE Packing packing(uint32_t scale) const {
+    return {scale, Rule::kWide[kList] ? threshold : kNearest};
+  }
+};
+
 // Eight elements of a part that goes by vectors, those from position on.
 template <class Rule, class Storage>
 struct Eight {
@@ -99,11 +110,11 @@ struct Eight {
     });
   }
 
-  // largest: of each packed list's block.
+  // scales: the bits of those of the lists' blocks.
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types,
-                             int position, const uint32_t (&largest)[kLists],
-                             const RandomKey& key) const {
+                             int position, const uint32_t (&scales)[kLists],
+                             const StepRounding& rounding) const {
     for_each_type<Rule, Storage>(types, [&](auto list, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       if constexpr (Rule::kWrites[list]) {
@@ -114,7 +125,7 @@ struct Eight {
         if constexpr (list == 0 && kIsHalf<Stored>) {
           if (types.stochastic) {
             const RandomBlock random =
-                random_bits(launch, part, key).of_eight(part.begin + position);
+                random_bits(launch, part, rounding.key).of_eight(part.begin + position);
             Stored stored[kEight];
             FRICTION_UNROLL
             for (int i = 0; i < kEight; ++i)
@@ -123,7 +134,7 @@ struct Eight {
             return;
           }
         }
-        Form<Stored>::store(column, to, largest[list]);
+        Form<Stored>::store(column, to, rounding.packing<Rule, list()>(scales[list]));
       }
     });
   }
@@ -170,20 +181,20 @@ struct One {
 
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types,
-                             const uint32_t (&largest)[kLists], const RandomKey& key) const {
+                             const uint32_t (&scales)[kLists], const StepRounding& rounding) const {
     for_each_type<Rule, Storage>(types, [&](auto list, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       if constexpr (Rule::kWrites[list]) {
         const Place to = place<Stored>(launch, part, types, list);
         if constexpr (list == 0 && kIsHalf<Stored>) {
           if (types.stochastic) {
-            const uint32_t random = random_bits(launch, part, key).of(index);
+            const uint32_t random = random_bits(launch, part, rounding.key).of(index);
             write_one(narrow_stochastically<Stored>(x[0][list], random),
                       to.template list<Stored>());
             return;
           }
         }
-        Form<Stored>::write(x[0][list], to, largest[list]);
+        Form<Stored>::write(x[0][list], to, rounding.packing<Rule, list()>(scales[list]));
       }
     });
   }

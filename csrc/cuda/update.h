@@ -14,7 +14,7 @@ struct Shared {
   typename Rule::template Scalars<T> scalars;
   T projected_decay;  // AdamP: the decay where the update is projected
   double delta, eps;  // AdamP
-  RandomKey key;      // but for the parameter's number
+  StepRounding rounding;
   Types types;
   int variant;
 
@@ -24,7 +24,7 @@ struct Shared {
         projected_decay(0),
         delta(0),
         eps(0),
-        key{uint64_t(s.seed), uint32_t(uint64_t(step)), 0},
+        rounding{{uint64_t(s.seed), uint32_t(uint64_t(step)), 0}, threshold_of(step)},
         types(types),
         variant(Rule::variant(s)) {
     if constexpr (std::is_same_v<Rule, FrictionAdam>) {
@@ -188,7 +188,7 @@ class MixtureUpdate {
   }
   FRICTION_INLINE void store() const {
     if (position() < part_.count)
-      eight_.store(launch_, part_, shared_.types, position(), largest, shared_.key);
+      eight_.store(launch_, part_, shared_.types, position(), largest, shared_.rounding);
   }
 
   // One by one: the second phase computes anew, which is simpler than to keep what a rolled loop
@@ -199,7 +199,7 @@ class MixtureUpdate {
       update_elements<kProjects>(launch_, part_, shared_, observe, observed_, one.x,
                                  [&](int) { return at; });
       if (stores)
-        one.store(launch_, part_, shared_.types, largest, shared_.key);
+        one.store(launch_, part_, shared_.types, largest, shared_.rounding);
       else
         note(one.x);
     });
