@@ -83,12 +83,16 @@ class Driven:
             state = {"step": torch.zeros(shape)}
             for key, kind in zip(STATES[rule], kinds, strict=True):
                 is_packed = kind == PACKED
-                state[key] = torch.zeros(packed_bytes(numel) if is_packed else form.shape, dtype=kind)
+                state[key] = torch.zeros(
+                    packed_bytes(numel) if is_packed else form.shape, dtype=kind
+                )
             key = None
             if form.companion is not None:
                 key = "master" if form.companion == "fp32" else "residual"
                 start = torch.zeros(form.shape, dtype=COMPANIONS[form.companion])
-                state[key] = lay_out(start + param.detach() if key == "master" else start, form.layout)
+                state[key] = lay_out(
+                    start + param.detach() if key == "master" else start, form.layout
+                )
             shard = form.shard or (0, numel, numel)
             rounding = (ordinal, *shard) if form.stochastic else None
             self.params.append(param)
@@ -98,7 +102,9 @@ class Driven:
         self.forms = sorted(forms, key=lambda form: form.group)
         reader = backends.tensor_reader()
         self.kept = []
-        self.plan = getattr(backends.native, rule)(reader, entries, backends.device_bytes, self.kept)
+        self.plan = getattr(backends.native, rule)(
+            reader, entries, backends.device_bytes, self.kept
+        )
 
     def random(self, shape) -> Tensor:
         return torch.randn(shape, generator=self.generator, dtype=torch.float64)
