@@ -67,32 +67,37 @@ def lay_out(tensor: Tensor, layout: str) -> Tensor:
 
 
 class Driven:
-    """Parameters of some forms, driven by one plan."""
+    """Parameters of some forms, driven by one plan. on_device: a GPU counts the steps."""
 
-    def __init__(self, rule: str, forms: list[Form], seed: int = 0, on_device: bool = False):
-        self.rule, self.forms = rule, forms
+    def __init__(
+        self,
+        rule: str,
+        forms: list[Form],
+        seed: int = 0,
+        on_device: bool = False,
+        device: str = "cpu",
+    ):
+        self.rule, self.device = rule, device
         self.generator = torch.Generator().manual_seed(seed)
         self.params, self.state, entries = [], {}, []
         groups = 1 + max(form.group for form in forms)
         self.param_groups = [{"params": []} for _ in range(groups)]
         for ordinal, form in sorted(enumerate(forms), key=lambda pair: pair[1].group):
-            param = nn.Parameter(lay_out(self.random(form.shape).to(form.param), form.layout))
+            start = self.random(form.shape).to(device, form.param)
+            param = nn.Parameter(lay_out(start, form.layout))
             numel, kinds = param.numel(), form.states
             kinds = kinds if isinstance(kinds, tuple) else (kinds,) * len(STATES[rule])
-            shape = (1,) if on_device else ()  # where the host stands for a GPU, it has dimensions
-            state = {"step": torch.zeros(shape)}
+            # Where the host stands for a GPU, what has dimensions is the GPU's.
+            step = torch.zeros((1,), device=device) if on_device else torch.zeros(())
+            state = {"step": step}
             for key, kind in zip(STATES[rule], kinds, strict=True):
-                is_packed = kind == PACKED
-                state[key] = torch.zeros(
-                    packed_bytes(numel) if is_packed else form.shape, dtype=kind
-                )
+                state_shape = packed_bytes(numel) if kind == PACKED else form.shape
+                state[key] = torch.zeros(state_shape, dtype=kind, device=device)
             key = None
             if form.companion is not None:
                 key = "master" if form.companion == "fp32" else "residual"
-                start = torch.zeros(form.shape, dtype=COMPANIONS[form.companion])
-                state[key] = lay_out(
-                    start + param.detach() if key == "master" else start, form.layout
-                )
+                wide = param.detach() if key == "master" else torch.zeros_like(param)
+                state[key] = lay_out(wide.to(COMPANIONS[form.companion]).contiguous(), form.layout)
             shard = form.shard or (0, numel, numel)
             rounding = (ordinal, *shard) if form.stochastic else None
             self.params.append(param)
@@ -112,7 +117,7 @@ class Driven:
     def new_gradients(self) -> None:
         for param, form in zip(self.params, self.forms, strict=True):
             grad = self.random(form.shape) * form.scale * 10 ** (self.random(form.shape) - 1)
-            grad = grad.to(form.grad or form.param)
+            grad = grad.to(self.device, form.grad or form.param)
             if grad.dtype != param.dtype:
                 param.grad_dtype = grad.dtype
             param.grad = lay_out(grad, form.layout)
@@ -133,7 +138,7 @@ class Driven:
 
     def bits(self) -> list[bytes]:
         return [
-            torch.cat([tensor.reshape(-1)]).view(torch.uint8).numpy().tobytes()
+            torch.cat([tensor.reshape(-1)]).view(torch.uint8).cpu().numpy().tobytes()
             for tensor in self.lists()
         ]
 

@@ -58,8 +58,9 @@ def run_tests(packages: Path, *arguments: str | Path) -> None:
     assert " passed" in run.stdout
 
 
-def test_launches_memory_and_capture(packages):
-    run_tests(packages, TESTS / "host_gpu" / "plan_checks.py")
+@pytest.mark.parametrize("checks", ["plan_checks", "scale_checks"])
+def test_launches_memory_and_capture(packages, checks):
+    run_tests(packages, TESTS / "host_gpu" / f"{checks}.py")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamP, SigSignAdamW, count_launches
 from friction_kernels.optim import base
 
-INLINE = 677  # tensors of five lists that a launch carries by value
+INLINE = 676  # tensors of five lists that a launch carries by value
 
 
 def make(count, seed=0, shape=(3,)):
@@ -166,7 +166,7 @@ def test_states_of_types_without_kernels_are_refused():
     opt = SigSignAdamW(params, backend="native")
     opt.step()
     state = opt.state[params[1]]
-    state["exp_avg"] = state["exp_avg"].bfloat16()
+    state["exp_avg"] = state["exp_avg"].double()
     before = [param.clone() for param in params]
     with pytest.raises(RuntimeError, match=r"parameter 1 of group 0 .*load_state_dict"):
         opt.step()
