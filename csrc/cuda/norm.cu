@@ -3,8 +3,7 @@
 
 namespace friction::cuda {
 
-// 32 bytes a thread in flight, so that many threads are wanted.
-__global__ void __launch_bounds__(kThreads, 6)
+__global__ void __launch_bounds__(kThreads)
     squared_norm_kernel(const __grid_constant__ Launch<Gradients> launch) {
   __shared__ Scratch<double, kWarps> scratch;
   int64_t tensor = 0;
