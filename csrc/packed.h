@@ -34,8 +34,9 @@ FRICTION_INLINE float threshold_of(double step) {
   return static_cast<float>(turns - std::floor(turns));
 }
 
-// The root of a number in [0, 1], or of NaN. On a GPU: sqrtf's own instructions, to the bit, without
-// its branch for very small numbers. Those below 2^-101 come out too small, and get the same code.
+// The root of a number in [0, 1], or of NaN. On a GPU: sqrtf's own instructions, to the bit,
+// without its branch for very small numbers. Those below 2^-101 come out too small, and get the
+// same code.
 FRICTION_INLINE float root_of_fraction(float x) {
 #if defined(__CUDA_ARCH__)
   float inverse;
