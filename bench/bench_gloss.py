@@ -16,13 +16,15 @@ import re
 import sys
 import time
 import warnings
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.gloss_baselines import AUTHORS, GAMMA, OURS, SIGMA, Step, contenders_for, make_problem
-from bench.gloss_cases import measure_cases
+from bench.gloss_cases import CASES, Case, measure_case
 from bench.gloss_goals import judge
 from bench.gloss_measure import (
     MOST_ROUNDS,
@@ -34,7 +36,7 @@ from bench.gloss_measure import (
     peak_on_card,
     slope,
 )
-from bench.gloss_text import as_markdown, draw, goal_lines, points
+from bench.gloss_text import as_markdown, case_text, draw, goal_lines, points
 from bench.machine import cpu_model, describe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,15 +117,15 @@ def gloss_report(
     """Measure, write gloss.json, gloss.md and gloss.png into `out_dir`, print, and return the report.
 
     device: "cpu" or "cuda"; sizes: of N; shape: (d, C), by default (384, 8), on a card (768, 8);
-    seconds: after which no further size begins. The cases of a card come first.
+    seconds: after which nothing more is begun. Written anew after each size and case, so that what was
+    measured is kept whatever the next one does.
     """
     begin = time.monotonic()
     dim, classes = shape or SHAPES[device]
     sizes = sorted(sizes or (QUICK_SIZES if quick else SIZES[device]))
-    limits = QUICK_LIMITS if quick else LIMITS[device]
     whole = not quick and sizes == SIZES[device] and (dim, classes) == SHAPES[device]
     report: dict[str, Any] = {
-        "kind": "full run" if whole else "partial run",
+        "kind": "partial run",
         "device": device,
         "machine": machine_of(device),
         "shape": {"dim": dim, "classes": classes, "sigma": SIGMA, "gamma": GAMMA},
@@ -131,38 +133,57 @@ def gloss_report(
         "memory": {},
         "slopes": {},
         "cases": {},
+        "left_out": [],
     }
     last: dict[str, tuple[int, float]] = {}
-    if device == "cuda":
-        report["cases"] = measure_cases(device, quick)
-    for nodes in sizes:
-        if time.monotonic() - begin > seconds:
-            print(f"N = {nodes:,} and more: left out, the time is used up")
-            report["kind"] = "partial run"
-            break
-        limits.bytes = SHARE_OF_MEMORY * available_bytes(device)
-        problem = make_problem(nodes, dim, classes, device)
-        rounds = QUICK_ROUNDS if quick else MOST_ROUNDS
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch.compile's and KeOps's advice
-            times = measure(contenders_for(device), problem, device, limits, last, rounds)
-        del problem
-        report["sizes"][str(nodes)] = {"rows": rows_of(times), "missing": times.missing}
-        show_size(nodes, times)
-        if device == "cuda" or nodes >= FEWEST_NODES_FOR_MEMORY:
-            memory = measure_memory(nodes, list(times.seconds), dim, classes, device)
-            report["memory"][str(nodes)] = memory
-    for contender in contenders_for(device):
-        found = {
-            key: slope(points(report, contender.name, what))
-            for key, what in (("time", "seconds"), ("memory", "extra_bytes"))
-        }
-        if points(report, contender.name, "seconds"):
-            report["slopes"][contender.name] = found
-    report["goals"] = judge(report)
-    report["seconds"] = time.monotonic() - begin
-    write(report, Path(out_dir))
+    work = [(f"N = {nodes:,}", partial(add_size, report, nodes, quick, last)) for nodes in sizes]
+    if device == "cuda":  # its goals are about the smallest size and the cases
+        work[1:1] = [(case.name, partial(add_case, report, case, quick)) for case in CASES]
+    for number, (name, measure_it) in enumerate(work, start=1):
+        if time.monotonic() - begin <= seconds:
+            measure_it()
+        else:
+            report["left_out"].append(name)
+            print(f"{name}: left out, the time is used up", flush=True)
+        if whole and number == len(work) and not report["left_out"]:
+            report["kind"] = "full run"
+        report["goals"] = judge(report)
+        report["seconds"] = time.monotonic() - begin
+        write(report, Path(out_dir))
+    print("\n".join(goal_lines(report)))
+    print(f"Results: {out_dir / 'gloss.json'}, gloss.md, gloss.png")
     return report
+
+
+def add_size(
+    report: dict[str, Any], nodes: int, quick: bool, last: dict[str, tuple[int, float]]
+) -> None:
+    """Times and memory at one size, and the slopes so far. last: see `measure`."""
+    device, dim, classes = report["device"], report["shape"]["dim"], report["shape"]["classes"]
+    limits = replace(QUICK_LIMITS if quick else LIMITS[device])
+    limits.bytes = SHARE_OF_MEMORY * available_bytes(device)
+    problem = make_problem(nodes, dim, classes, device)
+    rounds = QUICK_ROUNDS if quick else MOST_ROUNDS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.compile's and KeOps's advice
+        times = measure(contenders_for(device), problem, device, limits, last, rounds)
+    del problem
+    report["sizes"][str(nodes)] = {"rows": rows_of(times), "missing": times.missing}
+    show_size(nodes, times)
+    if device == "cuda" or nodes >= FEWEST_NODES_FOR_MEMORY:
+        memory = measure_memory(nodes, list(times.seconds), dim, classes, device)
+        report["memory"][str(nodes)] = memory
+    for contender in contenders_for(device):
+        if found := points(report, contender.name, "seconds"):
+            of_memory = slope(points(report, contender.name, "extra_bytes"))
+            report["slopes"][contender.name] = {"time": slope(found), "memory": of_memory}
+
+
+def add_case(report: dict[str, Any], case: Case, quick: bool) -> None:
+    found = measure_case(case, report["device"], quick)
+    name = case.name if found["nodes"] == case.nodes else f"{case.name}, at N = {found['nodes']:,}"
+    report["cases"][name] = found
+    print(f"{name}: {case_text(found)}", flush=True)
 
 
 def show_size(nodes: int, times: Times) -> None:
@@ -177,8 +198,6 @@ def write(report: dict[str, Any], out_dir: Path) -> None:
     (out_dir / "gloss.json").write_text(json.dumps(report, indent=1) + "\n")
     (out_dir / "gloss.md").write_text(as_markdown(report))
     draw(report, out_dir / "gloss.png")
-    print("\n".join(goal_lines(report)))
-    print(f"Results: {out_dir / 'gloss.json'}, gloss.md, gloss.png")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -192,7 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--dim", type=int, help="columns of the embeddings, by default 384, on a card 768")
     add("--classes", type=int, help="by default 8")
     add("--threads", type=int, help="by default torch's number")
-    add("--seconds", type=float, default=math.inf, help="no further size begins after these")
+    add("--seconds", type=float, default=math.inf, help="after which nothing more is begun")
     add("--out", type=Path, help="folder of the results")
     options = parser.parse_args(arguments)
     if options.device == "cuda" and not torch.cuda.is_available():

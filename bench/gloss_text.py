@@ -57,16 +57,13 @@ def goal_lines(report: dict[str, Any]) -> list[str]:
     return [f"{g['verdict']}: {g['goal']}; measured: {g['measured']}" for g in report["goals"]]
 
 
-def case_section(cases: dict[str, Any]) -> str:
-    text = "## Cases\n\n"
-    for name, case in cases.items():
-        shown = case.get("missing")
-        if shown is None:
-            shown = f"{seconds(case['seconds'])}"
-            if "extra_bytes" in case:
-                shown += f", {size_bytes(case['extra_bytes'])} beyond inputs and gradient"
-                shown += f", {case['launches']} launches, {case['iterations']} iterations"
-        text += f"- {name}: {shown}\n"
+def case_text(case: dict[str, Any]) -> str:
+    if "missing" in case:
+        return case["missing"]
+    text = seconds(case["seconds"])
+    if "extra_bytes" in case:
+        text += f", {size_bytes(case['extra_bytes'])} beyond inputs and gradient"
+        text += f", {case['launches']} launches, {case['iterations']} iterations"
     return text
 
 
@@ -88,7 +85,10 @@ def as_markdown(report: dict[str, Any]) -> str:
     memory = report["memory"]
     parts += [size_section(n, size, memory.get(n, {})) for n, size in report["sizes"].items()]
     if report["cases"]:
-        parts.append(case_section(report["cases"]))
+        cases = [f"- {name}: {case_text(case)}\n" for name, case in report["cases"].items()]
+        parts.append("## Cases\n\n" + "".join(cases))
+    if report["left_out"]:
+        parts.append(f"Left out, the time was used up: {'; '.join(report['left_out'])}\n")
     return "\n".join([*parts, NOTES]) + "\n"
 
 

@@ -1,12 +1,15 @@
-"""Everything about the optimizers that only a GPU settles, in one command of less than 8 minutes.
+"""Everything that only a GPU settles, in one command: less than 8 minutes for the optimizers, and for G-Loss.
 
 ``python bench/gpu_report.py`` builds for the card found, runs the tests marked ``gpu``, measures every
-model, runs compute-sanitizer, and writes ``bench/results/<device>/optimizers.json`` and ``.md``. A part
+model, runs compute-sanitizer, and writes ``bench/results/<device>/optimizers.json`` and ``.md``; then it
+tests G-Loss's kernels and runs its benchmark, which writes ``gloss.json``, ``.md`` and ``.png``. A part
 that fails is reported and the rest goes on; the exit status says whether all went well. Nothing is
 installed, and the card's settings are left alone.
 
-Anything less than a full run on a card (``--quick``, ``--only``, ``--device cpu``) writes to
-``build/gpu_report`` instead. Where $OUT is set, results and logs are copied there as well.
+Where a command may not take that long, two share the work: ``--only build tests benchmarks sanitizers``
+and ``--only build gloss``. Anything less than a full run of the optimizers, or of G-Loss, on a card
+(fewer parts, ``--quick``, ``--device cpu``) writes to ``build/gpu_report`` instead. Where $OUT is set,
+results and logs are copied there as well.
 """
 
 import argparse
@@ -27,8 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
-SECONDS = 450  # for all parts together; what is left of 8 minutes is for starting and writing
-PARTS = ("build", "tests", "benchmarks", "sanitizers")
+from bench import gpu_gloss  # noqa: E402
+from bench.gpu_machine import find_device, slug  # noqa: E402
+
+SECONDS = 450  # of G-Loss's part, and of all others together; 8 minutes with starting and writing
+OF_OPTIMIZERS = ("build", "tests", "benchmarks", "sanitizers")
+PARTS = (*OF_OPTIMIZERS, "gloss")
 # Seconds a part may take, at most, and rounds of each model's benchmark.
 LIMITS = {"build": 120, "tests": 120, "benchmarks": 60, "sanitizers": 50}
 ROUNDS = {"resnet50": 24, "vit_b_16": 24, "llama_1b": 16, "llama_7b_layers": 16, "tiny": 24}
@@ -82,45 +89,6 @@ def last_line(output: str) -> str:
     return lines[-1][:200] if lines else "no output"
 
 
-def slug(device: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-
-
-def find_device(device: str) -> dict[str, Any]:
-    """The card, and the versions of what is measured; asked in a way that changes nothing."""
-    import torch
-
-    found: dict[str, Any] = {
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "cuda_of_torch": torch.version.cuda,
-    }
-    for module in ("triton", "flashoptim", "optimi", "adamp"):
-        spec = importlib.util.find_spec(module)
-        version = getattr(importlib.import_module(module), "__version__", "here") if spec else None
-        found[module] = version or "not installed"
-    if device == "cpu":
-        return {"device": "cpu dry run", "capability": None, **found}
-    if not torch.cuda.is_available():
-        raise SystemExit(
-            "there is no CUDA device that torch can use; --device cpu tries the script"
-        )
-    card = torch.cuda.get_device_properties(0)
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout.split()[0]
-    except (OSError, IndexError, subprocess.TimeoutExpired):
-        driver = "unknown"
-    return {
-        "device": card.name,
-        "capability": f"{card.major}{card.minor}",
-        "multiprocessors": card.multi_processor_count,
-        "memory_gb": card.total_memory / 1e9,
-        "driver": driver,
-        **found,
-    }
-
-
 def build_commands(capability: str | None, folder: Path) -> list[list]:
     """CMake as setup.py drives it, for one card; without one, only a look whether it configures."""
     import pybind11
@@ -143,20 +111,29 @@ class Report:
         self.dry = options.device == "cpu"
         self.begin = time.monotonic()
         self.machine = find_device(options.device)
-        self.full = not (self.dry or options.quick or options.only)
-        scratch = options.folder or ROOT / "build" / "gpu_report"
-        results = ROOT / "bench" / "results" / slug(self.machine["device"])
-        self.folder = results if self.full else scratch / "results"
-        self.logs = scratch / "logs"
-        for folder in (self.folder, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.budget_begins = self.begin
+        self.full = not (self.dry or options.quick) and set(OF_OPTIMIZERS) <= set(
+            options.only or PARTS
+        )
+        self.scratch = options.folder or ROOT / "build" / "gpu_report"
+        self.results = ROOT / "bench" / "results" / slug(self.machine["device"])
+        self.logs = self.scratch / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
         for log in self.logs.glob("*.log"):
             log.unlink()
         self.outcomes: list[Outcome] = []
         self.models: dict[str, Any] = {}
+        self.of_gloss: dict[str, Any] | None = None
+        self.files: list[Path] = []
+
+    def folder(self, full: bool) -> Path:
+        """Of results: those of a full run are kept with the project."""
+        folder = self.results if full else self.scratch / "results"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
 
     def left(self, limit: float) -> float:
-        return min(limit, SECONDS - (time.monotonic() - self.begin))
+        return min(limit, SECONDS - (time.monotonic() - self.budget_begins))
 
     def note(self, part: str, since: float, ok: bool, summary: str) -> None:
         self.outcomes.append(Outcome(part, ok, time.monotonic() - since, summary))
@@ -197,19 +174,22 @@ class Report:
             self.note("build", start, True, f"for sm_{self.machine['capability']}")
 
     def tests(self) -> None:
-        start = time.monotonic()
         # By name: other test modules may import what is not installed here.
         marked = [f for f in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in f.read_text()]
-        command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-rfEs", "--tb=short"]
-        command += ["-p", "no:cacheprovider", *sorted(marked)]
+        self.run_tests("tests", ["-m", "gpu", *sorted(marked)], LIMITS["tests"])
+
+    def run_tests(self, part: str, chosen: list, limit: float) -> None:
+        start = time.monotonic()
+        command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short"]
+        command += ["-p", "no:cacheprovider", *chosen]
         if importlib.util.find_spec("xdist"):  # nearly all of a test's time is the processor's
             command += ["-n", 4]
         if self.dry:
             command.append("--collect-only")
-        ok, output = self.do("tests", command, LIMITS["tests"], "tests.log")
+        ok, output = self.do(part, command, limit, f"{part.replace(' ', '_')}.log")
         nothing_ran = not self.dry and " passed" not in last_line(output)
         if ok:
-            self.note("tests", start, not nothing_ran, last_line(output).strip("= "))
+            self.note(part, start, not nothing_ran, last_line(output).strip("= "))
 
     def benchmarks(self) -> None:
         chosen = DRY_BENCHMARKS if self.dry else BENCHMARKS
@@ -248,12 +228,29 @@ class Report:
                 summary = found[-1] if found else last_line(output)
                 self.note(part, start, bool(found) or self.dry, summary)
 
-    def write(self) -> list[Path]:
+    def gloss(self) -> None:
+        self.budget_begins = time.monotonic()
+        if not self.dry:
+            self.run_tests("gloss tests", [*gpu_gloss.TESTS], gpu_gloss.TESTS_LIMIT)
+        start, folder = time.monotonic(), self.scratch / "gloss"
+        shutil.rmtree(folder, ignore_errors=True)
+        command = gpu_gloss.benchmark(self.options.device, self.options.quick, folder)
+        ok, _ = self.do("gloss", command, gpu_gloss.LIMIT, "gloss.log")
+        self.of_gloss = found = gpu_gloss.read(folder)
+        if found is not None:  # where it failed, too: as far as it came
+            where = self.folder(not self.dry and found["kind"] == "full run")
+            self.files += [Path(shutil.copy(file, where)) for file in sorted(folder.iterdir())]
+            if ok:
+                self.note("gloss", start, not gpu_gloss.faults(found), gpu_gloss.summary(found))
+        elif ok:
+            self.note("gloss", start, False, f"it wrote no results; see {self.logs / 'gloss.log'}")
+
+    def write(self) -> None:
         from bench.gpu_markdown import as_markdown, judge, summary
 
         seconds = time.monotonic() - self.begin
         kind = "full run" if self.full else "dry run on a CPU" if self.dry else "partial run"
-        goals = [] if self.dry else judge(self.models)
+        goals = [] if self.dry else judge(self.models) + gpu_gloss.goals(self.of_gloss)
         report = {
             "kind": kind,
             "machine": self.machine,
@@ -262,14 +259,16 @@ class Report:
             "goals": goals,
             "models": self.models,
         }
-        files = [self.folder / "optimizers.json", self.folder / "optimizers.md"]
+        files = [self.folder(self.full) / f"optimizers.{suffix}" for suffix in ("json", "md")]
         files[0].write_text(json.dumps(report, indent=1) + "\n")
         files[1].write_text(as_markdown(report))
         if out := os.environ.get("OUT"):
-            for file in [*files, *sorted(self.logs.glob("*.log"))[:6]]:  # eight come back at most
+            for file in [*files, *self.files]:
                 shutil.copy(file, out)
+            logs = sorted(self.logs.glob("*.log"))
+            texts = [f"== {log.name}\n{log.read_text(errors='replace')}" for log in logs]
+            Path(out, "logs.txt").write_text("\n".join(texts))  # one file: few come back
         print(f"\n{summary(report)}")
-        return files
 
 
 def main(arguments: list[str] | None = None) -> int:

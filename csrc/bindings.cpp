@@ -149,7 +149,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("thread_source", &thread_source);
   m.def("launch_counts", &launch_counts);
   py::class_<TensorReader, std::shared_ptr<TensorReader>>(m, "TensorReader")
-      .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"));
+      .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
+      .def("unwrap", &TensorReader::unwrap, py::arg("dtensor"));
   py::class_<Plan>(m, "Plan").def_property_readonly("updated", &Plan::updated);
   bind_rules(m, Rules());
   bind_plan<FrictionAdam, AdamPPlan>(m, "friction_adamp");

@@ -2,7 +2,7 @@
 // bits more. Both together are the value that the arithmetic sees.
 //
 // bfloat16 with 16 bits more is any float32 exactly; with 8 more it has 16 significant bits.
-// float16 with 16 bits more is exact in its normal range but for the last of 65,536 steps.
+// float16 with 16 bits more is any float32 in its normal range exactly.
 #pragma once
 
 #include "dtypes.h"
@@ -62,13 +62,13 @@ FRICTION_INLINE float join(Half param, Residual residual) {
 template <class Residual>
 FRICTION_INLINE Residual residual_of(float x, Half param) {
   constexpr uint32_t kBits = 8 * sizeof(Residual);
-  constexpr float kMost = float(1u << (kBits - 1));
+  constexpr float kMost = float((1u << (kBits - 1)) - 1);  // half a step is the neighbour's
   const float half = widen(param);
   const float parts = float_of((254u + kBits - exponent_of_step(half)) << 23);  // to a unit
   const float count = (x - half) * parts;
   const float rounded = count < 0 ? count - 0.5f : count + 0.5f;
   const float low = rounded < -kMost ? -kMost : rounded;
-  const float clamped = low > kMost - 1 ? kMost - 1 : low;
+  const float clamped = low > kMost ? kMost : low;
   const bool finite = (param.bits & 0x7c00u) != 0x7c00u;
   return static_cast<Residual>(finite ? static_cast<int32_t>(clamped) : 0);
 }

@@ -41,9 +41,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
+from friction_kernels.graph.sigma import RULES
+
 # What is quick with a head takes long with an encoder.
 OF_HEAD = {"steps": 1000, "batch_size": 128, "evaluations": 8, "test_documents": None}
-OF_ENCODER = {"steps": 40, "batch_size": 32, "evaluations": 1, "test_documents": 500}
+OF_ENCODER = {"steps": 40, "batch_size": 32, "evaluations": 2, "test_documents": 500}
 SAID: set[str] = set()  # warnings
 
 
@@ -171,9 +173,22 @@ def share(text: str) -> float:
     return value
 
 
-def width(text: str) -> str:
-    if text not in ("root", "mst", "median", "learnable") and not 0 < float(text) < math.inf:
+def positive(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not positive")
+    return value
+
+
+def width(text: str) -> float | str:
+    return text if text in (*RULES, "learnable") else positive(text)
+
+
+def device(text: str) -> str:
+    try:
+        torch.empty(0, device=text)
+    except (AssertionError, RuntimeError) as error:  # of a torch without CUDA, and of any other
+        raise argparse.ArgumentTypeError(str(error).splitlines()[0]) from error
     return text
 
 
@@ -190,20 +205,25 @@ def command_line() -> argparse.ArgumentParser:
     add("--form", nargs="+", choices=FORMS, default=["log"], help="of G-Loss; default log")
     add("--weight", type=share, default=0.8, help="of G-Loss in ce+gloss; default 0.8")
     add("--gamma", type=share, default=0.7, help="share of a batch that is labelled; default 0.7")
-    add("--sigma", type=width, default="0.5", help="0.5, or root, mst, median, learnable")
+    add(
+        "--sigma",
+        type=width,
+        default=0.5,
+        help="a width, or root, mst, median, learnable; default 0.5",
+    )
     add("--memory", type=at_least(0), default=0, help="past embeddings in each graph; default 0")
-    add("--temperature", type=float, default=0.1, help="of supcon; default 0.1")
+    add("--temperature", type=positive, default=0.1, help="of supcon; default 0.1")
     add("--optimizer", nargs="+", default=["SigSignAdamW"], metavar="NAME", help="ours or torch's")
     add("--lr", type=float, help="learning rate of the head or encoder; default by optimizer")
     add("--friction-input", choices=["product", "normalized"], default="normalized")
     add("--steps", type=at_least(1), help="default 1000; 40 with an encoder")
     add("--batch-size", type=at_least(2), help="default 128; 32 with an encoder")
     add("--seeds", type=at_least(1), default=1, help="how many seeds to train with; default 1")
-    add("--evaluations", type=at_least(1), help="tests during a training; default 8; 1")
+    add("--evaluations", type=at_least(1), help="tests during a training; default 8; 2")
     add("--test-documents", type=at_least(2), help="to test on, at most; default all; 500")
     add("--model", type=Path, help="folder of another model, as transformers keeps them")
     add("--max-tokens", type=at_least(2), default=128, help="of a document; default 128")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu")
     add("--output", type=Path, default=Path("runs/finetune_text"), help="folder of the PNGs")
     return parser
 

@@ -46,12 +46,9 @@ def make_loss(
         from pytorch_metric_learning.losses import SupConLoss
 
         return Loss(SupConLoss(temperature=args.temperature), 1.0)
-    sigma = args.sigma
-    if args.sigma not in ("root", "mst", "median", "learnable"):
-        sigma = float(args.sigma)
     gloss = GLoss(
         num_classes,
-        sigma=sigma,
+        sigma=args.sigma,
         gamma=args.gamma,
         form=form,
         memory=GraphMemory(args.memory, dim) if args.memory else None,

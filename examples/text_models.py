@@ -34,6 +34,12 @@ class Encoder(nn.Module):
                 f"{folder} holds no model that transformers can load "
                 f"({str(error).splitlines()[0]}): give the folder of one with --model"
             ) from error
+        most = getattr(self.transformer.config, "max_position_embeddings", max_tokens)
+        if max_tokens > min(most, self.tokenizer.model_max_length):
+            raise InputError(
+                f"{folder} reads at most {min(most, self.tokenizer.model_max_length)} tokens of a "
+                f"document, and --max-tokens is {max_tokens}: give fewer"
+            )
         self.max_tokens = max_tokens
         self.dim = self.transformer.config.hidden_size
 

@@ -13,7 +13,9 @@ from friction_kernels import OPTIMIZERS
 TORCH_OPTIMIZERS = {
     name: member
     for name, member in vars(torch.optim).items()
-    if inspect.isclass(member) and issubclass(member, Optimizer) and member is not Optimizer
+    if inspect.isclass(member)
+    and issubclass(member, Optimizer)
+    and name not in ("Optimizer", "SparseAdam")  # which refuses gradients that are not sparse
 }
 MOMENTUM = 0.9
 # Learning rates of a new head or classifier, of a pretrained encoder, and of a classifier that learns

@@ -13,7 +13,9 @@ from friction_kernels.optim import (
     TanhSignAdamP,
     TanhSignAdamW,
     TanhSignGrad,
+    clip_grad_norm_,
     friction_stats,
+    release_gradients,
 )
 from friction_kernels.version import __version__
 
@@ -32,8 +34,10 @@ __all__ = [
     "TanhSignAdamW",
     "TanhSignGrad",
     "__version__",
+    "clip_grad_norm_",
     "count_launches",
     "friction_stats",
     "gaussian_sigma",
     "label_propagation",
+    "release_gradients",
 ]

@@ -10,6 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from friction_kernels.shards import is_dtensor, local
+
 BACKENDS = ("auto", "native", "reference")
 
 NATIVE_DTYPES = frozenset(
@@ -75,7 +77,11 @@ def why_not_native(param: Tensor) -> str | None:
     """Why the native backend cannot serve this parameter, or None where it can."""
     if native_reason() is not None:
         return native_reason()
-    for tensor, name in ((param, "it"), (param.grad, "its gradient")):
+    grad = param.grad
+    for tensor, name in (
+        (local(param), "it"),
+        (grad if grad is None else local(grad), "its gradient"),
+    ):
         if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
             return f"{name} is a {type(tensor).__qualname__}, whose memory only torch knows"
     if param.device.type == "cuda":
@@ -85,6 +91,9 @@ def why_not_native(param: Tensor) -> str | None:
         return f"it is on {param.device}, and kernels are for the CPU and CUDA only"
     if param.dtype not in NATIVE_DTYPES:
         return f"its type {param.dtype} has no kernel"
+    if is_dtensor(param):
+        tensor_reader().unwrap(type(param))
+        return None
     if param.is_conj() or param.is_neg():
         return "it is a conjugated or negated view"
     return None

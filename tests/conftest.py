@@ -29,6 +29,12 @@ def leave_global_settings_alone():
     _native.use_instruction_set(instruction_set)
 
 
+@pytest.fixture
+def one_thread():
+    """For small tensors: on a busy machine, threads that wait for each other take longer than the work."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session", params=host_launch.COMPILERS)
 def host(request, tmp_path_factory):
     """The CUDA launches on the host, compiled by g++ and by nvcc."""

@@ -141,8 +141,7 @@ def check_step(example: tuple, device: str, capturable: bool) -> bool:
             ours_of, rest = o[1][key], (p[1][key], e[1][key], states[key], m[1][key], case.dtype)
             assert ours_of.dtype == states[key].dtype
             assert_as_good_as_plain(key, ours_of, *rest)
-        if twins.cls.counts_steps:
-            assert o[1]["step"].item() == step + 1
+        assert o[1]["step"].item() == step + 1
     return True
 
 
@@ -346,6 +345,6 @@ def check_state_dict(name, devices: tuple[str, str], capturable: bool) -> None:
         new_gradients(group, 2)
         optimizer.step()
     assert same_bits(bits(loaded, moved), bits(twin, twins))
-    for param in moved if loaded.counts_steps else ():
+    for param in moved:
         expected = param.device.type if capturable else "cpu"
         assert loaded.state[param]["step"].device.type == expected

@@ -56,7 +56,10 @@ def check_squared_norm(device: str) -> None:
         target = torch.full((1,), -1.0, dtype=torch.float64, device=device)
         targets = [(target.device.index if target.is_cuda else -1, target)]
         plan = driven.plan
-        assert plan.squared_norm(driven.state, driven.param_groups, [True], targets, 1) is None
+        assert (
+            plan.squared_norm(driven.state, driven.param_groups, [True] * len(forms), targets, 1)
+            is None
+        )
         found.append(target.item())
     exact = sum(param.grad.double().square().sum().item() for param in driven.params)
     assert found[0] == found[1] == pytest.approx(exact, rel=1e-6)
@@ -83,7 +86,7 @@ def check_guards(device: str, rule: str) -> None:
     assert ours.step({"max_norm": 1.0}, guards=guards) is None
     theirs = Driven(rule, forms)
     theirs.new_gradients()
-    factor = 1 / 8.0 * (1.0 / (math.sqrt(4e6) / 8.0 + 1e-6))
+    factor = 1.0 / (math.sqrt(4e6) / 8.0 + 1e-6) / 8.0
     assert theirs.step({"grad_factor": factor}) is None
     for p, q in zip(ours.params, theirs.params, strict=True):
         assert ours.state[p]["step"].item() == 1.0

@@ -1,6 +1,7 @@
 """The CUDA launches on the host: tests/native/host_launch.cpp, compiled and called through ctypes."""
 
 import ctypes
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -98,5 +99,9 @@ def describe(tensors: list[list[Tensor]], *, steps=None, group_steps=None, matri
 def settings_array(opt) -> np.ndarray:
     """Each group's settings in the order of the rule."""
     names = opt._plan.settings
-    rows = [[float(opt._settings(group)[name]) for name in names] for group in opt.param_groups]
+    guarded = {"grad_factor": 1.0, "max_norm": math.inf}
+    rows = [
+        [float((opt._settings(group) | guarded)[name]) for name in names]
+        for group in opt.param_groups
+    ]
     return np.array(rows, dtype=np.float64)

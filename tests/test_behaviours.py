@@ -21,6 +21,7 @@ import friction_kernels
 from friction_kernels import OPTIMIZERS, RSGDM, TanhSignAdamW, count_launches, friction_stats
 from friction_kernels.backends import describe
 from friction_kernels.optim.friction_adam import FrictionAdam
+from friction_kernels.optim.options import DEFAULTS as SCALE_OPTIONS
 
 FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
 PROJECTED = [name for name in OPTIMIZERS if "AdamP" in name]
@@ -88,7 +89,8 @@ def another(value):
     return tuple(map(another, value)) if isinstance(value, tuple) else value / 4
 
 
-HOW = ("backend", "capturable")  # options that change how a step is computed, not what
+# Options that change how a step is computed, not what, and those of precision, which have tests of their own.
+HOW = ("backend", "capturable", *SCALE_OPTIONS)
 
 
 @both_backends
@@ -140,7 +142,8 @@ def test_options_changed_between_steps_hold_from_the_next_step(name, backend):
     params, fresh = make_params(), make_params()
     opt = cls(params, **options)
     run(opt, params, range(2))
-    changed = {k: v if k == "backend" else another(v) for k, v in options.items()}
+    kept = ("backend", *SCALE_OPTIONS)
+    changed = {k: v if k in kept else another(v) for k, v in options.items()}
     opt.param_groups[0].update(changed)
     run(opt, params, range(2, 4))
 

@@ -14,6 +14,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
 from bench import bench_gloss, gloss_cases, gloss_measure
+from bench.bench_gloss import SIZES
 from bench.gloss_baselines import (
     AUTHORS,
     CONTENDERS,
@@ -200,6 +201,24 @@ def test_report_of_tiny_sizes(tmp_path, capsys, monkeypatch):
     with Image.open(tmp_path / "gloss.png") as plot:
         assert plot.format == "PNG" and min(plot.size) > 300
     assert "not measured: N = 20,000" in capsys.readouterr().out
+
+
+def test_what_was_measured_is_kept_whatever_comes_then(tmp_path, monkeypatch, capsys):
+    def add_size(report, nodes, quick, last):
+        if nodes == 64:
+            raise RuntimeError("the card is gone")
+        report["sizes"][str(nodes)] = {"rows": {}, "missing": {OURS: "tried"}}
+
+    monkeypatch.setattr(bench_gloss, "add_size", add_size)
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        bench_gloss.gloss_report("cpu", True, tmp_path, sizes=[32, 64])
+    report = json.loads((tmp_path / "gloss.json").read_text())
+    assert list(report["sizes"]) == ["32"] and report["kind"] == "partial run"
+    bench_gloss.gloss_report("cpu", False, tmp_path, seconds=0)
+    report = json.loads((tmp_path / "gloss.json").read_text())
+    assert report["kind"] == "partial run" and len(report["left_out"]) == len(SIZES["cpu"])
+    assert "Left out, the time was used up: N = 64; N = 128" in (tmp_path / "gloss.md").read_text()
+    assert "N = 20,000: left out, the time is used up" in capsys.readouterr().out
 
 
 def test_peak_of_a_process():

@@ -95,12 +95,22 @@ BAD_OPTIONS = {
     ),
     "friction_input": ("products", None, True),
     "backend": ("cuda", None, 0),
+    "max_grad_norm": (0, -1.0, math.nan, "1", True),
+    "master": ("bf16", True, 16),
+    "rounding": (None, "random", 1),
+    "seed": (-1, 2**53, 0.5, True, None),
+    "state_dtype": ("fp16", 8, torch.float32, {"exp_average": "8bit"}, {"moment": None}),
 }
 SAYS = {
     "momentum": "momentum must be at least 0 and below 1",
     "betas": r"betas(\[[01]\] must be at least 0 and below 1| must be a pair)",
     "friction_input": "friction_input must be one of 'product', 'normalized', got ",
     "backend": "backend must be one of 'auto', 'native', 'reference', got ",
+    "max_grad_norm": "max_grad_norm must be a number above 0",
+    "master": "master must be one of None, 'split', 'split8', 'fp32', got ",
+    "rounding": "rounding must be one of 'nearest', 'stochastic', got ",
+    "seed": r"seed must be an integer of at least 0 and below 2\*\*53, got ",
+    "state_dtype": "state_dtype must be one of ",
 }
 
 

@@ -154,6 +154,49 @@ def test_encoder_without_its_package(tmp_path, refusal, monkeypatch) -> None:
     assert "pip install 'friction-kernels[text]'" in refusal("--data", file)
 
 
+@pytest.fixture
+def tiny_encoder(tmp_path: Path) -> Path:
+    """The folder of a BERT with random weights that reads 32 tokens."""
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", "grain", "wheat", "oil", "crude", "said", "the"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, "[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder = tmp_path / "encoder"
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", model_max_length=32
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BertConfig(
+        vocab_size=len(words), intermediate_size=32, max_position_embeddings=32, **sizes
+    )
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_an_encoder_is_trained_or_embeds(
+    tmp_path, tiny_encoder, finetune_text, refusal, capsys
+) -> None:
+    file = tmp_path / "news.csv"
+    news = ["the grain said wheat " * 3 + ",cereals", "oil crude the " * 20 + ",energy"]
+    file.write_text("text,label\n" + "\n".join(news * 20))
+    given = ["--data", file, "--model", tiny_encoder, "--max-tokens", 16]
+    finetune_text(*given, "--steps", 30, "--batch-size", 8, "--lr", "1e-2")
+    rows = table_rows(capsys.readouterr().out)
+    assert list(rows) == ["ce SigSignAdamW", "ce+gloss log SigSignAdamW"]
+    assert all(row[:2] == [100, 100] for row in rows.values())
+    for name in ("curves.png", "projection.png"):
+        assert (tmp_path / "plots" / name).stat().st_size > 1000
+    kept = tmp_path / "news.npz"
+    finetune_text(*given, "--steps", 2, "--save-embeddings", kept)
+    finetune_text("--embeddings", kept, "--steps", 2)
+    assert "30 documents to train on and 10 to test on" in capsys.readouterr().out
+    said = refusal("--data", file, "--model", tiny_encoder)  # by default 128
+    assert "reads at most 32 tokens of a document, and --max-tokens is 128" in said
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
@@ -206,3 +249,9 @@ def test_other_refusals(tmp_path, refusal) -> None:
     assert "cannot write to output folder" in refusal("--embeddings", file, "--output", file)
     assert "SigSignAdamW refuses" in refusal("--embeddings", file, "--lr", "-1")
     assert "0 is not positive" in refusal("--embeddings", file, "--sigma", "0")
+    assert "invalid width value: 'wide'" in refusal("--embeddings", file, "--sigma", "wide")
+    assert "0 is not positive" in refusal("--embeddings", file, "--temperature", "0")
+    assert "unknown optimizer 'SparseAdam'" in refusal(
+        "--embeddings", file, "--optimizer", "SparseAdam"
+    )
+    assert "argument --device:" in refusal("--embeddings", file, "--device", "abacus")

@@ -42,7 +42,7 @@ pytestmark = [
     pytest.mark.skipif(WHY_NOT is not None, reason=f"needs a GPU: {WHY_NOT}"),
 ]
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-counting = pytest.mark.parametrize("name", FRICTION)  # RSGDM has no step to count
+with_friction = pytest.mark.parametrize("name", FRICTION)
 eager_and_capturable = pytest.mark.parametrize("capturable", [False, True])
 
 
@@ -241,7 +241,7 @@ def test_adamp_decides_as_the_equations_do(name, decision, dtype):
     check_projection(name, "cuda", decision, dtype)
 
 
-@counting
+@with_friction
 def test_friction_stats_are_the_cpus(name):
     check_friction_stats(name, "cuda")
 
@@ -327,7 +327,7 @@ def expect_refusal(opt, match: str) -> None:
         opt.step()
 
 
-@counting
+@every_optimizer
 def test_a_host_counted_step_is_not_captured(name):
     params = make([(3, 4)], "cuda")
     opt = OPTIMIZERS[name](params, backend="native")

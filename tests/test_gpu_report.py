@@ -31,7 +31,7 @@ from hypothesis import Phase, assume, given, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
-from bench import gpu_report
+from bench import gpu_gloss, gpu_report
 from bench.gpu_contenders import (
     ADAMW,
     FRICTION_ADAMP,
@@ -268,3 +268,95 @@ def test_a_dry_run_measures_and_writes_beside_the_results(tmp_path, monkeypatch,
     printed = capsys.readouterr().out
     assert printed.rstrip().endswith(summary(report).rstrip())
     assert as_markdown(report) == text
+
+
+def gloss_outcome(report):
+    (outcome,) = [outcome for outcome in report.outcomes if outcome.part == "gloss"]
+    return outcome
+
+
+def test_a_dry_run_of_gloss_writes_beside_the_results(tmp_path, monkeypatch, capsys):
+    results = gpu_report.ROOT / "bench" / "results"
+    before = {file: file.stat().st_mtime for file in results.rglob("*")}
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setenv("OUT", str(out))
+    arguments = ["--device", "cpu", "--only", "gloss", "--folder", str(tmp_path / "dry")]
+    assert gpu_report.main(arguments) == 0
+    assert {file: file.stat().st_mtime for file in results.rglob("*")} == before
+    found = json.loads((tmp_path / "dry" / "results" / "gloss.json").read_text())
+    assert list(found["sizes"]) == ["64"] and found["kind"] == "partial run"
+    assert "ok     gloss: partial run, 1 sizes, 0 cases" in capsys.readouterr().out
+    names = {file.name for file in out.iterdir()}
+    assert {"gloss.json", "gloss.md", "gloss.png", "logs.txt"} < names and len(names) <= 8
+
+
+def pretend_gloss(monkeypatch, **found):
+    """A benchmark that writes this report and then does what `then` says."""
+    then = found.pop("then", "")
+    report = {"kind": "full run", "sizes": {}, "cases": {}, "left_out": [], "goals": [], **found}
+
+    def command(device, quick, folder):
+        program = f"import pathlib, sys, time; p = pathlib.Path({str(folder)!r}); p.mkdir(); "
+        program += f"(p / 'gloss.json').write_text({json.dumps(report)!r}); {then}"
+        return [sys.executable, "-c", program]
+
+    monkeypatch.setattr(gpu_gloss, "benchmark", command)
+    monkeypatch.setattr(gpu_gloss, "TESTS", ("--version",))
+
+
+def card_report_in(folder, **options):
+    report = report_in(folder, **options)
+    report.dry, report.results = False, folder / "kept"
+    return report
+
+
+GOAL = {"goal": "N = 128: as fast", "measured": "60 times", "verdict": "met"}
+
+
+def test_results_of_a_full_run_of_gloss_are_kept(tmp_path, monkeypatch):
+    pretend_gloss(monkeypatch, goals=[GOAL])
+    report = card_report_in(tmp_path, only=["gloss"])
+    report.gloss()
+    assert gloss_outcome(report).ok
+    assert gloss_outcome(report).summary == "full run, 0 sizes, 0 cases; goals: 1 met"
+    assert (tmp_path / "kept" / "gloss.json").exists()
+    report.write()  # of optimizers nothing was measured
+    (text,) = tmp_path.rglob("optimizers.md")
+    assert text.parent == tmp_path / "results"
+    assert "- met: G-Loss, N = 128: as fast: 60 times" in text.read_text()
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    (
+        ({"then": "sys.exit('no card')"}, "exit status 1; no card"),
+        ({"then": "time.sleep(60)"}, "stopped after 1 s"),
+        ({"cases": {"huge": {"missing": "out of memory"}}}, "huge: out of memory"),
+        ({"sizes": {"128": {"missing": {"GLoss": "no"}}}}, "GLoss at N = 128: no"),
+        ({"left_out": ["N = 512"]}, "left out, the time was used up: N = 512"),
+    ),
+)
+def test_what_gloss_did_not_measure_is_said(tmp_path, monkeypatch, found, said):
+    pretend_gloss(monkeypatch, kind="partial run", **found)
+    monkeypatch.setattr(gpu_gloss, "LIMIT", 1 if "time.sleep" in found.get("then", "") else 60)
+    report = card_report_in(tmp_path)
+    report.gloss()
+    assert not gloss_outcome(report).ok and said in gloss_outcome(report).summary
+    assert (tmp_path / "results" / "gloss.json").exists()  # as far as it came
+
+
+def test_gloss_without_results_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_gloss, "benchmark", lambda *_: [sys.executable, "-c", "pass"])
+    report = report_in(tmp_path)
+    report.gloss()
+    assert not gloss_outcome(report).ok and "no results" in gloss_outcome(report).summary
+
+
+def test_gloss_has_minutes_of_its_own(tmp_path):
+    """Each budget leaves something of 8 minutes for starting and writing."""
+    assert gpu_gloss.TESTS_LIMIT + gpu_gloss.LIMIT <= gpu_report.SECONDS <= 450
+    assert gpu_gloss.BEGIN_WITHIN < gpu_gloss.LIMIT
+    command = [*map(str, gpu_gloss.benchmark("cuda", False, tmp_path))]
+    assert command[command.index("--seconds") + 1] == str(gpu_gloss.BEGIN_WITHIN)
+    assert "--quick" not in command

@@ -78,11 +78,12 @@ def test_state_of_the_friction_optimizers_is_step_two_moments_and_the_gradient(n
 
 
 @both_backends
-def test_state_of_rsgdm_is_one_buffer(backend):
+def test_state_of_rsgdm_is_step_and_one_buffer(backend):
     params = make_params()
     opt = RSGDM(params, backend=backend)
     run(opt, params, range(3))
-    assert all(set(opt.state[p]) == {"momentum_buffer"} for p in params)
+    assert all(set(opt.state[p]) == {"step", "momentum_buffer"} for p in params)
+    assert all(opt.state[p]["step"] == 3 for p in params)
     assert all((opt.state[p]["momentum_buffer"] != 0).all() for p in params)
 
 
@@ -349,8 +350,12 @@ def of_sgd(params):
     return torch.optim.SGD(params, lr=0.1, momentum=0.9)
 
 
+def of_damped_sgd(params):
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.1)
+
+
 FOREIGN = {
-    "SGD into RSGDM": (of_sgd, RSGDM),
+    "SGD with dampening into RSGDM": (of_damped_sgd, RSGDM),
     "SGD without momentum into RSGDM": (torch.optim.SGD, RSGDM),
     "AdamW into RSGDM": (torch.optim.AdamW, RSGDM),
     "SigSignAdamW into RSGDM": (SigSignAdamW, RSGDM),

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from graph_cases import Graph, assert_right_or_reported, graphs
+from hypothesis import Phase, given, settings
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -225,11 +227,8 @@ def test_refusals() -> None:
         TritonSimilarity(z, scale, "fp8")
 
 
-GOLDEN = [("gloss_r8_n128", "fp32"), ("gloss_r8_n128", "bf16"), ("gloss_r8_n128_sigma01", "fp32"),
-          ("gloss_r8_n128_sigma01", "bf16"), ("gloss_r8_n512", "fp32")]  # fmt: skip
-
-
-@pytest.mark.parametrize(("name", "precision"), GOLDEN)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["gloss_r8_n128", "gloss_r8_n128_sigma01", "gloss_r8_n512"])
 def test_golden_values(golden_dir: Path, name: str, precision: str) -> None:
     """The authors' F, loss and gradient, through the solver that the library uses."""
     saved = np.load(golden_dir / f"{name}.npz")
@@ -255,3 +254,12 @@ def test_golden_values(golden_dir: Path, name: str, precision: str) -> None:
         error(embeddings.grad, saved["grad_embeddings"]),
     )
     assert all(e <= b for e, b in zip(errors, bounds, strict=True)), errors
+
+
+# Interpreted, each takes seconds: few, found and not shrunk; test_every_pass_in_fp32 has 333 classes.
+@settings(max_examples=5 if DEVICE == "cpu" else 50, phases=[Phase.generate])
+@given(graph=graphs().filter(lambda g: DEVICE != "cpu" or g.num_classes < 333))
+def test_graphs_of_every_kind(graph: Graph) -> None:
+    """As tests/test_graph_propagation.py asks it of the backends in torch."""
+    ways = [{"backend": "triton", "device": DEVICE}]
+    assert_right_or_reported(graph, ways, torch.float32, tol=1e-5, max_iter=64)

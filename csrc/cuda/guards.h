@@ -29,7 +29,7 @@ struct Guards {
     if (squared == nullptr || !std::isfinite(max_norm)) return 1.0 / scale;
     const double norm = std::sqrt(*squared) / scale;
     const double clip = max_norm / (norm + 1e-6);
-    return (1.0 / scale) * (clip >= 1.0 ? 1.0 : clip);
+    return (clip > 1.0 ? 1.0 : clip) / scale;
   }
 };
 

@@ -81,9 +81,19 @@ void Plan::note_strides(PlanEntry& entry, size_t list, const TensorView& view) c
     }
 }
 
+// A DTensor's gradient must be spread as it is.
+const char* Plan::compare_parts(const PlanEntry& entry, const py::object& grad) const {
+  constexpr const char* kOtherwise = "its gradient is spread over processes otherwise than it is";
+  if (reader_->is_dtensor(entry.param.ptr()) != reader_->is_dtensor(grad.ptr())) return kOtherwise;
+  if (!reader_->is_dtensor(grad.ptr())) return nullptr;
+  for (const char* name : {"placements", "device_mesh"})
+    if (!entry.param.attr(name).equal(grad.attr(name))) return kOtherwise;
+  return nullptr;
+}
+
 const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists) {
   const TensorView& param = lists[0];
-  if (!reader_->read(entry.param.ptr(), lists[0]) || !is_floating(param.dtype))
+  if (!reader_->read(entry.part.ptr(), lists[0]) || !is_floating(param.dtype))
     return "it is not a plain dense tensor of a floating or complex type, or has no memory";
   if (!reader_->read(grad, lists[1]) || !is_floating(lists[1].dtype))
     return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
@@ -234,8 +244,12 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
   if (!grad) throw py::error_already_set();
   if (grad.is_none()) return nullptr;
   if (entry.state.is_none()) return "it got its first gradient";
+  const char* problem = compare_parts(entry, grad);
+  if (problem != nullptr) return problem;
+  entry.part = reader_->part_of(entry.param.ptr());
+  grad = reader_->part_of(grad.ptr());
   TensorView lists[2];
-  const char* problem = read_param_and_grad(entry, grad.ptr(), lists);
+  problem = read_param_and_grad(entry, grad.ptr(), lists);
   if (problem == nullptr) problem = read_states(entry, lists[0], reread_states);
   if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
   if (problem != nullptr) return problem;
@@ -243,7 +257,7 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
   // torch may keep a conjugation or a minus sign as a flag on a view of a complex tensor. Such a
   // view is complex, or has gaps, or a single element.
   if (entry.is_complex || !entry.contiguous || entry.numel == 1) {
-    if (entry.param.attr("is_conj")().cast<bool>() || entry.param.attr("is_neg")().cast<bool>())
+    if (entry.part.attr("is_conj")().cast<bool>() || entry.part.attr("is_neg")().cast<bool>())
       return "it is a conjugated or negated view";
     const py::object resolved = grad.attr("resolve_conj")().attr("resolve_neg")();
     if (!resolved.is(grad)) {

@@ -28,6 +28,7 @@ struct StateTensor {
 // A tensor of the plan, in the order of the parameter groups.
 struct PlanEntry {
   pybind11::object param;
+  pybind11::object part;    // what of it is on this process: itself, but for a DTensor
   pybind11::object state;   // its dict in optimizer.state; None before its first gradient
   pybind11::str companion;  // its key in the state; empty: none
   bool has_companion = false, stochastic = false;
@@ -102,6 +103,7 @@ class Plan {
  private:
   Problem check_structure(const pybind11::dict& state, const pybind11::list& param_groups) const;
   const char* read_entry(size_t index, bool reread_states);
+  const char* compare_parts(const PlanEntry& entry, const pybind11::object& grad) const;
   const char* read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists);
   const char* read_states(PlanEntry& entry, const TensorView& param, bool reread);
   const char* read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value);

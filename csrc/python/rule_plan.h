@@ -68,7 +68,7 @@ class RulePlan : public Plan {
     return {};
   }
 
-  // Adds the squares of all gradients of the counted groups up, into a number on each device.
+  // Adds the squares of all counted entries' gradients up, into a number on each device.
   Problem squared_norm(const pybind11::dict& state, const pybind11::list& param_groups,
                        const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
                        int threads) {
@@ -82,7 +82,7 @@ class RulePlan : public Plan {
       if (found == of_device.end())
         throw std::invalid_argument("squared_norm has no target for a device");
       for (size_t i = 0; i < table.tensors.size(); ++i)
-        if (counted.at(size_t(entry_of(table, i).group))) found->second.push_back(table.tensors[i]);
+        if (counted.at(active_[table.active[i]])) found->second.push_back(table.tensors[i]);
     }
     for (const NormTarget& target : targets) {
       const std::vector<TensorEntry>& tensors = of_device[target.device];

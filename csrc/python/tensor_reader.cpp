@@ -40,6 +40,15 @@ TensorReader::TensorReader(py::type tensor, py::type parameter)
                              ", read here is DLPack 1");
 }
 
+py::object TensorReader::part_of(PyObject* object) const {
+  if (!is_dtensor(object)) return py::reinterpret_borrow<py::object>(object);
+  static const py::str& key = *new py::str("_local_tensor");
+  py::object part = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, key.ptr()));
+  if (!part) throw py::error_already_set();
+  const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(part.ptr())) == tensor_.ptr();
+  return plain || !py::hasattr(part, "wait") ? part : part.attr("wait")();  // still under way
+}
+
 bool TensorReader::read(PyObject* object, TensorView& out) const {
   const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
   if (type != tensor_.ptr() && type != parameter_.ptr()) return false;

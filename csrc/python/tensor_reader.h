@@ -30,6 +30,17 @@ class TensorReader {
   // elsewhere. Throws std::runtime_error where this torch does not publish the interface.
   TensorReader(pybind11::type tensor, pybind11::type parameter);
 
+  // DTensors are read as the part of them that is here. Until this is called nothing is one.
+  void unwrap(pybind11::type dtensor) { dtensor_ = std::move(dtensor); }
+
+  bool is_dtensor(PyObject* object) const {
+    return dtensor_.ptr() != nullptr &&
+           reinterpret_cast<PyObject*>(Py_TYPE(object)) == dtensor_.ptr();
+  }
+
+  // A DTensor's part on this process; another object as it is.
+  pybind11::object part_of(PyObject* object) const;
+
   // False where the object is no plain strided tensor of a type in DType or complex, with memory.
   bool read(PyObject* object, TensorView& out) const;
 
@@ -44,6 +55,7 @@ class TensorReader {
 
  private:
   pybind11::type tensor_, parameter_;
+  pybind11::object dtensor_;
   pybind11::object grad_;
   descrgetfunc get_grad_;
   const dlpack::ExchangeApi* api_;

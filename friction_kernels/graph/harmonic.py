@@ -17,7 +17,6 @@ and one pass makes dL/dz of that. No denominator can become small, and no sigma 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from friction_kernels.graph import small, solvers
 from friction_kernels.graph.backend import Cotangents, Similarity
 from friction_kernels.graph.compiling import uncompiled
 from friction_kernels.graph.transition import Transition
+from friction_kernels.graph.warn import warn
 
 # In units of tol: rows of F sum to one, and how nearly they do is a measure of its error.
 MASS_TOLERANCE = 100
@@ -219,11 +219,10 @@ def _solve_adjoint(
         times, grad_f, -transition.log_weight, error, settings.tol, settings.max_iter
     )
     if not solution.error <= settings.tol:
-        warnings.warn(
+        warn(
             f"the gradient of label propagation did not converge: relative residual "
             f"{solution.error:.1e} after {solution.iterations} iterations, tol={settings.tol:g}; "
-            "raise max_iter or sigma, or label more nodes",
-            stacklevel=2,
+            "raise max_iter or sigma, or label more nodes"
         )
     return solution.values
 
@@ -268,9 +267,8 @@ def _warn_of(
         )
     if len(mass):
         causes.append(f"rows of F sum to 1 within {float((mass - 1).abs().max()):.1e}")
-    warnings.warn(
+    warn(
         f"label propagation did not converge: residual {float(residual):.1e} after "
         f"{solution.iterations} iterations, tol={settings.tol:g}; {'; '.join(causes)}; raise max_iter or "
-        "sigma, or label more nodes",
-        stacklevel=2,
+        "sigma, or label more nodes"
     )

@@ -18,7 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STALLED_AFTER = 10  # iterations of conjugate gradients without a smaller error
+# Iterations of conjugate gradients without a smaller error; the same in friction_triton.batch_solver. After
+# 10, some solves were given up that converge, at small sigma; more than 20 changed nothing.
+STALLED_AFTER = 20
 
 Product = Callable[[Tensor], Tensor]
 Error = Callable[[Tensor, Tensor], Tensor]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
+from friction_kernels.graph.warn import warn
 from friction_kernels.losses.statistics import GLossStats
 
 
@@ -41,12 +40,11 @@ class Launched:
         iterations, residual, _, _, num_unreached, error, of_adjoint = self._statistics.tolist()
         if error <= tol and of_adjoint <= tol:
             return
-        warnings.warn(
+        warn(
             f"label propagation did not converge: residual {residual:.1e}, of its gradient "
             f"{of_adjoint:.1e}, after {iterations:.0f} iterations, tol={tol:g}; {num_unreached:.0f} "
             "unlabelled nodes are reached by no labelled node; raise max_iter or sigma, or label more "
-            "nodes",
-            stacklevel=2,
+            "nodes"
         )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from friction_kernels.graph.propagation import inverse_square, propagate_nodes
 from friction_kernels.graph.select import GRAPH_BACKENDS, choose
 from friction_kernels.graph.sigma import RULES, gaussian_sigma
 from friction_kernels.graph.tiles import PRECISIONS
+from friction_kernels.graph.warn import warn
 from friction_kernels.losses.batch import Launched, one_launch_loss, one_launch_serves
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
 from friction_kernels.losses.memory import GraphMemory
@@ -43,7 +43,9 @@ class GLoss(torch.nn.Module):
         uniformly, rounded up as in the authors' code, but at least one node and at most all but one.
         With a memory that has rows, none need be drawn.
     form: "official", what the authors' code computes: F are taken as logits, so the loss cannot fall
-        below log(1 + (C - 1) / e). "log", what the paper prints: -log F of the right class, F from 1e-6.
+        below log(1 + (C - 1) / e). "log", what the paper prints: -log F of the right class, F from 1e-6;
+        a scored node whose class no labelled node has counts in the mean with -log 1e-6 = 13.8, whatever
+        the embeddings are, and has no gradient.
     class_weight: (C,), or None: the mean is weighted as torch.nn.functional.cross_entropy weights it.
     solver, tol, max_iter, num_iters, precision, backend, memory_budget: as in `label_propagation`.
     reduction: "mean" or "sum" over the scored nodes; "none" gives (N,), 0 at nodes that are not scored.
@@ -148,10 +150,10 @@ class GLoss(torch.nn.Module):
             return self._loss_of_graph(embeddings, labels, labelled)
 
     def _loss_of_graph(self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None) -> Tensor:
-        num_new = len(embeddings)
-        embeddings, labels, labelled, num_remembered = self._join_memory(
-            embeddings, labels, labelled
-        )
+        num_new, num_remembered = len(embeddings), 0
+        if self.memory is not None:
+            num_remembered = len(self.memory)
+            embeddings, labels, labelled = self.memory.join(embeddings, labels, labelled)
         backend = choose(self.backend, embeddings)
         in_one_launch = self._one_launch_serves(backend, len(embeddings))
         keys = None
@@ -194,7 +196,7 @@ class GLoss(torch.nn.Module):
         else:
             loss = self._loss_in_passes(nodes, sigma, backend, num_new)
         if self.memory is not None and self.training:
-            self._remember(nodes, num_new)
+            self.memory.remember(nodes, num_new, gathered=self.gather)
         return loss
 
     def _loss_in_passes(
@@ -257,20 +259,6 @@ class GLoss(torch.nn.Module):
         """What the last call did; None before the first."""
         return self._last if self._launched is None else self._launched.stats()
 
-    def _join_memory(
-        self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None, int]:
-        """The batch followed by the memory's rows, and how many those are."""
-        if self.memory is None or len(self.memory) == 0:
-            return embeddings, labels, labelled, 0
-        rows, their_labels = self.memory.rows()
-        compute = torch.promote_types(embeddings.dtype, torch.float32)
-        embeddings = torch.cat((embeddings.to(compute), rows.to(compute)))
-        labels = torch.cat((labels.long(), their_labels))
-        if labelled is not None:
-            labelled = torch.cat((labelled, labelled.new_ones(len(rows))))
-        return embeddings, labels, labelled, len(rows)
-
     def _reduce(self, f: Tensor, truth: Tensor, nodes: Nodes, num_new: int) -> Tensor:
         weight = self._class_weight_on(f.device)
         weight = None if weight is None else weight.to(f.dtype)
@@ -296,24 +284,11 @@ class GLoss(torch.nn.Module):
         present = nodes.labels[: nodes.num_labelled]
         wanted = nodes.labels[nodes.num_labelled : nodes.num_labelled + nodes.num_scored]
         missing = sorted(set(wanted.tolist()) - set(present.tolist()))
-        warnings.warn(
+        warn(
             f"no labelled node has class {', '.join(map(str, missing))}, which unlabelled nodes have: "
             "they cannot be recovered; use larger or stratified batches, a larger gamma, or a "
-            "GraphMemory (said once)",
-            stacklevel=5,
+            "GraphMemory (said once)"
         )
-
-    def _remember(self, nodes: Nodes, num_new: int) -> None:
-        """Add the batch's rows with a known label, in the batch's order, to the memory."""
-        num_known = nodes.num_labelled + nodes.num_scored
-        num_remembered = len(nodes.z) - num_new
-        place = torch.where(nodes.order < num_new, nodes.order, len(nodes.z))
-        place[num_known:] = len(nodes.z)
-        rows = place.argsort()[: num_known - num_remembered]
-        z, labels = nodes.z.detach()[rows].to(self.memory.embeddings.dtype), nodes.labels[rows]
-        if not self.gather:
-            z, labels = gather_rows(z, labels)
-        self.memory.put(z, labels)
 
     def extra_repr(self) -> str:
         return (

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from friction_kernels.graph import checks
 from friction_kernels.graph.dense import normalize
+from friction_kernels.graph.nodes import Nodes
 from friction_kernels.losses.distributed import gather_rows
 
 
@@ -80,6 +81,33 @@ class GraphMemory(torch.nn.Module):
                 f"the memory is on {self.embeddings.device} and embeddings on {embeddings.device}; "
                 "move it with .to()"
             )
+
+    def join(
+        self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A batch followed by the memory's rows, which are labelled."""
+        if len(self) == 0:
+            return embeddings, labels, labelled
+        rows, their_labels = self.rows()
+        compute = torch.promote_types(embeddings.dtype, torch.float32)
+        embeddings = torch.cat((embeddings.to(compute), rows.to(compute)))
+        labels = torch.cat((labels.long(), their_labels))
+        if labelled is not None:
+            labelled = torch.cat((labelled, labelled.new_ones(len(rows))))
+        return embeddings, labels, labelled
+
+    def remember(self, nodes: Nodes, num_new: int, *, gathered: bool) -> None:
+        """Put in those of a graph's first `num_new` rows whose label is known, in the batch's order.
+
+        gathered: whether the graph has the rows of all ranks.
+        """
+        num_known = nodes.num_labelled + nodes.num_scored
+        num_remembered = len(nodes.z) - num_new
+        place = torch.where(nodes.order < num_new, nodes.order, len(nodes.z))
+        place[num_known:] = len(nodes.z)
+        rows = place.argsort()[: num_known - num_remembered]
+        z, labels = nodes.z.detach()[rows].to(self.embeddings.dtype), nodes.labels[rows]
+        self.put(*((z, labels) if gathered else gather_rows(z, labels)))
 
     @torch.no_grad()
     def put(self, rows: Tensor, labels: Tensor) -> None:

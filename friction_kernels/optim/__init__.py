@@ -2,6 +2,7 @@
 
 from torch.optim import Optimizer
 
+from friction_kernels.optim.clipping import clip_grad_norm_
 from friction_kernels.optim.friction_adam import (
     SigSignAdamP,
     SigSignAdamW,
@@ -10,6 +11,7 @@ from friction_kernels.optim.friction_adam import (
     TanhSignAdamW,
     TanhSignGrad,
 )
+from friction_kernels.optim.release import GradientRelease, release_gradients
 from friction_kernels.optim.rsgdm import RSGDM
 from friction_kernels.optim.statistics import FrictionStats, friction_stats
 
@@ -27,4 +29,12 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
     )
 }
 
-__all__ = ["OPTIMIZERS", "FrictionStats", "friction_stats", *OPTIMIZERS]
+__all__ = [
+    "OPTIMIZERS",
+    "FrictionStats",
+    "GradientRelease",
+    "clip_grad_norm_",
+    "friction_stats",
+    "release_gradients",
+    *OPTIMIZERS,
+]

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from friction_kernels.backends import BACKENDS, native_reason
+from friction_kernels.optim.packed import packed_size
+
+_COMPANION_TYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
 
 
 def check_number(
@@ -28,6 +32,12 @@ def check_number(
         raise wrong_type from error
     if not low <= number < below:
         raise ValueError(f"{name} must be {bounds}, got {number:g}")
+
+
+def check_bound(name: str, value: float) -> None:
+    """Raise ValueError unless value is a number above 0; infinity is one."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ValueError(f"{name} must be a number above 0 (math.inf only measures), got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
@@ -58,25 +68,51 @@ def parameter_name(group_index: int, group: Mapping, index: int) -> str:
     return f"parameter {index} of group {group_index} ({name}shape {shape})"
 
 
-def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index: int) -> None:
-    """Raise for parameters of integer type and for mixed kinds of devices within a group."""
+def name_at(groups: Iterable[Mapping], ordinal: int) -> str:
+    """The name of a parameter that is known by its place among those of all groups."""
+    for group_index, group in enumerate(groups):
+        if ordinal < len(group["params"]):
+            return parameter_name(group_index, group, ordinal)
+        ordinal -= len(group["params"])
+    return "a parameter that is no longer there"
+
+
+@dataclass
+class LateName:
+    """A parameter's name, made when an error needs it: a lazy parameter has no shape before."""
+
+    group_index: int
+    group: Mapping
+    index: int
+
+    def __str__(self) -> str:
+        return parameter_name(self.group_index, self.group, self.index)
+
+
+def with_names(params: Iterable[object], group_index: int) -> list[tuple[LateName, Tensor]]:
+    """A new group's tensors and their names; none where torch refuses what was given."""
     named = [p if isinstance(p, tuple) else (None, p) for p in params]
     tensors = [p for _, p in named]
     if not tensors or not all(isinstance(p, Tensor) for p in tensors):
-        return  # torch's own add_param_group raises, and says what it got
+        return []  # torch's own add_param_group raises, and says what it got
     group = {"params": tensors, "param_names": [n for n, _ in named] if named[0][0] else None}
-    for index, param in enumerate(tensors):
+    return [(LateName(group_index, group, index), param) for index, param in enumerate(tensors)]
+
+
+def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index: int) -> None:
+    """Raise for parameters of integer type and for mixed kinds of devices within a group."""
+    named = with_names(params, group_index)
+    for name, param in named:
         if not (param.is_floating_point() or param.is_complex()):
-            name = parameter_name(group_index, group, index)
             raise TypeError(
                 f"{name} has type {param.dtype}; only floating-point and complex parameters can be "
                 "updated: leave it out of params, or register it as a buffer"
             )
-        if param.device.type != tensors[0].device.type:
-            name = parameter_name(group_index, group, index)
+        first = named[0][1]
+        if param.device.type != first.device.type:
             raise ValueError(
                 f"{name} is on {param.device} and parameter 0 of the group on "
-                f"{tensors[0].device}; put each kind of device into a parameter group of its own"
+                f"{first.device}; put each kind of device into a parameter group of its own"
             )
 
 
@@ -118,7 +154,7 @@ def check_captured(groups: Iterable[Mapping]) -> None:
                 )
 
 
-def check_gradient(name: str, param: Tensor, grad: Tensor) -> None:
+def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
     """Raise where a parameter cannot be updated, or not by this gradient."""
     if param.device.type == "meta":
         raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
@@ -155,31 +191,32 @@ def shares_memory(tensor: Tensor) -> bool:
     return False
 
 
-def check_state(
-    name: str, param: Tensor, state: Mapping, keys: Iterable[str], counts_steps: bool
-) -> None:
+def check_state(name: object, param: Tensor, state: Mapping, keys: Iterable[str]) -> None:
     """Raise where a parameter's state does not fit it."""
     remedy = "; load states with load_state_dict(), which converts them"
-    if counts_steps:
-        step = state.get("step")
-        if not isinstance(step, Tensor):
-            raise RuntimeError(f"{name} has no state 'step'{remedy}")
-        if (
-            step.numel() != 1
-            or step.dtype not in (torch.float32, torch.float64)
-            or (step.device.type != "cpu" and step.device != param.device)
-        ):
-            raise RuntimeError(
-                f"{name} has a state 'step' of type {step.dtype}, shape {tuple(step.shape)}, on "
-                f"{step.device}, and not one float32 number on the CPU or its device{remedy}"
-            )
-    for key in keys:
+    step = state.get("step")
+    if not isinstance(step, Tensor):
+        raise RuntimeError(f"{name} has no state 'step'{remedy}")
+    if (
+        step.numel() != 1
+        or step.dtype not in (torch.float32, torch.float64)
+        or (step.device.type != "cpu" and step.device != param.device)
+    ):
+        raise RuntimeError(
+            f"{name} has a state 'step' of type {step.dtype}, shape {tuple(step.shape)}, on "
+            f"{step.device}, and not one float32 number on the CPU or its device{remedy}"
+        )
+    companions = {key: dtypes for key, dtypes in _COMPANION_TYPES.items() if key in state}
+    for key in (*keys, *companions):
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise RuntimeError(f"{name} has no state '{key}'{remedy}")
         if shares_memory(value):
             raise RuntimeError(f"{name} has state '{key}' whose elements share memory; clone() it")
-        if value.shape != param.shape:
+        packed = value.dtype == torch.uint8 and key not in companions
+        count = param.numel() * (2 if param.is_complex() else 1)
+        shape = (packed_size(count),) if packed else param.shape
+        if value.shape != shape:
             raise RuntimeError(
                 f"{name} has state '{key}' of shape {tuple(value.shape)}; "
                 "delete its state or load one made for this parameter"
@@ -188,8 +225,11 @@ def check_state(
             raise RuntimeError(
                 f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}"
             )
-        if value.is_complex() != param.is_complex() or (
-            torch.promote_types(value.dtype, param.dtype) != value.dtype
-            and param.dtype in (torch.float64, torch.complex128)
-        ):
+        if key in companions:
+            right = value.dtype in companions[key]
+        elif param.dtype in (torch.float64, torch.complex128):
+            right = value.dtype == param.dtype
+        else:
+            right = packed or value.is_complex() == param.is_complex()
+        if not right:
             raise RuntimeError(f"{name} is {param.dtype}, state '{key}' {value.dtype}{remedy}")

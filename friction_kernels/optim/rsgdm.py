@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from friction_kernels import equations
-from friction_kernels.optim import checks
+from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 
-
-class RSGDM(PlannedOptimizer):
-    """Momentum corrected by its own change.
+_DOC = """Momentum corrected by its own change.
 
     Equals, for every parameter p with gradient g (after `maximize` flips it)::
 
@@ -24,7 +23,7 @@ class RSGDM(PlannedOptimizer):
         p.mul_(1 - lr * weight_decay)          # where decoupled_weight_decay
         p.add_(momentum_buffer + momentum * difference, alpha=-lr)
 
-    The paper's estimate z_t = b z_{t-1} + (1 - b)(g_t - g_{t-1}), started at z_0 = g_0 = 0, is the
+    The paper's estimate z_t = b z_{{t-1}} + (1 - b)(g_t - g_{{t-1}}), started at z_0 = g_0 = 0, is the
     difference of the two momentum buffers, so that one buffer is enough. And with a constant lr all of
     it is Nesterov momentum in other clothes: RSGDM(lr, momentum) equals
     torch.optim.SGD(lr=lr * (1 - momentum), momentum=momentum, nesterov=True) to rounding.
@@ -32,7 +31,7 @@ class RSGDM(PlannedOptimizer):
 
     Source: Qin et al., "Reducing Bias in Deep Learning Optimization: The RSGDM Approach",
     arXiv 2409.15314. Published: the update. Choices of this library: the coupled and the decoupled
-    weight decay, `maximize`, the start z_0 = g_0 = 0, and z_t = m_t - m_{t-1} also at a step whose
+    weight decay, `maximize`, the start z_0 = g_0 = 0, and z_t = m_t - m_{{t-1}} also at a step whose
     momentum is not the last one's (a scheduler may cycle it), where the paper's z_t has no such form.
 
     Args:
@@ -44,13 +43,17 @@ class RSGDM(PlannedOptimizer):
         weight_decay: at least 0 (default 0.0).
         decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default False).
         maximize: maximize the objective (default False).
-        capturable: let a CUDA graph hold the step: lr, momentum and weight_decay are read from the
-            device at each replay where they are tensors (a number is kept as captured) (default
-            False).
+        {shared_args}
+        capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
+            lr, momentum and weight_decay are read there at each replay where they are tensors (a number
+            is kept as captured) (default False).
         backend: "auto" (native where it serves, else reference), "native" (raises with the reason
             where it cannot serve) or "reference" (default "auto").
 
-    State: `momentum_buffer`.
+    State: `step`, `momentum_buffer`.
+    {extra_states}
+    One of torch.optim.SGD with momentum and without dampening loads, as Nesterov momentum in other
+    clothes: its buffer and learning rate are converted.
 
     Raises:
         ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
@@ -59,8 +62,14 @@ class RSGDM(PlannedOptimizer):
             from step(), before anything is changed.
     """
 
+
+class RSGDM(PlannedOptimizer):
+    __doc__ = _DOC.format(
+        shared_args=options.ARGS,
+        extra_states=options.EXTRA_STATES,
+    )
+
     rule = "rsgdm"
-    counts_steps = False
     state_lists: ClassVar = {"momentum_buffer": True}
 
     def __init__(
@@ -72,38 +81,31 @@ class RSGDM(PlannedOptimizer):
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        master: str | None = None,
+        rounding: str = "nearest",
+        seed: int = 0,
+        state_dtype: str | Mapping[str, str] | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-            "capturable": capturable,
-            "backend": backend,
-        }
-        super().__init__(params, defaults)
+        super().__init__(params, options.given(locals()))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         checks.check_number("lr", group["lr"])
         checks.check_number("momentum", group["momentum"], below=1.0)
         checks.check_number("weight_decay", group["weight_decay"])
-        checks.check_backend(group["backend"])
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
-        super()._check_loaded(state_dict)
+    def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         if any("dampening" in group for group in state_dict["param_groups"]):
-            raise ValueError(
-                "the state_dict is one of torch.optim.SGD, whose momentum_buffer is 1 / (1 - momentum) "
-                "times RSGDM's and whose lr means (1 - momentum) times RSGDM's; start RSGDM afresh"
-            )
+            return _from_sgd(state_dict)
+        return state_dict
 
     def _settings(self, group: dict[str, Any]) -> dict[str, float]:
         return {**group, "decoupled": group["decoupled_weight_decay"]}
 
-    def _reference_update(self, param, grad, lists, group, *, step, is_matrix) -> None:
+    def _reference_update(self, param, grad, lists, group, *, step, whole) -> None:
         # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
         # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
         m = lists["momentum_buffer"]
@@ -119,3 +121,34 @@ class RSGDM(PlannedOptimizer):
             decoupled=group["decoupled_weight_decay"],
             maximize=group["maximize"],
         )
+
+
+def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A state_dict of torch.optim.SGD in RSGDM's terms.
+
+    SGD's buffer is the sum of momentum**k g_{t-k}, ours that times 1 - momentum; a step by the sum and
+    SGD's lr is one by ours and lr / (1 - momentum).
+    """
+    groups, states = [], dict(state_dict["state"])
+    for index, group in enumerate(state_dict["param_groups"]):
+        momentum = float(group["momentum"])
+        which = f"the state_dict is one of torch.optim.SGD, and its group {index} was made "
+        if float(group["dampening"]) != 0:
+            raise ValueError(
+                f"{which}with dampening={group['dampening']}: how much of its momentum_buffer is the first "
+                "gradient, which is not dampened, is not known; start RSGDM afresh"
+            )
+        if not 0 < momentum < 1:
+            raise ValueError(
+                f"{which}with momentum={momentum:g}, so that there is no momentum_buffer to go on from; "
+                "start RSGDM afresh"
+            )
+        rest = 1 - momentum
+        for number in group["params"]:
+            buffer = states.get(number, {}).get("momentum_buffer")
+            if buffer is not None:
+                states[number] = {**states[number], "momentum_buffer": buffer * rest}
+        kept = {k: v for k, v in group.items() if k not in ("dampening", "nesterov")}
+        rates = {k: kept[k] / rest for k in ("lr", "initial_lr") if k in kept}
+        groups.append({**kept, **rates})
+    return {**state_dict, "state": states, "param_groups": groups}

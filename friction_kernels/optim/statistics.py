@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from operator import add
 from typing import NamedTuple
 
 from friction_kernels.equations import NEUTRAL_FRICTION
 from friction_kernels.optim.friction_adam import FrictionAdam
+from friction_kernels.optim.planning import StepPlan
 
 
 class FrictionStats(NamedTuple):
@@ -38,23 +40,36 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
         raise TypeError(
             f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer"
         )
-    if opt._plan is None:
+    plans = [] if opt._released is None else list(opt._released.plans())
+    if opt._plan is not None:
+        plans.append((0, opt._plan))
+    if not plans:
         raise RuntimeError("friction_stats needs a step: call it after opt.step()")
-    groups = len(opt._plan.choices)
+    sums = [(0, 0.0, 0.0)] * max(first + len(plan.choices) for first, plan in plans)
+    for first, plan in plans:
+        ours = _sums_of(plan, NEUTRAL_FRICTION[opt.friction])
+        for group, of_group in enumerate(ours, start=first):
+            sums[group] = tuple(map(add, sums[group], of_group))
+    return [_stats(NEUTRAL_FRICTION[opt.friction], *group) for group in sums]
+
+
+def _sums_of(plan: StepPlan, neutral: float) -> list[tuple[int, float, float]]:
+    """Of each group: how many elements, the sum of S - neutral, and that of its squares."""
+    groups = len(plan.choices)
     sums = [(0, 0.0, 0.0)] * groups
-    if opt._plan.native is not None:
-        sums = opt._plan.native.observations(groups)
-    if opt._plan.reference:
-        for index, frictions in enumerate(opt._reference_observed):
+    if plan.native is not None:
+        sums = plan.native.observations(groups)
+    if plan.reference:
+        for index, frictions in enumerate(plan.observed):
             for s in frictions:
-                deviation = s.double() - NEUTRAL_FRICTION[opt.friction]
+                deviation = s.double() - neutral
                 count, total, square_total = sums[index]
                 sums[index] = (
                     count + s.numel(),
                     total + deviation.sum().item(),
                     square_total + deviation.square().sum().item(),
                 )
-    return [_stats(NEUTRAL_FRICTION[opt.friction], *group) for group in sums]
+    return sums
 
 
 def _stats(neutral: float, count: int, total: float, square_total: float) -> FrictionStats:

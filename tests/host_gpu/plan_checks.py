@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamP, SigSignAdamW, count_launches
-from friction_kernels.optim import base
+from friction_kernels.optim import planning
 
 INLINE = 676  # tensors of five lists that a launch carries by value
 
@@ -22,7 +22,7 @@ def make(count, seed=0, shape=(3,)):
 def numbers_on_gpu(monkeypatch):
     """Steps and settings that are tensors lie on the GPU, too."""
     monkeypatch.setenv("FRICTION_HOST_NUMBERS_ON_GPU", "1")
-    monkeypatch.setattr(base, "_is_cuda", lambda value: isinstance(value, Tensor))
+    monkeypatch.setattr(planning, "_is_cuda", lambda value: isinstance(value, Tensor))
 
 
 @pytest.mark.parametrize("count", [1, INLINE, INLINE + 1, 10_000])

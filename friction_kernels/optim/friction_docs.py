@@ -1,0 +1,103 @@
+"""The docstring of the six friction optimizers, which differ in a few lines."""
+
+from __future__ import annotations
+
+from friction_kernels.optim import options
+
+_DOC = """{summary}
+
+    Equals, for every parameter p with gradient g (after `maximize` flips it), at its t-th step::
+
+        {coupled}exp_avg.mul_(beta1).add_(g, alpha=1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        m_hat = exp_avg / (1 - beta1**t)
+        v_hat = exp_avg_sq / (1 - beta2**t)
+        x = prev_grad * g                      # friction_input="product"
+        x = prev_grad * g / (v_hat + eps)      # friction_input="normalized"
+        S = {friction}
+        prev_grad.copy_(g)
+        {update}
+
+    At usual gradient scales (|g| near 1e-3) the product form's x is so small that S hardly leaves
+    {neutral}: the optimizer is then {without}. `friction_input="normalized"` does not depend on the
+    gradients' scale; `friction_kernels.friction_stats(opt)` shows what S does.
+
+    Source: Zheng et al., "Adaptive Friction in Deep Learning", arXiv 2408.11839{more_sources}.
+    Published: the product form of S. Choices of this library, where the source was not readable:
+    beta3 = 1, a zero gradient before the first, S multiplies the bias-corrected first moment{choices}.
+    Its own: friction_input="normalized".
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups as dicts with any of the options
+            below. Floating-point or complex (updated as pairs of reals), of any dense layout.
+            Moments are kept in float32 at least, prev_grad in the parameter's type.
+        lr: learning rate, at least 0, a number or a one-element tensor (default {lr}).
+        betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
+        beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
+        eps: added to the root of the second moment, at least 0 (default 1e-8).
+        weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
+{more_args}        maximize: maximize the objective (default False).
+        friction_input: "product" (published) or "normalized" (default "product").
+        {shared_args}
+        capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
+            lr, weight_decay, betas and the like are read there at each replay where they are tensors (a
+            number is kept as captured) (default False).
+        backend: "auto" (native where it serves, else reference), "native" (raises with the reason
+            where it cannot serve) or "reference" (default "auto").
+
+    State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
+    {extra_states}
+    One of torch.optim.AdamW or Adam loads, its missing prev_grad starting at zero.
+
+    Raises:
+        ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
+            devices mixed within a group; from the constructor and add_param_group.
+        RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
+            from step(), before anything is changed.
+    """
+
+
+def describe(cls: type, summary: str, decay: str) -> None:
+    """Write the class's docstring; decay: "coupled", "decoupled" or "projected"."""
+    tanh = cls.friction == "tanh"
+    adamp = decay == "projected"
+    descend = "p.add_(S * m_hat / (v_hat.sqrt() + eps), alpha=-lr)"
+    shrink = "p.mul_(1 - lr * weight_decay)\n        "
+    project = (
+        "u = S * m_hat / (v_hat.sqrt() + eps)   # nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n"
+        "        # Where p.dim() > 1 and every row of p (first dimension) is nearly orthogonal to g,\n"
+        "        # |cosine_similarity(p_row, g_row, eps=eps)| < delta / sqrt(len(p_row)), or else p as a\n"
+        "        # whole is, the component along p_row / (p_row.norm() + eps) is taken out of u and the\n"
+        "        # decay is scaled by wd_ratio.\n"
+        "        p.mul_(1 - lr * weight_decay).add_(u, alpha=-lr)"
+    )
+    updates = {"coupled": descend, "decoupled": shrink + descend, "projected": project}
+    cls.__doc__ = _DOC.format(
+        summary=summary,
+        coupled="g = g + weight_decay * p\n        " if decay == "coupled" else "",
+        friction="torch.tanh(beta3 * x) + 1" if tanh else "torch.sigmoid(beta3 * x)",
+        update=updates[decay],
+        neutral="1" if tanh else "1/2",
+        without={
+            "coupled": "torch.optim.Adam",
+            "decoupled": "torch.optim.AdamW",
+            "projected": "AdamP",
+        }[decay]
+        + ("" if tanh else " at half the learning rate"),
+        more_sources='; projection: Heo et al., "AdamP", arXiv 2006.08217' if adamp else "",
+        choices=", and it does so before the projection" if adamp else "",
+        lr="1e-3",
+        decay_kind="coupled (added to the gradient, as in torch.optim.Adam)"
+        if decay == "coupled"
+        else "decoupled (as in torch.optim.AdamW)",
+        weight_decay="0.0" if decay == "coupled" else "1e-2",
+        shared_args=options.ARGS,
+        extra_states=options.EXTRA_STATES,
+        more_args=(
+            "        delta: bound of the cosine test, at least 0 (default 0.1).\n"
+            "        wd_ratio: factor of the decay where the update is projected, at least 0 (default 0.1).\n"
+            "        nesterov: look one step ahead in the first moment (default False).\n"
+        )
+        if adamp
+        else "",
+    )

@@ -1,0 +1,145 @@
+"""The options that every optimizer has beside its rule's own: what they may be and what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from friction_kernels.optim import checks
+from friction_kernels.optim.companions import LOW_PRECISION
+from friction_kernels.optim.packed import BLOCK
+
+# For groups of optimizers that were pickled before there were these.
+DEFAULTS: dict[str, Any] = {
+    "max_grad_norm": None,
+    "skip_nonfinite": False,
+    "master": None,
+    "rounding": "nearest",
+    "seed": 0,
+    "state_dtype": None,
+}
+# What load_state_dict leaves as it is here: how a step is computed and kept, not what it computes.
+OWN = ("backend", "capturable", "master", "rounding", "state_dtype")
+PLANNED = ("backend", "master", "rounding", "state_dtype")  # a plan is made for these
+
+MASTERS = (None, "split", "split8", "fp32")
+ROUNDINGS = ("nearest", "stochastic")
+STATE_DTYPES = (None, "fp32", "bf16", "8bit")
+PACKED = torch.uint8  # the type of a packed state
+_SEEDS = 2**53  # a native plan takes settings as float64
+
+_COMPANIONS = {
+    "split": ("residual", torch.int16),
+    "split8": ("residual", torch.int8),
+    "fp32": ("master", torch.float32),
+}
+COMPANION_NAMES = ("residual", "master")
+
+ARGS = """max_grad_norm: clip as torch.nn.utils.clip_grad_norm_ does, within the step and without writing
+            gradients: the norm is that of all groups that ask, each is scaled to its own bound.
+            `opt.grad_norm` has the norm afterwards, a scalar tensor on the device. math.inf measures
+            only (default None).
+        skip_nonfinite: where any group asks, a step in which any gradient of any group is infinite or
+            NaN changes nothing, not even `step` (default False).
+        master: keep more of bf16 and fp16 parameters than their type holds: "split" (16 bits more, in
+            `residual`: exact for bf16), "split8" (8 bits more: relative error 2**-16 for bf16), "fp32"
+            (`master`, whose rounding the parameter is). Others ignore it (default None).
+        rounding: of bf16 and fp16 parameters without master: "nearest" or "stochastic", which keeps
+            small updates on average (default "nearest").
+        seed: of the stochastic rounding, from 0 and below 2**53 (default 0).
+        state_dtype: "fp32", "bf16" or "8bit" (blocks of 256 with a scale each), for all states or as a
+            dict from their names. Tensors of fewer than 256 elements are kept in float32 where 8 bits
+            are asked for. float64 parameters cannot have it, complex ones no "bf16". None keeps them
+            as said of `params` (default None)."""
+EXTRA_STATES = """\
+And `residual` or `master` where asked for. States in 8 bits are uint8 tensors of one dimension;
+    state_dict() has their numbers, and load_state_dict() converts to what the options here ask for."""
+
+
+def given(names: Mapping[str, Any]) -> dict[str, Any]:
+    """A constructor's options, from its locals()."""
+    return {k: v for k, v in names.items() if k not in ("self", "params", "__class__")}
+
+
+def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
+    """Raise for an option that is out of range, or that another one of the group excludes."""
+    if group["max_grad_norm"] is not None:
+        checks.check_bound("max_grad_norm", group["max_grad_norm"])
+    checks.check_choice("skip_nonfinite", group["skip_nonfinite"], (False, True))
+    checks.check_choice("master", group["master"], MASTERS)
+    checks.check_choice("rounding", group["rounding"], ROUNDINGS)
+    if group["rounding"] == "stochastic" and group["master"] is not None:
+        raise ValueError(
+            f"rounding='stochastic' and master={group['master']!r} exclude each other: with a master "
+            "nothing is lost that chance could keep; choose one of them"
+        )
+    seed = group["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
+        raise ValueError(f"seed must be an integer of at least 0 and below 2**53, got {seed!r}")
+    asked = group["state_dtype"]
+    if not isinstance(asked, Mapping):
+        checks.check_choice("state_dtype", asked, STATE_DTYPES)
+        return
+    for name, value in asked.items():
+        checks.check_choice("a name in state_dtype", name, tuple(states))
+        checks.check_choice(f"state_dtype[{name!r}]", value, STATE_DTYPES)
+
+
+def check_parameters(
+    params: Iterable[Any], group_index: int, group: Mapping[str, Any], states: Iterable[str]
+) -> None:
+    """Raise where the states of a group's parameters cannot be of the types that it asks for."""
+    for name, param in checks.with_names(params, group_index):
+        check_parameter(name, param, group, states)
+
+
+def check_parameter(
+    name: object, param: Tensor, group: Mapping[str, Any], states: Iterable[str]
+) -> None:
+    for state in states:
+        asked = _asked(group, state)
+        if asked is not None and param.dtype in (torch.float64, torch.complex128):
+            raise ValueError(
+                f"{name} is {param.dtype}, and its state '{state}' cannot be kept as {asked!r}; put it "
+                "into a group with state_dtype=None"
+            )
+        if asked == "bf16" and param.is_complex():
+            raise ValueError(
+                f"{name} is {param.dtype}, and there are no complex numbers of state_dtype 'bf16' for "
+                f"'{state}'; put it into a group with state_dtype '8bit', 'fp32' or None"
+            )
+
+
+def _asked(group: Mapping[str, Any], state: str) -> str | None:
+    asked = group["state_dtype"]
+    return asked.get(state) if isinstance(asked, Mapping) else asked
+
+
+def state_type(
+    param: Tensor, group: Mapping[str, Any], state: str, *, wide: bool
+) -> tuple[torch.dtype, bool]:
+    """The type in which a state is kept, PACKED for 8 bits; and whether the group asks for it.
+
+    wide: whether the state is kept in float32 at least where nothing is asked for.
+    """
+    asked = _asked(group, state)
+    if asked is None:
+        return torch.promote_types(param.dtype, torch.float32) if wide else param.dtype, False
+    reals = 2 * param.numel() if param.is_complex() else param.numel()
+    if asked == "8bit" and reals >= BLOCK:
+        return PACKED, True
+    if asked == "bf16":
+        return torch.bfloat16, True
+    return torch.complex64 if param.is_complex() else torch.float32, True
+
+
+def companion(param: Tensor, group: Mapping[str, Any]) -> tuple[str, torch.dtype] | None:
+    """Name and type of the state that holds what a parameter's type cannot; None where nothing does."""
+    return _COMPANIONS.get(group["master"]) if param.dtype in LOW_PRECISION else None
+
+
+def rounds_stochastically(param: Tensor, group: Mapping[str, Any]) -> bool:
+    return group["rounding"] == "stochastic" and param.dtype in LOW_PRECISION

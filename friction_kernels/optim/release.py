@@ -1,0 +1,187 @@
+"""Gradient release: each parameter is stepped when its gradient arrives, and the gradient freed."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from friction_kernels.optim.base import PlannedOptimizer
+from friction_kernels.optim.planning import StepPlan
+
+
+def release_gradients(
+    model_or_params: nn.Module | Iterable[Tensor], opt: PlannedOptimizer
+) -> GradientRelease:
+    """Let backward() step each parameter as soon as its gradient is complete, and free the gradient.
+
+    No two gradients of these parameters are alive at a time: the memory for gradients is that of the
+    largest parameter, not of the model. The parameters become what opt.step() after backward() would make
+    of them, to the bit::
+
+        release_gradients(model, opt)
+        for batch in data:
+            loss(model, batch).backward()  # makes the step
+            opt.step()                     # finds nothing left to do
+            scheduler.step()
+
+    Each backward() is a step: gradients cannot be accumulated over several; make the batch smaller instead.
+    Where one backward() completes a gradient several times (reentrant checkpoints that share a
+    parameter), each time is a step.
+
+    opt.step() remains for parameters that are not released, and else changes nothing: training loops,
+    Lightning, the Trainer of transformers and schedulers, which warn where it is never called, may go on
+    calling it. zero_grad() finds nothing. Settings are read at each parameter's step, so schedulers
+    work; step hooks run at opt.step() alone.
+
+    Args:
+        model_or_params: a module, or parameters. Those that the optimizer does not have are left alone
+            (another optimizer may have them); so are those that are frozen now, and should they thaw,
+            opt.step() serves them.
+        opt: one of this package's optimizers.
+
+    Returns a handle: remove() ends the release, and opt.step() makes the steps again; so does the end
+    of the optimizer. Copies of the optimizer or of the model (deepcopy, pickle) do not release.
+
+    Raises:
+        TypeError: another kind of optimizer.
+        ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet; a group
+            has max_grad_norm or skip_nonfinite, which need all gradients at once; a model in
+            DistributedDataParallel, which reduces gradients after they arrive.
+        RuntimeError: the optimizer releases already. And from backward() or step(), where one of those
+            options was set since; and from step() under a torch.amp.GradScaler, whose scale the gradients
+            still had when they were stepped by: train in bfloat16 without it, or do not release.
+    """
+    if not isinstance(opt, PlannedOptimizer):
+        raise TypeError(
+            f"{type(opt).__name__} is none of friction_kernels' optimizers, which gradients can be "
+            "released to; use one of these"
+        )
+    if opt._released is not None:
+        raise RuntimeError(
+            "the optimizer releases gradients already; remove() that handle first, or give all "
+            "parameters at once"
+        )
+    if isinstance(model_or_params, nn.parallel.DistributedDataParallel):
+        raise ValueError(
+            "DistributedDataParallel reduces gradients after they arrive; use "
+            "torch.distributed.fsdp.fully_shard, or do not release"
+        )
+    problem = _why_not(opt, opt.param_groups)
+    if problem:
+        raise ValueError(problem)
+    is_module = isinstance(model_or_params, nn.Module)
+    places = _places_in(opt)
+    params = [
+        param
+        for param in (model_or_params.parameters() if is_module else model_or_params)
+        if param in places and param.requires_grad
+    ]
+    if not params:
+        raise ValueError(
+            "the optimizer has none of these parameters, or they are all frozen; give it the "
+            "parameters of this model"
+        )
+    if any(map(is_lazy, params)):
+        raise ValueError("a lazy parameter has no shape yet; run the model once before the release")
+    return GradientRelease(opt, params)
+
+
+class Place(NamedTuple):
+    """Where an optimizer has a parameter."""
+
+    group: int
+    index: int
+    ordinal: int  # among all of its parameters
+
+
+def _places_in(opt: PlannedOptimizer) -> dict[Tensor, Place]:
+    places: dict[Tensor, Place] = {}
+    for group_index, group in enumerate(opt.param_groups):
+        for index, param in enumerate(group["params"]):
+            places[param] = Place(group_index, index, len(places))
+    return places
+
+
+def _why_not(opt: PlannedOptimizer, groups: list[Mapping[str, Any]]) -> str | None:
+    for option in ("max_grad_norm", "skip_nonfinite"):
+        if any(group[option] not in (None, False) for group in groups):
+            return (
+                f"{option} needs all gradients at once, and released gradients come one by one; "
+                "switch it off in every group, or do without release_gradients"
+            )
+    if any(opt.__dict__.get(name) is not None for name in ("grad_scale", "found_inf")):
+        return (
+            "released gradients are stepped by before a GradScaler can unscale them; train in bfloat16 "
+            "without one, or remove() the release"
+        )
+    return None
+
+
+class GradientRelease:
+    """What `release_gradients` returns."""
+
+    def __init__(self, opt: PlannedOptimizer, params: list[Tensor]) -> None:
+        self._opt = opt
+        self._places = _places_in(opt)
+        self._plans: dict[Tensor, StepPlan] = {}
+        # Tensors' hooks are not seen by the garbage collector: one that led back to its parameter would
+        # keep the model and the optimizer for ever.
+        myself = weakref.ref(self)
+
+        def on_gradient(param: Tensor) -> None:
+            release = myself()
+            if release is not None:
+                release._update(param)
+
+        self._handles: list[Any] = [opt.register_step_pre_hook(self._before_step)]
+        self._handles += [param.register_post_accumulate_grad_hook(on_gradient) for param in params]
+        opt._released = self
+        opt._plan = None  # its statistics are of other steps
+
+    def remove(self) -> None:
+        """End the release: backward() leaves gradients again, and opt.step() makes the steps."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._plans.clear()
+        if self._opt._released is self:
+            self._opt._released = None
+
+    def plans(self) -> Iterator[tuple[int, StepPlan]]:
+        """What stepped the parameters: each one's plan and its group."""
+        for param, plan in self._plans.items():
+            yield self._places[param].group, plan
+
+    def _before_step(self, opt: PlannedOptimizer, args: object, kwargs: object) -> None:
+        problem = _why_not(opt, opt.param_groups)
+        if problem:
+            raise RuntimeError(problem)
+
+    @torch.no_grad()  # backward(create_graph=True) leaves it enabled
+    def _update(self, param: Tensor) -> None:
+        place = self._place_of(param)
+        if place is None or param.grad is None:
+            return  # no longer the optimizer's; or another hook took the gradient
+        group = self._opt.param_groups[place.group]
+        problem = _why_not(self._opt, [group])
+        if problem:
+            raise RuntimeError(problem)
+        alone = {**group, "params": [param]}
+        plan = self._plans.get(param)
+        self._plans[param] = self._opt._update(plan, [alone], place.ordinal)
+        param.grad = None
+
+    def _place_of(self, param: Tensor) -> Place | None:
+        """Groups may be added, removed and, by load_state_dict, replaced."""
+        groups, place = self._opt.param_groups, self._places.get(param)
+        if place is not None and place.group < len(groups):
+            params = groups[place.group]["params"]
+            if place.index < len(params) and params[place.index] is param:
+                return place
+        self._places = _places_in(self._opt)
+        return self._places.get(param)

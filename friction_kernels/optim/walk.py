@@ -1,0 +1,40 @@
+"""The order in which packed states and random numbers run through a tensor."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Walk(NamedTuple):
+    """Elements as they lie in a parameter's memory; pairs of complex numbers stay together."""
+
+    order: tuple[int, ...]  # every dimension, outermost first
+
+    @classmethod
+    def of(cls, param: Tensor, rows_first: bool) -> Walk:
+        """By falling stride; `rows_first`: dimension 0 stays outermost, whatever its stride."""
+        # Dimensions of size one come last, where their strides cannot tell equal orders apart.
+        dims = sorted(range(param.dim()), key=lambda d: (param.shape[d] == 1, -param.stride(d)))
+        if rows_first and dims:
+            dims.remove(0)
+            dims.insert(0, 0)
+        long = [d for d in dims if param.shape[d] != 1]
+        return cls(tuple(range(param.dim()) if long == sorted(long) else dims))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether this is the order of a contiguous tensor."""
+        return self.order == tuple(range(len(self.order)))
+
+    def flatten(self, tensor: Tensor) -> Tensor:
+        """A tensor of the parameter's shape, or of pairs of reals, as one dimension."""
+        pairs = range(len(self.order), tensor.dim())
+        return tensor.permute((*self.order, *pairs)).reshape(-1)
+
+    def unflatten(self, flat: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Undo `flatten` of a tensor of that shape."""
+        dims = (*self.order, *range(len(self.order), len(shape)))
+        places = sorted(range(len(dims)), key=dims.__getitem__)
+        return flat.view([shape[d] for d in dims]).permute(places)

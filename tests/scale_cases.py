@@ -1,0 +1,76 @@
+"""What the tests of precision, clipping, checkpoints and gradient release share."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from friction_kernels import OPTIMIZERS
+from friction_kernels.optim.friction_adam import FrictionAdam
+
+FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
+# Tensors of several blocks of 8-bit state, of one that is not full, and too small for any.
+SHAPES = [(20, 30), (300,), (5,), (), (4, 3, 5, 6)]
+
+every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
+
+
+def noise(shape, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator).to(dtype)
+
+
+def make_params(shapes=SHAPES, dtype=torch.float32):
+    return [nn.Parameter(noise(shape, index, dtype)) for index, shape in enumerate(shapes)]
+
+
+def copies(params):
+    return [nn.Parameter(param.detach().clone()) for param in params]
+
+
+def gradient_of(param, index, step):
+    return noise(param.shape, 100 * (step + 1) + index, param.dtype)
+
+
+def give_gradients(params, step, factor=1.0):
+    for index, param in enumerate(params):
+        param.grad = gradient_of(param, index, step) * factor
+
+
+def norm_of(params):
+    return math.sqrt(sum(param.grad.abs().double().square().sum().item() for param in params))
+
+
+def run(opt, params, steps):
+    for step in steps:
+        give_gradients(params, step)
+        opt.step()
+
+
+def backward(params, step):
+    """Give each parameter the gradient that `run` gives it."""
+    grads = [gradient_of(param, index, step) for index, param in enumerate(params)]
+    torch.autograd.backward([param * 1 for param in params], grads)
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 50), nn.Linear(50, 2))
+
+
+def assert_same_bits(left, right):
+    for a, b in zip(left, right, strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
+
+
+def assert_same_states(opt, params, other, other_params):
+    for param, other_param in zip(params, other_params, strict=True):
+        state, twin = opt.state[param], other.state[other_param]
+        assert state.keys() == twin.keys()
+        assert_same_bits(
+            [v for v in state.values() if isinstance(v, torch.Tensor)],
+            [twin[k] for k, v in state.items() if isinstance(v, torch.Tensor)],
+        )

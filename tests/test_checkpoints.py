@@ -1,0 +1,260 @@
+"""State dicts: between all ways to keep a state, from torch's optimizers, and what is refused."""
+
+import copy
+import io
+import pickle
+from itertools import product
+
+import pytest
+import torch
+from scale_cases import (
+    assert_same_bits,
+    assert_same_states,
+    both_backends,
+    copies,
+    every_optimizer,
+    make_params,
+    run,
+)
+from torch import nn
+
+from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, TanhSignAdamW
+from friction_kernels.optim.states import numbers_of, read_list, read_wide
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+MASTERS = [None, "split", "split8", "fp32"]
+COMPANIONS = {"split": "residual", "split8": "residual", "fp32": "master"}
+MIXED = {"exp_avg": "bf16", "prev_grad": "8bit"}  # exp_avg_sq as by default
+STATE_DTYPES = {"None": None, "fp32": "fp32", "bf16": "bf16", "8bit": "8bit", "mixed": MIXED}
+# How far a number may be from what it was, relative to the largest of its block of 256.
+ERRORS = {None: 2.0**-8, "fp32": 0.0, "bf16": 2.0**-8, "8bit": 1 / 126}
+LOW_PRECISION = {"rounding": "stochastic", "seed": 2}, {"master": "split", "state_dtype": "8bit"}
+
+
+def saved_and_loaded(state_dict):
+    file = io.BytesIO()
+    torch.save(state_dict, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def asked(state_dtype, key):
+    return state_dtype.get(key) if isinstance(state_dtype, dict) else state_dtype
+
+
+def error_of(state_dtype, key):
+    kind = asked(state_dtype, key)
+    # By default the moments are float32, and prev_grad is of the parameter's type, as gradients are.
+    return 0.0 if kind is None and key != "prev_grad" else ERRORS[kind]
+
+
+@both_backends
+@pytest.mark.parametrize("target", STATE_DTYPES)
+@pytest.mark.parametrize("source", STATE_DTYPES)
+def test_states_load_into_every_other_way_to_keep_them(source, target, backend):
+    for before, after in product(MASTERS, MASTERS):
+        params = make_params(dtype=torch.bfloat16)
+        opt = SigSignAdamW(
+            params, 0.01, state_dtype=STATE_DTYPES[source], master=before, backend=backend
+        )
+        run(opt, params, range(3))
+        loaded_params = copies(params)
+        loaded = SigSignAdamW(
+            loaded_params, state_dtype=STATE_DTYPES[target], master=after, backend=backend
+        )
+        loaded.load_state_dict(saved_and_loaded(opt.state_dict()))
+        [group] = loaded.param_groups
+        assert (group["state_dtype"], group["master"]) == (STATE_DTYPES[target], after)
+        assert group["lr"] == 0.01
+        for param, twin in zip(params, loaded_params, strict=True):
+            check_numbers(param, opt.state[param], twin, loaded.state[twin], STATE_DTYPES[target])
+            wide = read_wide(param, opt.state[param])
+            assert torch.equal(read_wide(twin, loaded.state[twin]), wide)
+        run(opt, params, [3])
+        run(loaded, loaded_params, [3])
+        for param, twin in zip(params, loaded_params, strict=True):
+            companions = {"residual", "master"} & set(loaded.state[twin])
+            assert companions == ({COMPANIONS[after]} if after else set())
+            wide, twin_wide = (
+                read_wide(param, opt.state[param]),
+                read_wide(twin, loaded.state[twin]),
+            )
+            rounding = 0 if before and after else 2.0**-7  # where a parameter has no master
+            torch.testing.assert_close(twin_wide, wide, rtol=rounding + 2.0**-15, atol=2e-3)
+        if (source, before) == (target, after):
+            assert_same_bits(params, loaded_params)
+            assert_same_states(opt, params, loaded, loaded_params)
+
+
+def check_numbers(param, state, twin, loaded, state_dtype):
+    assert loaded["step"] == state["step"] == 3
+    for key in ("exp_avg", "exp_avg_sq", "prev_grad"):
+        kind = asked(state_dtype, key)
+        is_packed = kind == "8bit" and param.numel() >= 256
+        assert (loaded[key].dtype == torch.uint8) == is_packed
+        if kind == "bf16":
+            assert loaded[key].dtype == torch.bfloat16
+        elif kind == "fp32":
+            assert loaded[key].dtype == torch.float32
+        was, now = read_list(param, state, key), read_list(twin, loaded, key)
+        error = error_of(state_dtype, key) if is_packed or kind != "8bit" else 0.0
+        assert ((now - was).abs() <= error * was.abs().max()).all()
+
+
+@both_backends
+@pytest.mark.parametrize("options", LOW_PRECISION, ids=str)
+@every_optimizer
+def test_a_loaded_run_goes_on_to_the_same_bits(name, options, backend):
+    params = make_params(dtype=torch.bfloat16)
+    opt = OPTIMIZERS[name](params, backend=backend, **options)
+    run(opt, params, range(3))
+    loaded_params = copies(params)
+    loaded = OPTIMIZERS[name](loaded_params, backend=backend, **options)
+    loaded.load_state_dict(saved_and_loaded(opt.state_dict()))
+    assert_same_states(opt, params, loaded, loaded_params)
+    run(opt, params, range(3, 5))
+    run(loaded, loaded_params, range(3, 5))
+    assert_same_bits(params, loaded_params)
+    assert_same_states(opt, params, loaded, loaded_params)
+
+
+@both_backends
+def test_a_state_dict_has_numbers_of_the_parameters_shapes(backend):
+    params = make_params(dtype=torch.bfloat16)
+    opt = SigSignAdamW(params, state_dtype="8bit", master="split", backend=backend)
+    run(opt, params, range(2))
+    saved = opt.state_dict()["state"]
+    for index, param in enumerate(params):
+        assert set(saved[index]) == {"step", "exp_avg", "exp_avg_sq", "prev_grad", "residual"}
+        for key in ("exp_avg", "exp_avg_sq", "prev_grad"):
+            assert saved[index][key].dtype == torch.float32
+            assert torch.equal(saved[index][key], numbers_of(param, opt.state[param], key))
+        assert all(saved[index][key].shape == param.shape for key in saved[index] if key != "step")
+    assert opt.state[params[0]]["exp_avg"].dtype == torch.uint8  # the optimizer's own is left alone
+
+
+@both_backends
+@pytest.mark.parametrize("options", LOW_PRECISION, ids=str)
+@pytest.mark.parametrize(
+    "duplicate",
+    [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))],
+    ids=["deepcopy", "pickle"],
+)
+@every_optimizer
+def test_copies_go_on_to_the_same_bits(name, duplicate, options, backend):
+    params = make_params(dtype=torch.bfloat16)
+    opt = OPTIMIZERS[name](params, backend=backend, **options)
+    run(opt, params, range(2))
+    twins, twin_opt = duplicate((params, opt))
+    run(opt, params, range(2, 4))
+    run(twin_opt, twins, range(2, 4))
+    assert_same_bits(params, twins)
+    assert_same_states(opt, params, twin_opt, twins)
+
+
+# From torch's optimizers.
+
+
+@both_backends
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_rsgdm_goes_on_from_sgd_as_nesterov_sgd_would(weight_decay, nesterov, backend):
+    params = make_params(dtype=torch.float64)
+    options = {"lr": 0.05, "momentum": 0.8, "weight_decay": weight_decay}
+    sgd = torch.optim.SGD(params, nesterov=nesterov, **options)
+    run(sgd, params, range(3))
+    ours = copies(params)
+    opt = RSGDM(ours, backend=backend)
+    opt.load_state_dict(saved_and_loaded(sgd.state_dict()))
+    [group] = opt.param_groups
+    assert group["lr"] == pytest.approx(0.25) and group["momentum"] == 0.8
+    assert not {"nesterov", "dampening"} & set(group)
+    sgd.param_groups[0]["nesterov"] = True
+    run(sgd, params, range(3, 7))
+    run(opt, ours, range(3, 7))
+    torch.testing.assert_close(ours, params, rtol=1e-12, atol=1e-12)
+
+
+@both_backends
+@pytest.mark.parametrize("source", [torch.optim.AdamW, torch.optim.Adam], ids=["AdamW", "Adam"])
+def test_moments_of_adam_are_packed(source, backend):
+    params = make_params(dtype=torch.bfloat16)
+    theirs = source(params)
+    run(theirs, params, range(3))
+    ours = copies(params)
+    opt = TanhSignAdamW(ours, state_dtype="8bit", master="split", backend=backend)
+    opt.load_state_dict(saved_and_loaded(theirs.state_dict()))
+    for param, twin in zip(params, ours, strict=True):
+        for key in ("exp_avg", "exp_avg_sq"):
+            was, now = theirs.state[param][key].float(), read_list(twin, opt.state[twin], key)
+            assert ((now - was).abs() <= was.abs().max() / 126).all() and now.any()
+        assert not read_list(twin, opt.state[twin], "prev_grad").any()
+    run(opt, ours, [3])
+    assert all(state["step"] == 4 and "residual" in state for state in opt.state.values())
+
+
+# What is refused.
+
+
+def snapshot(opt):
+    return copy.deepcopy((opt.param_groups, list(opt.state.values())))
+
+
+def assert_unchanged(opt, before):
+    groups, states = before
+    for group, was in zip(opt.param_groups, groups, strict=True):
+        assert_same_bits(group["params"], was["params"])
+        assert {**group, "params": 0} == {**was, "params": 0}
+    for state, was in zip(opt.state.values(), states, strict=True):
+        assert state.keys() == was.keys()
+        assert_same_bits(state.values(), was.values())
+
+
+@both_backends
+def test_a_state_of_other_shapes_names_the_parameter_and_changes_nothing(backend):
+    model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 30))
+    opt = SigSignAdamW(
+        model.named_parameters(), master="split", state_dtype="8bit", backend=backend
+    )
+    run(opt, list(model.parameters()), range(2))
+    other_model = nn.Sequential(nn.Linear(30, 20), nn.Linear(20, 31))
+    other = SigSignAdamW(other_model.named_parameters(), lr=0.5)
+    run(other, list(other_model.parameters()), range(2))
+    before = snapshot(opt)
+    match = (
+        r"'exp_avg' of shape \(31, 20\) for parameter 2 of group 0 \('1.weight', shape \(30, 20\)\)"
+    )
+    with pytest.raises(ValueError, match=match):
+        opt.load_state_dict(other.state_dict())
+    assert_unchanged(opt, before)
+    run(opt, list(model.parameters()), [2])
+
+
+@both_backends
+def test_a_residual_of_another_shape_and_a_complex_state_are_refused(backend):
+    params = make_params(dtype=torch.bfloat16)
+    opt = SigSignAdamW(params, master="split", backend=backend)
+    run(opt, params, range(2))
+    before = snapshot(opt)
+    for key, bad in (("residual", torch.zeros(4)), ("exp_avg", torch.zeros(300) * 1j)):
+        saved = copy.deepcopy(opt.state_dict())
+        saved["state"][1][key] = bad
+        with pytest.raises(ValueError, match=f"'{key}' of .* for parameter 1 of group 0"):
+            opt.load_state_dict(saved)
+        assert_unchanged(opt, before)
+
+
+@both_backends
+@every_optimizer
+def test_a_state_of_another_class_is_refused_and_nothing_changed(name, backend):
+    params = make_params(dtype=torch.bfloat16)
+    opt = OPTIMIZERS[name](params, state_dtype="8bit", master="split", backend=backend)
+    run(opt, params, range(2))
+    other_params = copies(params)
+    other = (SigSignAdamW if name == "RSGDM" else RSGDM)(other_params, state_dtype="8bit")
+    run(other, other_params, range(2))
+    before = snapshot(opt)
+    with pytest.raises(ValueError, match=f"not one of {name}: parameter 0 has "):
+        opt.load_state_dict(other.state_dict())
+    assert_unchanged(opt, before)
