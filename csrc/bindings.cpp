@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "launches.h"
-#include "python/rule_plan.h"
+#include "python/adamp_plan.h"
 
 namespace py = pybind11;
 using namespace friction;
@@ -46,9 +46,37 @@ std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& t
     if (!reader.read(py::object(pair[1]).ptr(), view) || view.numel() != 1 ||
         view.dtype != DType::kFloat64)
       throw std::invalid_argument("a squared norm goes to one float64 number");
-    targets.push_back({pair[0].cast<int>(), view.data});
+    targets.push_back({pair[0].cast<int>(), static_cast<double*>(view.data)});
   }
   return targets;
+}
+
+// One number on a device; null for None.
+template <class Number>
+const Number* guard_of(const TensorReader& reader, const py::handle& tensor, int device,
+                       DType dtype) {
+  if (tensor.is_none()) return nullptr;
+  TensorView view;
+  if (!reader.read(tensor.ptr(), view) || view.numel() != 1 || view.dtype != dtype ||
+      view.device != device)
+    throw std::invalid_argument(
+        "a guard is one number on its device: float64 for a squared norm, else float32");
+  return static_cast<const Number*>(view.data);
+}
+
+// (device, squared norm, grad_scale, found_inf, skip_nonfinite) of each GPU.
+std::vector<DeviceGuards> guards_of(const TensorReader& reader, const py::list& tuples) {
+  std::vector<DeviceGuards> guards;
+  for (const py::handle item : tuples) {
+    const auto fields = py::reinterpret_borrow<py::tuple>(item);
+    const int device = fields[0].cast<int>();
+    guards.push_back(
+        {device,
+         {guard_of<double>(reader, fields[1], device, DType::kFloat64),
+          guard_of<float>(reader, fields[2], device, DType::kFloat32),
+          guard_of<float>(reader, fields[3], device, DType::kFloat32), fields[4].cast<bool>()}});
+  }
+  return guards;
 }
 
 py::object problem_or_none(const Problem& problem) {
@@ -69,13 +97,15 @@ void bind_plan(py::module_& m, const char* name) {
       .def(
           "step",
           [](PlanType& self, const py::dict& state, const py::list& param_groups,
-             const py::list& settings, int threads) -> py::object {
+             const py::list& settings, int threads, const py::list& guards) -> py::object {
             std::vector<std::vector<SettingValue>> groups;
             for (const py::handle group : settings)
               groups.push_back(settings_of<Rule>(self.reader(), group));
-            return problem_or_none(self.step(state, param_groups, groups, threads));
+            return problem_or_none(
+                self.step(state, param_groups, groups, threads, guards_of(self.reader(), guards)));
           },
-          py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"));
+          py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"),
+          py::arg("guards") = py::list());
   plan.def(
       "squared_norm",
       [](PlanType& self, const py::dict& state, const py::list& param_groups,

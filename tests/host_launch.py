@@ -18,9 +18,15 @@ COMPILERS = {
         *("-Xcompiler", "-fPIC,-ffp-contract=off"),
     ],
 }
-MAX_LISTS = 5
-DTYPE_CODES = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
-STORAGES = {"float32": 0, "bfloat16": 1, "mixed": 2, "float64": 3}
+MAX_LISTS = 6
+DTYPE_CODES = {
+    torch.float16: 0,
+    torch.bfloat16: 1,
+    torch.float32: 2,
+    torch.float64: 3,
+    torch.uint8: 6,  # packed
+}
+STORAGES = {"float32": 0, "bfloat16": 1, "mixed": 2, "float64": 3, "packed": 4}
 
 
 class HostTensor(ctypes.Structure):
@@ -76,7 +82,11 @@ def describe(tensors: list[list[Tensor]], *, steps=None, group_steps=None, matri
             host.step = steps[index].data_ptr()
         if not all(tensor.is_contiguous() for tensor in lists):
             sizes = np.array(first.shape, dtype=np.int64)
-            strides = np.array([tensor.stride() for tensor in lists], dtype=np.int64)
+            dense = torch.empty(first.shape, device="meta").stride()  # of codes, which are packed
+            strides = np.array(
+                [dense if tensor.dtype == torch.uint8 else tensor.stride() for tensor in lists],
+                dtype=np.int64,
+            )
             host.sizes, host.strides, host.dims = (
                 sizes.ctypes.data,
                 strides.ctypes.data,

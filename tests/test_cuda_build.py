@@ -11,7 +11,7 @@ import pytest
 from friction_kernels import _native, backends
 
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100-real", "100-virtual")
-KERNELS = 23  # to an architecture
+KERNELS = 24  # to an architecture
 # A multiprocessor has 65,536 registers: two blocks of 256 threads of the hot kernels find room, and one
 # of 1,024 of the kernel that decides.
 MOST_REGISTERS = {
@@ -20,20 +20,31 @@ MOST_REGISTERS = {
     "adamp_reduce_kernel": 128,
     "adamp_decide_kernel": 64,
 }
-# 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes.
+# 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes. Where types are
+# looked up: those of float32 and of 16 bits, of parameter, gradient and float32 states.
 VECTOR_ACCESSES = {
     ("update_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 4 * 2),
     ("update_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 2 + 2 * 2),
     ("update_kernel", "FrictionAdam", "Float64Storage"): (4, 4),
-    ("update_kernel", "FrictionAdam", "MixedStorage"): (2, 2),
+    ("update_kernel", "FrictionAdam", "MixedStorage"): (5 * 3, 4 * 3),
+    ("update_kernel", "FrictionAdam", "PackedStorage"): (2 * 3, 3),
     ("update_kernel", "Rsgdm", "Float32Storage"): (3 * 2, 2 * 2),
     ("update_kernel", "Rsgdm", "BFloat16Storage"): (2 + 2, 1 + 2),
     ("update_kernel", "Rsgdm", "Float64Storage"): (2, 2),
-    ("update_kernel", "Rsgdm", "MixedStorage"): (1, 1),
-    ("squared_norm_kernel", "Float32Storage"): (2, 0),
-    ("squared_norm_kernel", "BFloat16Storage"): (1, 0),
+    ("update_kernel", "Rsgdm", "MixedStorage"): (3 * 3, 2 * 3),
+    ("update_kernel", "Rsgdm", "PackedStorage"): (2 * 3, 3),
+    ("squared_norm_kernel",): (2 + 1, 0),
     ("adamp_reduce_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 0),
     ("adamp_reduce_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 0),
+    ("adamp_reduce_kernel", "FrictionAdam", "PackedStorage"): (2 * 3, 0),
+}
+# 64-bit ones: eight codes of each packed list.
+CODE_ACCESSES = {
+    ("update_kernel", "FrictionAdam", "PackedStorage"): (3, 3),
+    ("update_kernel", "FrictionAdam", "MixedStorage"): (3, 3),
+    ("update_kernel", "Rsgdm", "PackedStorage"): (1, 1),
+    ("update_kernel", "Rsgdm", "MixedStorage"): (1, 1),
+    ("adamp_reduce_kernel", "FrictionAdam", "PackedStorage"): (3, 0),
 }
 
 if not _native.cuda_architectures:
@@ -70,7 +81,7 @@ def kernel_of(symbol: str) -> tuple[str, ...]:
         ),
     )
     choices += (("FrictionAdam", "Rsgdm"), ("BFloat16Storage", "Float32Storage"))
-    choices += (("Float64Storage", "MixedStorage"),)
+    choices += (("Float64Storage", "MixedStorage", "PackedStorage"),)
     return tuple(name for names in choices for name in names if name in symbol)
 
 
@@ -129,6 +140,12 @@ def test_whole_chunks_go_by_128_bit_loads_and_stores():
                 symbol,
             )
             assert "LDL" not in function and "STL" not in function, (architecture, symbol)
+            loads, stores = CODE_ACCESSES.get(kernel_of(symbol), (0, 0))
+            assert len(re.findall(r"LDG\.E\.(?:\w+\.)*64", function)) >= loads, symbol
+            assert len(re.findall(r"STG\.E\.(?:\w+\.)*64", function)) >= stores, symbol
+            if "PackedStorage" in symbol:  # a block's largest magnitude is found by one instruction
+                found = len(re.findall(r"(?:CREDUX|REDUX)\.MAX", function))
+                assert found >= stores, (architecture, symbol, found)
             seen.add((architecture, kernel_of(symbol)))
     architectures = {architecture for architecture, _ in seen}
     assert seen == {(a, kernel) for a in architectures for kernel in VECTOR_ACCESSES}

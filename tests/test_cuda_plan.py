@@ -34,7 +34,7 @@ def packages(tmp_path_factory) -> Path:
 
 
 def run_tests(packages: Path, *arguments: str | Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": f"{packages}:{TESTS / 'host_gpu'}:{TESTS}"}
+    environment = {**os.environ, "PYTHONPATH": f"{packages}:{TESTS / 'host_gpu'}:{TESTS}:{ROOT}"}
     environment.pop("CI", None)  # fewer hypothesis examples: the mathematics has its own tests
     command = [
         sys.executable,
@@ -58,8 +58,9 @@ def run_tests(packages: Path, *arguments: str | Path) -> None:
     assert " passed" in run.stdout
 
 
-def test_launches_memory_and_capture(packages):
-    run_tests(packages, TESTS / "host_gpu" / "plan_checks.py")
+@pytest.mark.parametrize("checks", ["plan_checks", "scale_checks"])
+def test_launches_memory_and_capture(packages, checks):
+    run_tests(packages, TESTS / "host_gpu" / f"{checks}.py")
 
 
 @pytest.mark.parametrize(
@@ -67,3 +68,8 @@ def test_launches_memory_and_capture(packages):
 )
 def test_tests_of_the_processor_pass(packages, file):
     run_tests(packages, TESTS / f"{file}.py", "-k", f"native and {OTHERWISE_ON_A_GPU}")
+
+
+@pytest.mark.parametrize("file", ["test_low_precision", "test_stochastic_rounding", "test_storage"])
+def test_tests_of_few_bits_pass(packages, file):
+    run_tests(packages, TESTS / f"{file}.py")

@@ -209,22 +209,43 @@ def test_adamp_projects_a_whole_tensor_where_its_rows_do_not_pass(host, kind):
 
 @settings(max_examples=EXAMPLES)
 @given(
-    SHAPES, st.sampled_from(["float32", "bfloat16", "mixed half", "float64"]), st.integers(0, 9999)
+    st.lists(
+        st.tuples(
+            st.sampled_from([(0,), (1,), (7,), (CHUNK - 1,), (CHUNK,), (2 * CHUNK + 8,), (5, 509)]),
+            st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]),
+            st.booleans(),
+        ),
+        max_size=6,
+    ),
+    st.integers(0, 9999),
 )
-def test_squared_norm_is_the_same_whatever_the_number_of_blocks(host, shapes, kind, seed):
+def test_squared_norm_is_the_same_whatever_the_number_of_blocks(host, cases, seed):
+    """Of gradients of all types together, contiguous or not."""
     generator = torch.Generator().manual_seed(seed)
-    grads = [
-        torch.randn(shape, generator=generator, dtype=torch.float64).to(KINDS[kind][0])
-        for shape in shapes
-    ]
+    grads = []
+    for shape, dtype, gaps in cases:
+        grad = torch.randn((*shape, 2), generator=generator, dtype=torch.float64).to(dtype)
+        grads.append(grad[..., 0] if gaps else grad[..., 0].contiguous())
     given_tensors, _alive = describe([[grad] for grad in grads])
     norms = {
-        host.squared_norm(
-            *(given_tensors, ctypes.c_int64(len(grads)), ctypes.c_int64(blocks)),
-            STORAGES[kind.split()[0]],
-        )
+        host.squared_norm(given_tensors, ctypes.c_int64(len(grads)), ctypes.c_int64(blocks))
         for blocks in (1, 3, 8)
     }
     exact = sum(grad.double().square().sum().item() for grad in grads)
     assert len(norms) == 1
     assert norms.pop() == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("offset", [0, 1])
+def test_squares_beyond_float32_are_summed_in_double(host, dtype, offset):
+    whole = torch.full((5000,), 1e25, dtype=dtype)
+    grad = whole[offset:]
+    given_tensors, _alive = describe([[grad]])
+    squared = host.squared_norm(given_tensors, ctypes.c_int64(1), ctypes.c_int64(3))
+    assert squared == pytest.approx(grad.double().square().sum().item(), rel=1e-12)
+    whole[77] = float("inf")
+    assert host.squared_norm(given_tensors, ctypes.c_int64(1), ctypes.c_int64(3)) == float("inf")
+    whole[78] = float("nan")
+    squared = host.squared_norm(given_tensors, ctypes.c_int64(1), ctypes.c_int64(3))
+    assert squared != squared

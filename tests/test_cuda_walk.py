@@ -9,8 +9,8 @@ import torch
 from host_launch import STORAGES, describe, pointer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plan_driver import BLOCK, CHUNK, packed_bytes
 
-CHUNK = 2048
 EXAMPLES = 200  # the host runs every thread of a launch, one after another
 GUARD = 64  # elements around each tensor that nobody may touch
 
@@ -99,6 +99,7 @@ def guarded(numel, dtype, offset, gap):
             ("mixed", torch.float16),
             ("mixed", torch.bfloat16),
             ("float64", torch.float64),
+            ("packed", torch.bfloat16),
         ]
     ),
     blocks=st.integers(1, 9),
@@ -116,6 +117,71 @@ def test_threads_touch_every_element_once_and_no_other(host, cases, storage, blo
         assert torch.equal(inner, torch.ones_like(inner))
         inner.fill_(7.0)
         assert torch.equal(whole, torch.full_like(whole, 7.0))
+
+
+def packed_state(numel):
+    """Zeros in 8 bits between guards of 7: the whole, and the state, at 16 bytes' alignment."""
+    whole = torch.full((2 * GUARD + packed_bytes(numel),), 7, dtype=torch.uint8)
+    state = whole[GUARD - whole.data_ptr() % 16 :][: packed_bytes(numel)]
+    state.zero_()
+    return whole, state
+
+
+@settings(max_examples=EXAMPLES)
+@given(
+    cases=st.lists(
+        st.tuples(
+            st.one_of(sizes, st.sampled_from([255, 256, 257])),
+            st.sampled_from([0, 0, 0, 1, 3]),
+            st.sampled_from([1, 1, 1, 2]),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    kinds=st.sampled_from(
+        [
+            (torch.uint8, torch.uint8),
+            (torch.uint8, torch.bfloat16),
+            (torch.float32, torch.uint8),
+            (torch.float16, torch.float32),
+        ]
+    ),
+    blocks=st.integers(1, 9),
+    stored=st.booleans(),
+)
+def test_warps_pack_every_code_and_scale_once_and_no_other(
+    host, cases, dtype, kinds, blocks, stored
+):
+    """States one lower and one higher: every scale 1, every code the largest, padding as it was."""
+    lists, wholes = [], []
+    for numel, offset, gap in cases:
+        made = [guarded(numel, dtype, offset, gap) for _ in range(2)]
+        for kind in kinds:
+            packed = kind == torch.uint8
+            made.append(packed_state(numel) if packed else guarded(numel, kind, offset, gap))
+        wholes.append([whole for whole, _ in made])
+        lists.append([inner for _, inner in made])
+    given_tensors, _alive = describe(lists)
+    host.count_visits_of_states(
+        *(given_tensors, ctypes.c_int64(len(cases)), ctypes.c_int64(blocks)),
+        *(ctypes.c_bool(kinds == (torch.uint8,) * 2), ctypes.c_bool(stored)),
+    )
+    for (numel, _, _), inners, memory in zip(cases, lists, wholes, strict=True):
+        for inner, expected in zip(inners, (0, 0, -1, 1), strict=True):
+            if inner.dtype != torch.uint8:
+                assert torch.equal(inner, torch.full_like(inner, expected))
+                inner.fill_(7)
+                continue
+            blocks_of = -(-numel // BLOCK)
+            scales, codes = inner[: 4 * blocks_of], inner[packed_bytes(numel) - numel :]
+            assert torch.equal(scales.view(torch.float32), torch.ones(blocks_of))
+            largest = codes.view(torch.int8) == -127 if expected < 0 else codes == 255
+            assert largest.all()
+            assert not inner[4 * blocks_of : packed_bytes(numel) - numel].any()
+            inner.fill_(7)
+        for whole in memory:
+            assert torch.equal(whole, torch.full_like(whole, 7))
 
 
 def halving_sum(values):

@@ -29,6 +29,7 @@ from gpu_cases import (
     steps,
 )
 from gpu_graphs import MANY, check_eager_steps_between, check_schedule, on_device
+from gpu_scale_cases import FORMS, check_form, check_guards, check_squared_norm
 from hypothesis import assume, given, settings
 from test_native import LAYOUTS
 
@@ -250,6 +251,27 @@ def test_friction_stats_are_the_cpus(name):
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_a_run_moves_between_devices(name, devices, capturable):
     check_state_dict(name, devices, capturable)
+
+
+# States in few bits, residuals, stochastic rounding; norms and guards.
+
+every_rule = pytest.mark.parametrize("rule", ["friction_adam", "rsgdm", "friction_adamp"])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])
+@pytest.mark.parametrize("form", FORMS)
+@every_rule
+def test_every_form_gives_the_cpus_bits(rule, form, layout):
+    check_form("cuda", rule, form, layout)
+
+
+def test_the_norm_of_gradients_of_all_types():
+    check_squared_norm("cuda")
+
+
+@every_rule
+def test_guards_scale_clip_and_skip(rule):
+    check_guards("cuda", rule)
 
 
 # CUDA graphs.

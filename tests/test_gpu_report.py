@@ -26,6 +26,7 @@ from gpu_cases import (
     device_steps,
 )
 from gpu_graphs import check_eager_steps_between, check_schedule
+from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
@@ -55,6 +56,16 @@ def one_thread():
 
 
 # The GPU's checks, on the processor.
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("rule", ["friction_adam", "rsgdm", "friction_adamp"])
+def test_forms_give_the_same_bits(rule, form):
+    check_form("cpu", rule, form, "gaps")
+
+
+def test_norms_are_exact():
+    check_squared_norm("cpu")
 
 
 @pytest.mark.parametrize("capturable", [False, True])

@@ -80,7 +80,9 @@ def test_rounding_does_not_depend_on_how_a_tensor_is_cut(dtype, rows, columns, c
     at = sorted({0, columns, *(c for c in cuts if c < columns)})
     for start, end in pairwise(at):  # columns
         shard = Shard(start, end - start, columns)
-        piece = round_stochastically(whole[:, start:end].flatten(), dtype, key._replace(shard=shard))
+        piece = round_stochastically(
+            whole[:, start:end].flatten(), dtype, key._replace(shard=shard)
+        )
         assert torch.equal(piece.view(rows, -1), expected[:, start:end])
 
 

@@ -140,11 +140,9 @@ double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
 void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
   int64_t chunk = first;
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
-    double& sum = r.squares[chunk++] = 0;
-    if (!r.counted[&t - r.table.tensors]) return;
-    sum = t.dtype[Gradients::kGrad] == DType::kFloat64
-              ? squares_of_chunk<double>(t, begin, end - begin)
-              : squares_of_chunk<float>(t, begin, end - begin);
+    r.squares[chunk++] = t.dtype[Gradients::kGrad] == DType::kFloat64
+                             ? squares_of_chunk<double>(t, begin, end - begin)
+                             : squares_of_chunk<float>(t, begin, end - begin);
   });
 }
 

@@ -44,8 +44,7 @@ struct Gradients {
 
 struct NormRegion {
   TensorTable table;
-  const uint8_t* counted;  // [tensors]: whether the norm is of this one, too
-  double* squares;         // [chunks]
+  double* squares;  // [chunks]
 };
 
 // What AdamP decided for a tensor.

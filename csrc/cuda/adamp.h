@@ -29,19 +29,20 @@ FRICTION_INLINE int64_t sums_slot(const Extra& extra, int64_t first_chunk, int64
 template <class Storage, class Launch, class T>
 FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, int thread,
                                       const Shared<FrictionAdam, T>& shared, Stage<T>& stage) {
-  visit_elements<Storage, false>(launch, part, thread, [&](auto& elements, auto&& position) {
-    with_variant<FrictionAdam>(shared.variant, [&](auto variant) {
-      int i = 0;
-      FRICTION_UNROLL
-      for (auto& x : elements) {
-        const int at = position(i++);
-        T raw;
-        stage.param[at] = x[FrictionAdam::kParam];
-        stage.grad[at] = x[FrictionAdam::kGrad];
-        stage.direction[at] = FrictionAdam::direction<variant()>(x, shared.scalars, raw);
-      }
-    });
-  });
+  visit_elements<Storage, false>(
+      launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
+        with_variant<FrictionAdam>(shared.variant, [&](auto variant) {
+          int i = 0;
+          FRICTION_UNROLL
+          for (auto& x : elements) {
+            const int at = position(i++);
+            T raw;
+            stage.param[at] = x[FrictionAdam::kParam];
+            stage.grad[at] = x[FrictionAdam::kGrad];
+            stage.direction[at] = FrictionAdam::direction<variant()>(x, shared.scalars, raw);
+          }
+        });
+      });
 }
 
 // The rows that meet a stage: [first, first + count).
@@ -105,12 +106,20 @@ FRICTION_INLINE bool rows_are_long(const Extra& extra) {
   return extra.row_length > 32 * int64_t(Stage<T>::kSize);
 }
 
-// A row's slots [first + lane, ...] in steps of `lanes`, in order.
+// A row's slots [first + lane, ...] in steps of `lanes`, in order. Their gradients are as they
+// came.
 FRICTION_INLINE ProjectionSums slot_sums(const ProjectionSums* sums, int64_t first, int64_t count,
                                          int lane, int lanes) {
   ProjectionSums total;
   for (int64_t slot = lane; slot < count; slot += lanes) total += sums[first + slot];
   return total;
+}
+
+// The sums of a row with the gradients that the step sees.
+FRICTION_INLINE ProjectionSums of_scaled(const ProjectionSums& sums, double grad_factor) {
+  ProjectionSums scaled = sums;
+  static_cast<RowSums&>(scaled) = sums.of_scaled(grad_factor);
+  return scaled;
 }
 
 // A row's verdict, and its coefficient in case all rows pass.

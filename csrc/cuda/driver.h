@@ -17,8 +17,8 @@ struct Target {
   void* stream;
 };
 
-// Which of the kernels compiled for a rule serves a launch's dtypes (elements.h).
-enum class Storage { kFloat32, kBFloat16, kMixed, kFloat64 };
+// Which of the kernels compiled for a rule serves a launch's types (storages.h).
+enum class Storage { kFloat32, kBFloat16, kMixed, kFloat64, kPacked };
 
 // Every function below throws std::runtime_error with the kernel's name, the number of tensors, the
 // device, and what CUDA says.
@@ -40,7 +40,7 @@ void adamp(const Launch<Rule>& launch, Storage storage, const Target& target);
 
 // One launch: launch.norm.squared becomes the sum of all gradients' squares, the same bits on every
 // card. launch.blocks_done must lead to a zero.
-void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target& target);
+void squared_norm(const Launch<Gradients>& launch, const Target& target);
 
 // Writes bytes to device memory, in stream order, without keeping the host's memory: they travel as
 // kernel parameters, so a captured graph holds them too.

@@ -17,13 +17,16 @@ struct Scratch {
   __device__ Value* values() { return reinterpret_cast<Value*>(bytes); }
 };
 
-// A group's settings, each found by a thread of its own. Every thread of the block must take part.
+// A group's settings, each found by a thread of its own, the gradients' factor by one that knows
+// them all. Every thread of the block must take part.
 template <class Launch>
 __device__ void resolve(const Launch& launch, int64_t tensor,
                         typename Launch::Rule::Settings& settings) {
   const auto& group_step = launch.group_step(tensor);
   if (threadIdx.x < group_step.kSettings)
     reinterpret_cast<double*>(&settings)[threadIdx.x] = group_step.resolve(int(threadIdx.x));
+  __syncthreads();
+  if (threadIdx.x == 0) settings = guarded(launch, settings);
   __syncthreads();
 }
 
@@ -49,7 +52,8 @@ class BlockShared {
     step_ = step;
     __syncthreads();  // nobody reads the one before any more
     resolve(launch, tensor, memory_.settings);
-    if (threadIdx.x == 0) memory_.shared = Shared<Rule, T>(memory_.settings, step);
+    if (threadIdx.x == 0)
+      memory_.shared = Shared<Rule, T>(memory_.settings, step, launch.group_step(tensor).types);
     __syncthreads();
     return memory_.shared;
   }
@@ -83,6 +87,32 @@ __device__ void count_steps(const Launch& launch) {
     if (float* step = launch.extras[tensor].step) *global(step) += 1;
 }
 
+// What update_part does, where types are looked up.
+template <class Storage, bool kProjects, class Launch>
+__device__ __forceinline__ Observation update_mixture(
+    const Launch& launch, const Part& part, const Shared<typename Launch::Rule, float>& shared) {
+  MixtureUpdate<Storage, kProjects, Launch> mine(launch, part, int(threadIdx.x), shared);
+  const auto find_largest = [&] {
+    if (!mine.packs()) return;
+    FRICTION_UNROLL
+    for (uint32_t& largest : mine.largest) largest = warp_largest(largest);
+  };
+  if (mine.by_vectors()) {
+    mine.compute();
+    find_largest();
+    mine.store();
+  } else {
+    FRICTION_NO_UNROLL
+    for (int phase = mine.packs() ? 0 : 1; phase < 2; ++phase) {
+      mine.one_by_one(phase == 1);
+      if (phase == 0) find_largest();
+    }
+  }
+  __syncwarp();
+  mine.write_scales();
+  return mine.observation();
+}
+
 template <class Launch, class Storage, bool kProjects>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     update_kernel(const __grid_constant__ Launch launch) {
@@ -90,13 +120,18 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   using T = typename Storage::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Scratch<Observation, kWarps> scratch;
+  if (launch.guards.skip()) return;
   BlockShared<Launch, T> shared(memory);
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
     const Part part = part_of(launch, chunk, tensor);
     tensor = part.tensor;
-    const Observation mine =
-        update_part<Storage, kProjects>(launch, part, int(threadIdx.x), shared.of(launch, tensor));
+    const auto& scalars = shared.of(launch, tensor);
+    Observation mine;
+    if constexpr (Storage::kLookedUp)
+      mine = update_mixture<Storage, kProjects>(launch, part, scalars);
+    else
+      mine = update_part<Storage, kProjects>(launch, part, int(threadIdx.x), scalars);
     if constexpr (Rule::kObserves) {
       if (!is_observed(part.begin)) continue;
       const Observation seen = block_sum(mine, scratch.values());
@@ -117,6 +152,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Stage<T> stage;
   __shared__ Scratch<ProjectionSums, kWarps> scratch;
+  if (launch.guards.skip()) return;
   BlockShared<Launch, T> shared(memory);
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
@@ -127,8 +163,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     const auto& scalars = shared.of(launch, tensor);
     for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
       const int rest = whole.count - staged;
-      const Part part{tensor, whole.begin + staged,
-                      rest < Stage<T>::kSize ? rest : Stage<T>::kSize};
+      const Part part{tensor, whole.begin + staged, rest < Stage<T>::kSize ? rest : Stage<T>::kSize,
+                      whole.numel};
       __syncthreads();  // the last stage's sums are taken
       stage_directions<Storage>(launch, part, int(threadIdx.x), scalars, stage);
       __syncthreads();
@@ -158,6 +194,7 @@ __global__ void __launch_bounds__(kDecideThreads)
   __shared__ FrictionAdam::Settings settings;
   __shared__ double whole_coefficient;
   __shared__ bool whole_passes;
+  if (launch.guards.skip()) return;
   for (int64_t tensor = blockIdx.x; tensor < launch.count; tensor += gridDim.x) {
     const Extra& extra = launch.extras[tensor];
     resolve(launch, tensor, settings);
@@ -173,6 +210,7 @@ __global__ void __launch_bounds__(kDecideThreads)
           slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes);
       if (lanes > 1) sums = warp_sum(sums);
       if (lane != 0) continue;
+      sums = of_scaled(sums, settings.grad_factor);
       pass = row_passes(sums, double(extra.row_length), settings.delta, settings.eps,
                         launch.projection.coefficients[extra.first_row + row]) &&
              pass;
@@ -213,6 +251,7 @@ void with_kernels_for(Storage storage, F&& f) {
     case Storage::kFloat32: return f(Float32Storage());
     case Storage::kBFloat16: return f(BFloat16Storage());
     case Storage::kMixed: return f(MixedStorage());
+    case Storage::kPacked: return f(PackedStorage());
     case Storage::kFloat64: return f(Float64Storage());
   }
 }

@@ -6,10 +6,13 @@
 
 #include "../observation.h"
 #include "../rules/adamp.h"
+#include "../tensor_table.h"
+#include "guards.h"
 
 namespace friction::cuda {
 
 constexpr int kThreads = 256;
+constexpr int kWarp = 32;
 constexpr int64_t kParameterBytes = 32764;  // most that a kernel takes, since CUDA 12.1
 
 // A tensor, as small as can be, since every step sends all of them.
@@ -21,19 +24,32 @@ struct Entry {
   uint16_t group_step;   // which GroupStep it goes by
 };
 
+// How a tensor's lists are stored, for the kernels that serve mixtures and look it up.
+struct Types {
+  DType list[kMaxLists];   // the rule's lists, then the companion
+  bool companion;          // the parameter has one
+  uint8_t packed : 1;      // some list is
+  uint8_t stochastic : 1;  // how the parameter is rounded
+};
+static_assert(sizeof(Types) == 8);
+
 // What few launches need to know of a tensor: AdamP its rows, a captured step where to count, a
-// tensor of gaps its layout. In device memory, sent when it changes.
+// tensor of gaps its layout, one of 16 bits its companion or its place among the random numbers. In
+// device memory, sent when it changes.
 struct Extra {
   float* step;         // counts the tensor's steps on the device; null: the host counts
   int64_t layout;      // where its layout begins among Header::layouts; kContiguous: none
   int64_t rows;        // of a matrix that AdamP may project; 0: never projected
   int64_t row_length;  // elements
   int64_t first_row;   // rows of all tensors before this one
+  void* companion;
+  GlobalIndex global;  // for stochastic rounding, as the next
+  int64_t parameter;
 };
 constexpr int64_t kContiguous = -1;
 
-// A group's settings at one step. Each is a number, or the address of one in device memory, which
-// a captured step reads anew at each replay.
+// A group's settings at one step, for tensors of the same types. Each is a number, or the address
+// of one in device memory, which a captured step reads anew at each replay.
 template <class Rule>
 struct GroupStep {
   static constexpr int kSettings = sizeof(typename Rule::Settings) / sizeof(double);
@@ -45,6 +61,7 @@ struct GroupStep {
   Setting settings[kSettings];
   uint32_t is_float32, is_float64;  // bits: settings that are addresses
   double step;
+  Types types;
 
   FRICTION_INLINE double resolve(int setting) const {
     if (is_float32 >> setting & 1u) return static_cast<double>(*settings[setting].float32);
@@ -90,15 +107,15 @@ struct Header {
   int64_t count;  // tensors
   int64_t chunks;
   const Extra* extras;     // [tensors]; null where no tensor needs one
-  const int64_t* layouts;  // each: dims, sizes [dims], strides [lists, dims] (in elements)
+  const int64_t* layouts;  // each: dims, sizes [dims], strides [lists + 1, dims] (in elements)
   Observation* observations;
   uint32_t* blocks_done;  // 0 between launches; where the last block has work to do
   Projection projection;
   SquaredNorm norm;
+  Guards guards;
   const Entry<Rule::kLists>* stored_entries;  // null: those in the launch's room
   const GroupStep<Rule>* stored_group_steps;  // likewise
   int64_t group_steps_begin;                  // where they lie in the room
-  DType dtype[Rule::kLists];
 };
 
 template <class RuleType>
@@ -126,10 +143,11 @@ struct Launch : Header<RuleType> {
   }
 };
 
-// A part of a tensor: elements [begin, begin + count) of its walk.
+// A part of a tensor of `numel` elements: those at [begin, begin + count) of its walk.
 struct Part {
   int64_t tensor, begin;
   int count;
+  int64_t numel;
 };
 
 // The part that a chunk is; `low` is a tensor known not to lie behind it.
@@ -140,8 +158,34 @@ FRICTION_INLINE Part part_of(const Launch& launch, int64_t chunk, int64_t low) {
   const int64_t first = entries[tensor].first_chunk;
   const int64_t next =
       tensor + 1 < launch.count ? int64_t(entries[tensor + 1].first_chunk) : launch.chunks;
-  const int count = chunk + 1 < next ? int(kChunk) : int(entries[tensor].last_count);
-  return {tensor, (chunk - first) * kChunk, count};
+  const int last_count = int(entries[tensor].last_count);
+  const int count = chunk + 1 < next ? int(kChunk) : last_count;
+  return {tensor, (chunk - first) * kChunk, count, (next - first - 1) * kChunk + last_count};
+}
+
+// The layout of a tensor of gaps: dims, sizes [dims], strides [lists + 1, dims], the last of
+// the companion. Null: contiguous.
+template <class Launch>
+FRICTION_INLINE const int64_t* layout_of(const Launch& launch, int64_t tensor) {
+  if (launch.extras == nullptr || launch.extras[tensor].layout == kContiguous) return nullptr;
+  return launch.layouts + launch.extras[tensor].layout;
+}
+
+// Where element `index` of a walk lies in each list.
+template <int kLists>
+FRICTION_INLINE void find_offsets(const int64_t* layout, int64_t index,
+                                  int64_t (&offsets)[kLists]) {
+  for (int list = 0; list < kLists; ++list) offsets[list] = layout == nullptr ? index : 0;
+  if (layout == nullptr) return;
+  const int64_t dims = layout[0];
+  const int64_t *sizes = layout + 1, *strides = sizes + dims;
+  FRICTION_NO_UNROLL
+  for (int64_t d = dims - 1; d >= 0; --d) {
+    const int64_t next = index / sizes[d], here = index - next * sizes[d];
+    FRICTION_UNROLL
+    for (int list = 0; list < kLists; ++list) offsets[list] += here * strides[list * dims + d];
+    index = next;
+  }
 }
 
 }  // namespace friction::cuda

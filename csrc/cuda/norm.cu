@@ -3,7 +3,6 @@
 
 namespace friction::cuda {
 
-template <class Storage>
 __global__ void __launch_bounds__(kThreads)
     squared_norm_kernel(const __grid_constant__ Launch<Gradients> launch) {
   __shared__ Scratch<double, kWarps> scratch;
@@ -11,8 +10,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
     const Part part = part_of(launch, chunk, tensor);
     tensor = part.tensor;
-    const double sum =
-        block_sum(squares_of_part<Storage>(launch, part, int(threadIdx.x)), scratch.values());
+    const double sum = block_sum(squares_of_part(launch, part, int(threadIdx.x)), scratch.values());
     if (threadIdx.x == 0) launch.norm.of_chunk[chunk] = sum;
     __syncthreads();  // scratch may be written again
   }
@@ -22,11 +20,9 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *launch.norm.squared = sum;
 }
 
-void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target& target) {
-  with_kernels_for(storage, [&](auto type) {
-    launch_kernel("squared_norm", squared_norm_kernel<decltype(type)>, launch,
-                  launch.chunks > 0 ? launch.chunks : 1, kThreads, over_tensors(launch), target);
-  });
+void squared_norm(const Launch<Gradients>& launch, const Target& target) {
+  launch_kernel("squared_norm", squared_norm_kernel, launch, launch.chunks > 0 ? launch.chunks : 1,
+                kThreads, over_tensors(launch), target);
 }
 
 }  // namespace friction::cuda

@@ -52,9 +52,20 @@ void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kLists>>& entries,
   }
 }
 
+inline Types types_of(const TensorEntry& tensor) {
+  Types types{};
+  std::copy(tensor.dtype, tensor.dtype + kMaxLists, types.list);
+  types.companion = tensor.companion != 0;
+  types.packed = tensor.packed;
+  types.stochastic = tensor.stochastic;
+  return types;
+}
+
 inline bool needs_extras(const std::vector<TensorEntry>& tensors) {
   for (const TensorEntry& tensor : tensors)
-    if (tensor.layout != nullptr || tensor.step != nullptr) return true;
+    if (tensor.layout != nullptr || tensor.step != nullptr || tensor.companion != 0 ||
+        tensor.stochastic)
+      return true;
   return false;
 }
 
@@ -65,18 +76,28 @@ std::vector<char> extras_of(const std::vector<TensorEntry>& tensors) {
   std::vector<int64_t> rest{0};
   for (size_t i = 0; i < extras.size(); ++i) {
     const TensorEntry& tensor = tensors[i];
-    extras[i] = {tensor.step, kContiguous, tensor.rows, tensor.row_length, tensor.first_row};
+    extras[i] = {tensor.step,      kContiguous, tensor.rows,   tensor.row_length,
+                 tensor.first_row, nullptr,     tensor.global, tensor.parameter};
+    if (tensor.companion != 0) extras[i].companion = tensor.data[tensor.companion];
     if (tensor.layout == nullptr) continue;
     const Layout& layout = *tensor.layout;
+    const int64_t known = layout.dims * (kLists + (tensor.companion != 0 ? 1 : 0));
     extras[i].layout = static_cast<int64_t>(rest.size()) - 1;
     rest.push_back(layout.dims);
     rest.insert(rest.end(), layout.sizes, layout.sizes + layout.dims);
-    rest.insert(rest.end(), layout.strides, layout.strides + layout.dims * kLists);
+    rest.insert(rest.end(), layout.strides, layout.strides + known);
+    rest.resize(rest.size() + size_t(layout.dims * (kLists + 1) - known));
   }
   std::vector<char> bytes = bytes_of(extras);
   const std::vector<char> more = bytes_of(rest);
   bytes.insert(bytes.end(), more.begin(), more.end());
   return bytes;
+}
+
+// The count of blocks that are done, behind so many extras.
+inline uint32_t* counter_of(const void* memory, int64_t extras) {
+  return reinterpret_cast<uint32_t*>(const_cast<Extra*>(static_cast<const Extra*>(memory)) +
+                                     extras);
 }
 
 // `memory` holds what extras_of made.
@@ -87,8 +108,7 @@ void refer_to_extras(Launch<Rule>& launch, const std::vector<TensorEntry>& tenso
   const auto* rest = reinterpret_cast<const int64_t*>(launch.extras + launch.count);
   launch.layouts = rest + 1;
   for (const TensorEntry& tensor : tensors)
-    if (tensor.step != nullptr)
-      launch.blocks_done = reinterpret_cast<uint32_t*>(const_cast<int64_t*>(rest));
+    if (tensor.step != nullptr) launch.blocks_done = counter_of(memory, launch.count);
 }
 
 }  // namespace friction::cuda

@@ -10,7 +10,6 @@
 
 namespace friction::cuda {
 
-constexpr int kWarp = 32;
 constexpr int kWarps = kThreads / kWarp;
 
 // The tree over `count` values, a power of two.
@@ -60,6 +59,20 @@ __device__ __forceinline__ Sums warp_sum(Sums value) {
   FRICTION_UNROLL
   for (int half = kWarp / 2; half > 0; half /= 2) value += from_lane(value, half);
   return value;
+}
+
+// The largest of a warp's values, in all lanes. Every lane must take part.
+__device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(0xffffffffu, value);
+#else
+  FRICTION_UNROLL
+  for (int half = kWarp / 2; half > 0; half /= 2) {
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, value, half);
+    value = other > value ? other : value;
+  }
+  return value;
+#endif
 }
 
 // The whole sum in thread 0. Every thread of the block must take part; `scratch` is shared memory,

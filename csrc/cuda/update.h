@@ -14,11 +14,19 @@ struct Shared {
   typename Rule::template Scalars<T> scalars;
   T projected_decay;  // AdamP: the decay where the update is projected
   double delta, eps;  // AdamP
+  StepRounding rounding;
+  Types types;
   int variant;
 
   Shared() = default;
-  FRICTION_INLINE Shared(const typename Rule::Settings& s, double step)
-      : scalars(s, step), projected_decay(0), delta(0), eps(0), variant(Rule::variant(s)) {
+  FRICTION_INLINE Shared(const typename Rule::Settings& s, double step, const Types& types)
+      : scalars(s, step),
+        projected_decay(0),
+        delta(0),
+        eps(0),
+        rounding{{uint64_t(s.seed), uint32_t(uint64_t(step)), 0}, threshold_of(step)},
+        types(types),
+        variant(Rule::variant(s)) {
     if constexpr (std::is_same_v<Rule, FrictionAdam>) {
       projected_decay = T(1 - s.lr * s.weight_decay * s.wd_ratio);
       delta = s.delta;
@@ -26,6 +34,15 @@ struct Shared {
     }
   }
 };
+
+// A tensor's settings; the gradients' factor holds what the device alone knows. `resolved`: each by
+// itself, from GroupStep::resolve.
+template <class Launch>
+FRICTION_INLINE typename Launch::Rule::Settings guarded(const Launch& launch,
+                                                        typename Launch::Rule::Settings resolved) {
+  resolved.grad_factor *= launch.guards.factor(resolved.max_norm);
+  return resolved;
+}
 
 // The step that a tensor makes. On the device it is counted after all have read it.
 template <class Launch>
@@ -42,12 +59,6 @@ FRICTION_INLINE void with_variant(int variant, F&& f) {
   if constexpr (kVariant + 1 < int(std::size(Rule::kFullVariants)))
     if ((variant & kFull) != variant) return with_variant<Rule, kVariant + 1>(variant, f);
   f(std::integral_constant<int, kFull>{});
-}
-
-// 64-bit division costs four times a 32-bit one.
-FRICTION_INLINE int64_t row_of(int64_t element, int64_t row_length) {
-  if (((element | row_length) >> 32) == 0) return uint32_t(element) / uint32_t(row_length);
-  return element / row_length;
 }
 
 // The coefficient of AdamP's projection at one element after another.
@@ -73,53 +84,167 @@ class Coefficients {
   T coefficient_ = T(0);
 };
 
-// A thread's share of a part. AdamP's projection is taken where the tensor has one.
-// Returns the thread's sums of what is observed; zero where the part is not.
+// What a thread adds up of what is observed.
+template <class T>
+struct Observed {
+  T sum = T(0), square_sum = T(0);
+};
+
+// Applies the rule to elements x, which position(i) says the place of in the part. AdamP's
+// projection is taken where the tensor has one.
+template <bool kProjects, class Launch, class T, class Elements, class Position>
+FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
+                                     const Shared<typename Launch::Rule, T>& shared, bool observe,
+                                     Observed<T>& observed, Elements& elements,
+                                     Position&& position) {
+  using Rule = typename Launch::Rule;
+  with_variant<Rule>(shared.variant, [&](auto variant) {
+    const auto observing = [&](T raw) {
+      if constexpr (Rule::kObserves) {
+        if (!observe) return;
+        const T seen = Rule::observation(raw, shared.scalars);
+        observed.sum += seen;
+        observed.square_sum += seen * seen;
+      }
+    };
+    if constexpr (kProjects) {
+      const bool projected = launch.projection.projected[part.tensor];
+      const Extra& extra = launch.extras[part.tensor];
+      Coefficients<T> coefficients(launch.projection.coefficients + extra.first_row,
+                                   extra.row_length);
+      const T decay = projected ? shared.projected_decay : shared.scalars.decay;
+      int i = 0;
+      FRICTION_UNROLL
+      for (auto& x : elements) {
+        T raw;
+        const T param = x[Rule::kParam];
+        const T u = Rule::template direction<variant()>(x, shared.scalars, raw);
+        const int64_t element = part.begin + position(i++);
+        x[Rule::kParam] = param * decay - (projected ? u - coefficients.at(element) * param : u);
+        observing(raw);
+      }
+    } else {
+      FRICTION_UNROLL
+      for (auto& x : elements) {
+        T raw;
+        Rule::template update<variant()>(x, shared.scalars, raw);
+        observing(raw);
+      }
+    }
+  });
+}
+
+template <class T>
+FRICTION_INLINE Observation observation_of(const Observed<T>& observed, bool observe,
+                                           const Part& part, int thread) {
+  return {double(observed.sum), double(observed.square_sum),
+          observe && thread == 0 ? part.count : 0};
+}
+
+// A thread's share of a part. Returns its sums of what is observed; zero where the part is not.
 template <class Storage, bool kProjects, class Launch>
 FRICTION_INLINE Observation
 update_part(const Launch& launch, const Part& part, int thread,
             const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
-  using Rule = typename Launch::Rule;
   using T = typename Storage::Arithmetic;
-  T sum = T(0), square_sum = T(0);
-  const bool observe = Rule::kObserves && is_observed(part.begin);
-  visit_elements<Storage, true>(launch, part, thread, [&](auto& elements, auto&& position) {
-    with_variant<Rule>(shared.variant, [&](auto variant) {
-      const auto observing = [&](T raw) {
-        if constexpr (Rule::kObserves) {
-          if (!observe) return;
-          const T seen = Rule::observation(raw, shared.scalars);
-          sum += seen;
-          square_sum += seen * seen;
-        }
-      };
-      if constexpr (kProjects) {
-        const bool projected = launch.projection.projected[part.tensor];
-        const Extra& extra = launch.extras[part.tensor];
-        Coefficients<T> coefficients(launch.projection.coefficients + extra.first_row,
-                                     extra.row_length);
-        const T decay = projected ? shared.projected_decay : shared.scalars.decay;
-        int i = 0;
-        FRICTION_UNROLL
-        for (auto& x : elements) {
-          T raw;
-          const T param = x[Rule::kParam];
-          const T u = Rule::template direction<variant()>(x, shared.scalars, raw);
-          const int64_t element = part.begin + position(i++);
-          x[Rule::kParam] = param * decay - (projected ? u - coefficients.at(element) * param : u);
-          observing(raw);
-        }
-      } else {
-        FRICTION_UNROLL
-        for (auto& x : elements) {
-          T raw;
-          Rule::template update<variant()>(x, shared.scalars, raw);
-          observing(raw);
-        }
+  Observed<T> observed;
+  const bool observe = Launch::Rule::kObserves && is_observed(part.begin);
+  visit_elements<Storage, true>(
+      launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
+        update_elements<kProjects>(launch, part, shared, observe, observed, elements, position);
+      });
+  return observation_of(observed, observe, part, thread);
+}
+
+// The same where types are looked up, in two phases. Between them the lanes of a warp find the
+// largest magnitudes of each block that is packed anew; afterwards write_scales. All lanes take
+// part.
+template <class Storage, bool kProjects, class Launch>
+class MixtureUpdate {
+ public:
+  using Rule = typename Launch::Rule;
+
+  uint32_t largest[Rule::kLists] = {};  // magnitudes compare as their bits do, NaN above all
+
+  FRICTION_INLINE MixtureUpdate(const Launch& launch, const Part& part, int thread,
+                                const Shared<Rule, float>& shared)
+      : launch_(launch),
+        part_(part),
+        shared_(shared),
+        thread_(thread),
+        observe_(Rule::kObserves && is_observed(part.begin)) {}
+
+  FRICTION_INLINE bool by_vectors() const { return by_eights(launch_, part_, shared_.types); }
+  FRICTION_INLINE bool packs() const { return Storage::kStatesPacked || shared_.types.packed; }
+
+  // By vectors: elements stay in registers from one phase to the other.
+  FRICTION_INLINE void compute() {
+    eight_.clear();  // else the registers would be in use all along, with what they held before
+    if (position() >= part_.count) return;
+    eight_.load(launch_, part_, shared_.types, position());
+    update_elements<kProjects>(launch_, part_, shared_, observe_, observed_, eight_.x,
+                               [&](int i) { return position() + i; });
+    note(eight_.x);
+  }
+  FRICTION_INLINE void store() const {
+    if (position() < part_.count)
+      eight_.store(launch_, part_, shared_.types, position(), largest, shared_.rounding);
+  }
+
+  // One by one: the second phase computes anew, which is simpler than to keep what a rolled loop
+  // makes. The first is needed only where a list is packed.
+  FRICTION_INLINE void one_by_one(bool stores) {
+    const bool observe = observe_ && stores;
+    visit_ones<Storage>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
+      update_elements<kProjects>(launch_, part_, shared_, observe, observed_, one.x,
+                                 [&](int) { return at; });
+      if (stores)
+        one.store(launch_, part_, shared_.types, largest, shared_.rounding);
+      else
+        note(one.x);
+    });
+  }
+
+  // When all lanes have read them for the last time.
+  FRICTION_INLINE void write_scales() const {
+    if (!packs() || thread_ % kWarp != 0 || position() >= part_.count) return;
+    for_each_type<Rule, Storage>(shared_.types, [&](auto list, auto* type) {
+      using Stored = std::remove_pointer_t<decltype(type)>;
+      if constexpr (Rule::kWrites[list] && kIsCode<Stored>) {
+        char* data = static_cast<char*>(launch_.entries()[part_.tensor].data[list]);
+        const Place place{data, part_.begin + position(), nullptr, 0, part_.numel};
+        write_one(float_of(largest[list]), Form<Stored>::scale(place));
       }
     });
-  });
-  return {double(sum), double(square_sum), observe && thread == 0 ? part.count : 0};
-}
+  }
+
+  FRICTION_INLINE Observation observation() const {
+    return observation_of(observed_, observe_, part_, thread_);
+  }
+
+ private:
+  FRICTION_INLINE int position() const { return thread_ * kEight; }
+
+  template <int kCount>
+  FRICTION_INLINE void note(const float (&x)[kCount][Rule::kLists]) {
+    if (!packs()) return;
+    FRICTION_UNROLL
+    for (int list = 2; list < Rule::kLists; ++list) {
+      FRICTION_UNROLL
+      for (int i = 0; i < kCount; ++i) {
+        const uint32_t magnitude = bits_of(x[i][list]) & 0x7fffffffu;
+        largest[list] = magnitude > largest[list] ? magnitude : largest[list];
+      }
+    }
+  }
+
+  const Launch& launch_;
+  const Part& part_;
+  const Shared<Rule, float>& shared_;
+  int thread_;
+  bool observe_;
+  Observed<float> observed_;
+  Eight<Rule, Storage> eight_;
+};
 
 }  // namespace friction::cuda

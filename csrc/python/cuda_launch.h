@@ -18,26 +18,53 @@ struct SettingValue {
   int device = kCpu;
 };
 
-// The kernels that serve a table's types; none serves states that load_state_dict would not make.
+// The kernels that serve a tensor's types; none serves states that load_state_dict would not make.
 template <class Rule>
-std::optional<cuda::Storage> storage_of(const DType* dtype) {
-  const DType param = dtype[0], grad = dtype[1];
-  const bool wide = param == DType::kFloat64;
-  bool as_param = grad == param;
+std::optional<cuda::Storage> storage_of(const TensorEntry& tensor) {
+  const DType param = tensor.dtype[0], grad = tensor.dtype[1];
+  bool all_float64 = param == DType::kFloat64, some_float64 = all_float64, all_packed = true;
+  bool as_float32 = param == DType::kFloat32 && grad == param;
+  bool as_bfloat16 = param == DType::kBFloat16 && grad == param && tensor.companion == 0;
   for (int list = 2; list < Rule::kLists; ++list) {
-    const DType expected = wide                ? DType::kFloat64
-                           : Rule::kWide[list] ? DType::kFloat32
-                                               : dtype[list];
-    if (dtype[list] != expected) return std::nullopt;
-    if (!Rule::kWide[list]) {
-      if (!wide && dtype[list] == DType::kFloat64) return std::nullopt;
-      as_param = as_param && dtype[list] == param;
-    }
+    const DType type = tensor.dtype[list];
+    all_float64 = all_float64 && type == DType::kFloat64;
+    some_float64 = some_float64 || type == DType::kFloat64;
+    all_packed = all_packed && type == DType::kPacked;
+    as_float32 = as_float32 && type == DType::kFloat32;
+    as_bfloat16 = as_bfloat16 && type == (Rule::kWide[list] ? DType::kFloat32 : param);
   }
-  if (wide) return cuda::Storage::kFloat64;
-  if (as_param && param == DType::kFloat32) return cuda::Storage::kFloat32;
-  if (as_param && param == DType::kBFloat16) return cuda::Storage::kBFloat16;
+  if (all_float64) return cuda::Storage::kFloat64;
+  if (some_float64) return std::nullopt;
+  if (as_float32) return cuda::Storage::kFloat32;
+  if (as_bfloat16 && !tensor.stochastic) return cuda::Storage::kBFloat16;
+  if (all_packed && grad != DType::kFloat64) return cuda::Storage::kPacked;
   return cuda::Storage::kMixed;
+}
+
+// What a step may be told of its gradients on a device.
+struct DeviceGuards {
+  int device;
+  cuda::Guards guards;
+};
+
+inline cuda::Guards guards_of(const std::vector<DeviceGuards>& guards, const Table& table) {
+  for (const DeviceGuards& of_device : guards)
+    if (table.device != kCpu && of_device.device == table.device) return of_device.guards;
+  return {};
+}
+
+// Types as a number, to be compared.
+inline uint64_t bits_of_types(const TensorEntry& tensor) {
+  const cuda::Types types = cuda::types_of(tensor);
+  uint64_t bits;
+  std::memcpy(&bits, &types, sizeof bits);
+  return bits;
+}
+
+inline cuda::Types types_of_bits(uint64_t bits) {
+  cuda::Types types;
+  std::memcpy(&types, &bits, sizeof bits);
+  return types;
 }
 
 template <class Rule>
@@ -46,8 +73,10 @@ class LaunchMaker {
   using Launch = cuda::Launch<Rule>;
   using GroupStep = cuda::GroupStep<Rule>;
 
-  static GroupStep group_step(const std::vector<SettingValue>& settings, double step) {
+  static GroupStep group_step(const std::vector<SettingValue>& settings, double step,
+                              const cuda::Types& types) {
     GroupStep made{};
+    made.types = types;
     for (size_t i = 0; i < settings.size(); ++i) {
       if (settings[i].address == nullptr) {
         made.settings[i].number = settings[i].number;
@@ -65,7 +94,8 @@ class LaunchMaker {
 
   // The launch over a table, with all that it refers to in device memory. Valid until the next one.
   const Launch& make(Table& table, const std::vector<GroupStep>& group_steps, bool projects,
-                     const DeviceAllocator& allocator, const cuda::Target& target) {
+                     const cuda::Guards& guards, const DeviceAllocator& allocator,
+                     const cuda::Target& target) {
     const DeviceUse use{target.device, target.stream, cuda::is_capturing(target)};
     const auto send = [&](const void* bytes, size_t count, void* to) {
       cuda::store(bytes, count, to, target);
@@ -78,7 +108,7 @@ class LaunchMaker {
     static_cast<cuda::Header<Rule>&>(launch) = {};  // what is left in its room is not read
     launch.count = static_cast<int64_t>(table.tensors.size());
     launch.chunks = table.chunks;
-    std::copy(table.dtype, table.dtype + Rule::kLists, launch.dtype);
+    launch.guards = guards;
     cuda::fill(launch, cuda::entries_of<Rule::kLists>(table.tensors), group_steps,
                [&](const std::vector<char>& bytes, bool is_entries) {
                  DeviceCopy& copy = is_entries ? table.entries : table.group_steps;

@@ -288,20 +288,18 @@ const char* Plan::read_entry(size_t index, bool reread_states) {
   tensor.global = entry.global;
   if (tensor.global.row_length == 0) tensor.global = {0, entry.numel, entry.numel};
   if (entry.device_counts) tensor.step = static_cast<float*>(entry.states[0].data);
-  Table& table = table_of(entry.device, tensor.dtype);
+  Table& table = table_of(entry.device, entry.device == kCpu ? 0 : kernels_of(tensor));
   table.tensors.push_back(tensor);
   table.active.push_back(active_.size() - 1);
   return nullptr;
 }
 
-Table& Plan::table_of(int device, const DType* dtype) {
+Table& Plan::table_of(int device, int kernels) {
   for (Table& table : tables_)
-    if (table.device == device &&
-        (device == kCpu || std::equal(dtype, dtype + lists_, table.dtype)))
-      return table;
+    if (table.device == device && table.kernels == kernels) return table;
   Table& table = tables_.emplace_back();
   table.device = device;
-  std::copy(dtype, dtype + lists_, table.dtype);
+  table.kernels = kernels;
   return table;
 }
 

@@ -53,11 +53,11 @@ struct PlanEntry {
   int64_t numel = 0, rows = 0;
 };
 
-// The tensors that one launch updates: all on the processor, or those of one GPU and one list of
-// types.
+// The tensors that one launch updates: all on the processor, or those of one GPU that the same
+// kernels serve.
 struct Table {
   int device = kCpu;
-  DType dtype[kMaxLists] = {};  // of a GPU's tensors
+  int kernels = 0;  // of a GPU's tensors, see Plan::kernels_of
   std::vector<TensorEntry> tensors;
   std::vector<size_t> active;  // of each tensor, its place among the active entries
   int64_t chunks = 0, rows = 0, elements = 0;
@@ -91,6 +91,8 @@ class Plan {
   // Checks that the optimizer is as it was planned and finds every address. Nothing is changed.
   Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
   void release_gradients() { gradients_.clear(); }
+  // Which of a GPU's kernels serve a tensor; negative: none.
+  virtual int kernels_of(const TensorEntry& tensor) const = 0;
 
   std::vector<PlanEntry> entries_;
   std::vector<size_t> active_;  // entries with a gradient
@@ -110,7 +112,7 @@ class Plan {
   size_t list_of(size_t key) const { return 2 + key - (counts_steps_ ? 1 : 0); }
   const char* find_walk(PlanEntry& entry, const TensorView& param) const;
   void note_strides(PlanEntry& entry, size_t list, const TensorView& view) const;
-  Table& table_of(int device, const DType* dtype);
+  Table& table_of(int device, int kernels);
   void clear_tables();
   void lay_out_tables();
 

@@ -3,12 +3,12 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
+#include <tuple>
 
-#include "../cpu/dispatch.h"
-#include "../cpu/parallel.h"
 #include "cuda_launch.h"
+#include "norms.h"
 #include "plan.h"
+#include "shares.h"
 
 namespace friction {
 
@@ -16,12 +16,6 @@ namespace friction {
 struct GroupObservation {
   int64_t count = 0;
   double sum = 0, square_sum = 0;
-};
-
-// Where a squared norm goes: one double on a device.
-struct NormTarget {
-  int device;
-  void* address;
 };
 
 // Refuses a second step of one plan while the first runs without the GIL.
@@ -37,21 +31,6 @@ class Running {
   std::atomic_flag& flag_;
 };
 
-// How a launch is shared out: all of torch's threads or, where that is not worth waking them, one;
-// in spans small enough for balance.
-struct Shares {
-  int threads;
-  int64_t grain = 1;
-
-  explicit Shares(int threads) : threads(threads) {}
-  Shares(int64_t elements, int64_t chunks, int torch_threads) {
-    constexpr int64_t kWorthThreads = 65536, kElementsPerChunkStart = 32;
-    threads = elements + kElementsPerChunkStart * chunks < kWorthThreads ? 1 : torch_threads;
-    const int64_t span = chunks / (16 * threads);
-    grain = span < 1 ? 1 : span > 64 ? 64 : span;
-  }
-};
-
 template <class Rule>
 class RulePlan : public Plan {
  public:
@@ -64,14 +43,15 @@ class RulePlan : public Plan {
         allocator_(std::move(allocator)),
         projects_(projects_rows) {}
 
-  // One step with the groups' settings, on the processor with up to `threads` threads. Where there
-  // is a problem, nothing changed.
+  // One step with the groups' settings, on the processor with up to `threads` threads, on a GPU
+  // under its guards. Where there is a problem, nothing changed.
   Problem step(const pybind11::dict& state, const pybind11::list& param_groups,
-               const std::vector<GroupSettings>& groups, int threads) {
+               const std::vector<GroupSettings>& groups, int threads,
+               const std::vector<DeviceGuards>& guards = {}) {
     const Running running(running_);
     has_run_ = false;
     Problem problem = read(state, param_groups);
-    if (problem.what == nullptr) problem = check_tables(groups);
+    if (problem.what == nullptr) problem = check_tables(groups, guards);
     if (problem.what != nullptr) return problem;
     find_group_steps();
     if (group_steps_.size() > size_t{UINT16_MAX})
@@ -80,7 +60,7 @@ class RulePlan : public Plan {
       if (table.device == kCpu)
         run_on_cpu(table, groups, threads);
       else
-        run_on_gpu(table, groups);
+        run_on_gpu(table, groups, guards_of(guards, table));
     }
     count_steps();
     has_run_ = true;
@@ -95,17 +75,24 @@ class RulePlan : public Plan {
     const Running running(running_);
     Problem problem = read(state, param_groups);
     if (problem.what != nullptr) return problem;
-    for (const Table& table : tables_)
-      if (table.device != kCpu)
-        return problem_of(table, 0, "the norm of gradients on a GPU is not built in yet");
-    for (const NormTarget& target : targets) *static_cast<double*>(target.address) = 0;
+    std::map<int, std::vector<TensorEntry>> of_device;
+    for (const NormTarget& target : targets) of_device[target.device];
     for (const Table& table : tables_) {
-      const auto target = std::find_if(targets.begin(), targets.end(), [&](const NormTarget& t) {
-        return t.device == table.device;
-      });
-      if (target == targets.end())
+      const auto found = of_device.find(table.device);
+      if (found == of_device.end())
         throw std::invalid_argument("squared_norm has no target for a device");
-      *static_cast<double*>(target->address) += squared_norm_on_cpu(table, counted, threads);
+      for (size_t i = 0; i < table.tensors.size(); ++i)
+        if (counted.at(active_[table.active[i]])) found->second.push_back(table.tensors[i]);
+    }
+    for (const NormTarget& target : targets) {
+      const std::vector<TensorEntry>& tensors = of_device[target.device];
+      if (target.device == kCpu) {
+        *target.address = squared_norm_on_cpu(tensors, threads);
+        continue;
+      }
+      if (chunks_of(tensors) > kMostChunks) return kTooManyElements;
+      norms_[target.device].launch(tensors, target.address, allocator_,
+                                   {target.device, reader_->current_stream(target.device)});
     }
     release_gradients();
     return {};
@@ -135,8 +122,8 @@ class RulePlan : public Plan {
 
  protected:
   virtual void launch_on_cpu(const Region<Rule>& region, const Table& table, const Shares& shares) {
-    run(Rule::kName, region, table.chunks, shares,
-        std::get<Kernel<Region<Rule>>>(kernels().update));
+    run_region(Rule::kName, region, table.chunks, shares,
+               std::get<Kernel<Region<Rule>>>(kernels().update));
   }
 
   virtual void launch_on_gpu(const cuda::Launch<Rule>& launch, cuda::Storage storage,
@@ -144,15 +131,13 @@ class RulePlan : public Plan {
     cuda::update(launch, storage, target);
   }
 
-  template <class RegionType>
-  static void run(const char* name, const RegionType& region, int64_t items, const Shares& shares,
-                  Kernel<RegionType> kernel) {
-    parallel_region(
-        name, items, shares.grain, shares.threads,
-        [&region, kernel](int64_t first, int64_t last) { kernel(region, first, last); });
-  }
-
  private:
+  using GroupStepKey = std::tuple<int32_t, double, uint64_t>;  // group, step, types on a GPU
+
+  static constexpr int64_t kMostChunks = int64_t{UINT32_MAX} - 1;
+  static constexpr Problem kTooManyElements{
+      -1, "a GPU has more elements to update than a launch can number"};
+
   static std::vector<const char*> state_keys() {
     std::vector<const char*> keys;
     if (Rule::kCountsSteps) keys.push_back("step");
@@ -164,20 +149,28 @@ class RulePlan : public Plan {
     return entries_[active_[table.active[tensor]]];
   }
 
+  int kernels_of(const TensorEntry& tensor) const override {
+    const auto storage = storage_of<Rule>(tensor);
+    return storage ? int(*storage) : -1;
+  }
+
   // What only a GPU asks for.
-  Problem check_tables(const std::vector<GroupSettings>& groups) {
+  Problem check_tables(const std::vector<GroupSettings>& groups,
+                       const std::vector<DeviceGuards>& guards) {
     for (const Table& table : tables_) {
       if (table.device != kCpu) {
-        for (size_t i = 0; i < table.tensors.size(); ++i)
-          if (const TensorEntry& t = table.tensors[i]; t.packed || t.companion || t.stochastic)
-            return problem_of(table, i, "its options are not built in on GPUs yet");
-        if (!storage_of<Rule>(table.dtype))
+        if (table.kernels < 0)
           return problem_of(table, 0,
                             "a state has a type that the CUDA kernels do not serve; load "
                             "states with load_state_dict(), which converts them");
-        if (table.chunks > int64_t{UINT32_MAX} - 1)
-          return {-1, "a GPU has more elements to update than a launch can number"};
+        if (table.chunks > kMostChunks) return kTooManyElements;
       }
+      if (guards_of(guards, table).may_skip())
+        for (size_t i = 0; i < table.tensors.size(); ++i)
+          if (!entry_of(table, i).device_counts)
+            return problem_of(table, i,
+                              "its GPU may skip the step and the host counts steps; make the group "
+                              "capturable=True, so that its state 'step' lies on the GPU");
       for (size_t i = 0; i < table.tensors.size(); ++i)
         for (const SettingValue& setting : groups.at(size_t(entry_of(table, i).group)))
           if (setting.address != nullptr && setting.device != table.device)
@@ -197,18 +190,19 @@ class RulePlan : public Plan {
                                          : *static_cast<float*>(step.data);
   }
 
-  // Finds each tensor's group and the step it is about to make, as few pairs as there are.
+  // Finds each tensor's group and the step it is about to make, as few pairs as there are; on a GPU
+  // with its types.
   void find_group_steps() {
-    std::map<std::pair<int32_t, double>, int32_t> known;
-    std::pair<int32_t, double> last{-1, 0};
+    std::map<GroupStepKey, int32_t> known;
+    GroupStepKey last{-1, 0, 0};
     int32_t index = 0;
     group_steps_.clear();
     for (Table& table : tables_)
       for (size_t i = 0; i < table.tensors.size(); ++i) {
         const PlanEntry& entry = entry_of(table, i);
         const bool host_counts = Rule::kCountsSteps && !entry.device_counts;
-        const std::pair<int32_t, double> at{entry.group,
-                                            host_counts ? step_of(entry.states[0]) + 1 : 0};
+        const GroupStepKey at{entry.group, host_counts ? step_of(entry.states[0]) + 1 : 0,
+                              table.device == kCpu ? 0 : bits_of_types(table.tensors[i])};
         if (at != last) {
           const auto [found, added] =
               known.try_emplace(at, static_cast<int32_t>(group_steps_.size()));
@@ -234,23 +228,9 @@ class RulePlan : public Plan {
     }
   }
 
-  double squared_norm_on_cpu(const Table& table, const std::vector<bool>& entries, int threads) {
-    std::vector<uint8_t> counted(table.tensors.size());
-    for (size_t i = 0; i < counted.size(); ++i) counted[i] = entries.at(active_[table.active[i]]);
-    std::vector<double> squares(static_cast<size_t>(table.chunks));
-    const NormRegion region{
-        {table.tensors.data(), int64_t(table.tensors.size())}, counted.data(), squares.data()};
-    if (table.chunks > 0) {
-      const pybind11::gil_scoped_release no_gil;
-      run("squared_norm", region, table.chunks, Shares(table.elements, table.chunks, threads),
-          kernels().squared_norm);
-    }
-    return std::accumulate(squares.begin(), squares.end(), 0.0);
-  }
-
   void run_on_cpu(const Table& table, const std::vector<GroupSettings>& groups, int threads) {
     std::vector<StepScalars<Rule>> scalars;
-    for (const auto& [group, step] : group_steps_) {
+    for (const auto& [group, step, types] : group_steps_) {
       double numbers[std::size(Rule::kSettings)];
       for (size_t i = 0; i < std::size(Rule::kSettings); ++i)
         numbers[i] = groups.at(size_t(group)).at(i).number;
@@ -270,13 +250,15 @@ class RulePlan : public Plan {
     launch_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
   }
 
-  void run_on_gpu(Table& table, const std::vector<GroupSettings>& groups) {
+  void run_on_gpu(Table& table, const std::vector<GroupSettings>& groups,
+                  const cuda::Guards& guards) {
     std::vector<cuda::GroupStep<Rule>> group_steps;
-    for (const auto& [group, step] : group_steps_)
-      group_steps.push_back(LaunchMaker<Rule>::group_step(groups.at(size_t(group)), step));
+    for (const auto& [group, step, types] : group_steps_)
+      group_steps.push_back(
+          LaunchMaker<Rule>::group_step(groups.at(size_t(group)), step, types_of_bits(types)));
     const cuda::Target target{table.device, reader_->current_stream(table.device)};
-    launch_on_gpu(maker_.make(table, group_steps, projects_, allocator_, target),
-                  *storage_of<Rule>(table.dtype), target);
+    launch_on_gpu(maker_.make(table, group_steps, projects_, guards, allocator_, target),
+                  cuda::Storage(table.kernels), target);
   }
 
   static std::vector<Observation> copy_to_host(const Table& table) {
@@ -289,45 +271,10 @@ class RulePlan : public Plan {
   DeviceAllocator allocator_;
   bool projects_;
   bool has_run_ = false;  // the last step, with the tables as they are
-  std::vector<std::pair<int32_t, double>> group_steps_;
+  std::vector<GroupStepKey> group_steps_;
   std::vector<Observation> observations_;  // of the processor's tensors
   LaunchMaker<Rule> maker_;
-};
-
-// AdamP: reduce, decide, apply.
-class AdamPPlan : public RulePlan<FrictionAdam> {
- public:
-  AdamPPlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
-            DeviceAllocator allocator)
-      : RulePlan(std::move(reader), std::move(entries), std::move(allocator), true) {}
-
- protected:
-  void launch_on_cpu(const Region<FrictionAdam>& region, const Table& table,
-                     const Shares& shares) override {
-    slots_.resize(static_cast<size_t>(table.rows + table.chunks));
-    decisions_.resize(table.tensors.size());
-    const bool packed = std::any_of(table.tensors.begin(), table.tensors.end(),
-                                    [](const TensorEntry& t) { return t.packed; });
-    if (packed) directions_.resize(slots_.size());
-    const ProjectedRegion projected{region, slots_.data(), directions_.data(), decisions_.data()};
-    const KernelSet& kernel = kernels();
-    run("friction_adamp_reduce", projected, table.chunks, shares, kernel.adamp_reduce);
-    run("friction_adamp_decide", projected, region.table.count, Shares(shares.threads),
-        kernel.adamp_decide);
-    if (packed)
-      run("friction_adamp_directions", projected, table.chunks, shares, kernel.adamp_directions);
-    run("friction_adamp_apply", projected, table.chunks, shares, kernel.adamp_apply);
-  }
-
-  void launch_on_gpu(const cuda::Launch<FrictionAdam>& launch, cuda::Storage storage,
-                     const cuda::Target& target) override {
-    cuda::adamp(launch, storage, target);
-  }
-
- private:
-  std::vector<RowSums> slots_;
-  std::vector<double> directions_;
-  std::vector<ProjectionDecision> decisions_;
+  std::map<int, NormOnGpu> norms_;  // of each device
 };
 
 }  // namespace friction

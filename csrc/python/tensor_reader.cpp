@@ -85,7 +85,8 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
 #if defined(FRICTION_CUDA_HOST)
   // Tests let the host stand for a GPU; numbers (a step, a setting) stay where they are, as usual.
   const bool on_gpu = tensor.ndim > 0 || std::getenv("FRICTION_HOST_NUMBERS_ON_GPU") != nullptr;
-  if (out.device == kCpu && on_gpu) out.device = 0;
+  const bool as_usual = std::getenv("FRICTION_HOST_IS_HOST") != nullptr;  // to compare with
+  if (out.device == kCpu && on_gpu && !as_usual) out.device = 0;
 #endif
   out.ndim = tensor.ndim;
   out.shape = tensor.shape;

@@ -31,10 +31,8 @@ void adamp(const Launch<Rule>& launch, Storage storage, const Target&) {
 [[gnu::used]] const auto updates = updates_of(Rules());
 template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
 
-void squared_norm(const Launch<Gradients>& launch, Storage storage, const Target&) {
-  with_host_storage(int(storage), [&](auto type) {
-    *launch.norm.squared = squared_norm_of<decltype(type)>(launch, kBlocks);
-  });
+void squared_norm(const Launch<Gradients>& launch, const Target&) {
+  *launch.norm.squared = squared_norm_of(launch, kBlocks);
   count_launch("squared_norm");
 }
 

@@ -2,6 +2,7 @@
 // kernels are made of.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <vector>
 
@@ -10,12 +11,17 @@
 
 namespace friction::cuda {
 
-template <class Rule, class T>
-Shared<Rule, T> shared_of(const Launch<Rule>& launch, int64_t tensor) {
+template <class Rule>
+typename Rule::Settings settings_of(const Launch<Rule>& launch, int64_t tensor) {
   typename Rule::Settings settings;
   for (int i = 0; i < GroupStep<Rule>::kSettings; ++i)
     reinterpret_cast<double*>(&settings)[i] = launch.group_step(tensor).resolve(i);
-  return {settings, step_of(launch, tensor)};
+  return guarded(launch, settings);
+}
+
+template <class Rule, class T>
+Shared<Rule, T> shared_of(const Launch<Rule>& launch, int64_t tensor) {
+  return {settings_of(launch, tensor), step_of(launch, tensor), launch.group_step(tensor).types};
 }
 
 template <class Visit, class Rule>
@@ -30,14 +36,52 @@ void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
   }
 }
 
+// A part's threads in their phases, warp by warp.
+template <class Storage, bool kProjects, class Rule>
+std::vector<Observation> update_mixture(const Launch<Rule>& launch, const Part& part,
+                                        const Shared<Rule, float>& shared) {
+  using Update = MixtureUpdate<Storage, kProjects, Launch<Rule>>;
+  std::vector<Observation> seen;
+  for (int warp = 0; warp < kThreads / kWarp; ++warp) {
+    std::vector<Update> lanes;
+    for (int lane = 0; lane < kWarp; ++lane)
+      lanes.emplace_back(launch, part, warp * kWarp + lane, shared);
+    const bool by_vectors = lanes[0].by_vectors();
+    for (Update& lane : lanes)
+      if (by_vectors)
+        lane.compute();
+      else if (lane.packs())
+        lane.one_by_one(false);
+    for (int list = 0; list < Rule::kLists; ++list) {
+      uint32_t largest = 0;
+      for (const Update& lane : lanes) largest = std::max(largest, lane.largest[list]);
+      for (Update& lane : lanes) lane.largest[list] = largest;
+    }
+    for (Update& lane : lanes)
+      if (by_vectors)
+        lane.store();
+      else
+        lane.one_by_one(true);
+    for (Update& lane : lanes) {
+      lane.write_scales();
+      seen.push_back(lane.observation());
+    }
+  }
+  return seen;
+}
+
 template <class Storage, bool kProjects, class Rule>
 void update_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Storage::Arithmetic;
+  if (launch.guards.skip()) return;
   for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
     std::vector<Observation> seen;
-    for (int thread = 0; thread < kThreads; ++thread)
-      seen.push_back(update_part<Storage, kProjects>(launch, part, thread, shared));
+    if constexpr (Storage::kLookedUp)
+      seen = update_mixture<Storage, kProjects>(launch, part, shared);
+    else
+      for (int thread = 0; thread < kThreads; ++thread)
+        seen.push_back(update_part<Storage, kProjects>(launch, part, thread, shared));
     if (Rule::kObserves && is_observed(part.begin))
       launch.observations[observation_slot(part.tensor, launch.entries()[part.tensor].first_chunk,
                                            part.begin)] = team_sum_on_host(seen.data(), kThreads);
@@ -57,7 +101,7 @@ void reduce_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
     for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
       const int rest = whole.count - staged;
       const Part part{whole.tensor, whole.begin + staged,
-                      rest < Stage<T>::kSize ? rest : Stage<T>::kSize};
+                      rest < Stage<T>::kSize ? rest : Stage<T>::kSize, whole.numel};
       for (int thread = 0; thread < kThreads; ++thread)
         stage_directions<Storage>(launch, part, thread, shared, *stage);
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
@@ -80,6 +124,7 @@ void decide_all(const Launch<FrictionAdam>& launch) {
   for (int64_t tensor = 0; tensor < launch.count; ++tensor) {
     const Extra& extra = launch.extras[tensor];
     const auto shared = shared_of<FrictionAdam, T>(launch, tensor);
+    const double grad_factor = settings_of(launch, tensor).grad_factor;
     const int lanes = rows_are_long<T>(extra) ? kWarp : 1, members = kDecideThreads / lanes;
     bool rows_pass = extra.rows > 0;
     std::vector<ProjectionSums> mine(kDecideThreads);
@@ -89,7 +134,7 @@ void decide_all(const Launch<FrictionAdam>& launch) {
         std::vector<ProjectionSums> parts;
         for (int lane = 0; lane < lanes; ++lane)
           parts.push_back(slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes));
-        const ProjectionSums sums = team_sum_on_host(parts.data(), lanes);
+        const ProjectionSums sums = of_scaled(team_sum_on_host(parts.data(), lanes), grad_factor);
         rows_pass = row_passes(sums, double(extra.row_length), shared.delta, shared.eps,
                                launch.projection.coefficients[extra.first_row + row]) &&
                     rows_pass;
@@ -111,17 +156,17 @@ void decide_all(const Launch<FrictionAdam>& launch) {
 template <class Storage>
 void adamp_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
   using T = typename Storage::Arithmetic;
+  if (launch.guards.skip()) return;
   reduce_all<T, Storage>(launch, blocks);
   decide_all<T>(launch);
   update_all<Storage, true>(launch, blocks);
 }
 
-template <class Storage>
-double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
+inline double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
   std::vector<double> of_chunk(size_t(launch.chunks)), threads(kThreads);
   for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
     for (int thread = 0; thread < kThreads; ++thread)
-      threads[size_t(thread)] = squares_of_part<Storage>(launch, part, thread);
+      threads[size_t(thread)] = squares_of_part(launch, part, thread);
     of_chunk[size_t(chunk)] = team_sum_on_host(threads.data(), kThreads);
   });
   for (int thread = 0; thread < kThreads; ++thread)
@@ -129,13 +174,14 @@ double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
   return team_sum_on_host(threads.data(), kThreads);
 }
 
-// 0: float32, 1: bfloat16, 2: mixed, 3: float64, as Storage of driver.h counts them.
+// 0: float32, 1: bfloat16, 2: mixed, 3: float64, 4: packed, as Storage of driver.h counts them.
 template <class F>
 void with_host_storage(int number, F&& f) {
   if (number == 0) return f(Float32Storage());
   if (number == 1) return f(BFloat16Storage());
   if (number == 2) return f(MixedStorage());
-  return f(Float64Storage());
+  if (number == 3) return f(Float64Storage());
+  return f(PackedStorage());
 }
 
 }  // namespace friction::cuda

@@ -27,9 +27,10 @@ struct Count {
   static constexpr const char* kName = "count";
   enum List { kParam, kLists };
   static constexpr bool kWrites[kLists] = {true}, kWide[kLists] = {false};
+  static constexpr bool kNonNegative[kLists] = {false};
   static constexpr bool kObserves = false;
   struct Settings {
-    double unused;
+    double grad_factor, max_norm, seed;
   };
   enum Variant { kOnly, kVariants };
   static constexpr int kFullVariants[] = {kOnly};
@@ -44,6 +45,20 @@ struct Count {
     x[kParam] += T(1);
   }
 };
+
+// The same of states, which may be packed; the parameter is left as it is.
+struct CountStates : Count {
+  enum List { kParam, kGrad, kSigned, kUnsigned, kLists };
+  static constexpr bool kWrites[kLists] = {true, false, true, true}, kWide[kLists] = {};
+  static constexpr bool kNonNegative[kLists] = {false, false, false, true};
+  template <int kVariant, class T>
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&, T&) {
+    x[kSigned] -= T(1);
+    x[kUnsigned] += T(1);
+  }
+};
+
+constexpr Count::Settings kCountSettings{1, 1, 0};
 
 template <class Rule>
 struct Table {
@@ -64,7 +79,8 @@ struct Table {
       TensorEntry tensor{};
       for (int list = 0; list < Rule::kLists; ++list) {
         tensor.data[list] = host.data[list];
-        tensor.dtype[list] = launch.dtype[list] = DType(host.dtype[list]);
+        tensor.dtype[list] = DType(host.dtype[list]);
+        tensor.packed = tensor.packed || tensor.dtype[list] == DType::kPacked;
       }
       if (host.sizes != nullptr) {
         layouts[size_t(i)] = {int(host.dims), host.sizes, host.strides};
@@ -90,6 +106,8 @@ struct Table {
       for (int i = 0; i < kSettings; ++i) made.settings[i].number = settings[pair * kSettings + i];
       made.step = steps[pair];
     }
+    for (const TensorEntry& tensor : tensors)  // those of a group have the same types
+      if (pairs > 0) group_steps[size_t(tensor.scalars)].types = types_of(tensor);
     fill(launch, entries, group_steps, [&](const std::vector<char>&, bool is_entries) {
       return is_entries ? static_cast<const void*>(entries.data()) : group_steps.data();
     });
@@ -130,10 +148,23 @@ void walk(const int64_t* numels, int64_t count, int64_t blocks, bool stored, int
 
 void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int storage,
                   bool stored) {
-  const double setting = 0, step = 1;
-  const auto table = std::make_unique<Table<Count>>(given, count, &setting, &step, 1, stored);
+  const double step = 1;
+  const auto table =
+      std::make_unique<Table<Count>>(given, count, &kCountSettings.grad_factor, &step, 1, stored);
   with_host_storage(storage,
                     [&](auto type) { update_all<decltype(type), false>(table->launch, blocks); });
+}
+
+// Their states are packed or not, so that only kernels that look types up serve them.
+void count_visits_of_states(const HostTensor* given, int64_t count, int64_t blocks, bool packed,
+                            bool stored) {
+  const double step = 1;
+  const auto table = std::make_unique<Table<CountStates>>(given, count, &kCountSettings.grad_factor,
+                                                          &step, 1, stored);
+  if (packed)
+    update_all<PackedStorage, false>(table->launch, blocks);
+  else
+    update_all<MixedStorage, false>(table->launch, blocks);
 }
 
 // observed: count, sum and sum of squares of what the rule observes.
@@ -163,14 +194,11 @@ void friction_adamp(const HostTensor* given, int64_t count, const double* settin
   with_host_storage(storage, [&](auto type) { adamp_all<decltype(type)>(table->launch, blocks); });
 }
 
-double squared_norm(const HostTensor* given, int64_t count, int64_t blocks, int storage) {
-  const double setting = 0, step = 0;
-  const auto table = std::make_unique<Table<Gradients>>(given, count, &setting, &step, 1, false);
-  double squared = 0;
-  with_host_storage(storage, [&](auto type) {
-    squared = squared_norm_of<decltype(type)>(table->launch, blocks);
-  });
-  return squared;
+// Each gradient of whatever type.
+double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {
+  for (int64_t i = 0; i < count; ++i) given[i].group_step = given[i].dtype[0];
+  const auto table = std::make_unique<Table<Gradients>>(given, count, nullptr, nullptr, 0, false);
+  return squared_norm_of(table->launch, blocks);
 }
 
 // The tree of a team, over values of which each thread has one.
