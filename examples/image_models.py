@@ -10,9 +10,10 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.causal = causal
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
 
@@ -21,14 +22,14 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in self.qkv(tokens).chunk(3, dim=-1)
         )
-        mixed = functional.scaled_dot_product_attention(query, key, value)
+        mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
         return self.project(mixed.transpose(1, 2).flatten(2))
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads))
+        self.attention = nn.Sequential(nn.LayerNorm(width), Attention(width, heads, causal))
         self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 2 * width),

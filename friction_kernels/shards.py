@@ -1,4 +1,4 @@
-"""Parameters that are spread over processes: which part is here, where it lies in the whole, what to sum.
+"""Parameters that are spread over processes: which part is here, and what to sum.
 
 A step works on local tensors: DTensors are unwrapped where they come in, and states wrapped where they
 leave in a state_dict. torch.distributed is not imported before a DTensor is met.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,69 +50,37 @@ def unwrap(whole: Tensor, like: Tensor) -> Tensor:
     """The local part of a tensor that is loaded for `like`, which may be spread otherwise or not at all."""
     if not is_dtensor(like):
         return whole.full_tensor() if is_dtensor(whole) else whole
+    if is_dtensor(whole) and whole.device_mesh != like.device_mesh:
+        whole = whole.full_tensor()  # torch does not move parts from one mesh to another
     if not is_dtensor(whole):
         from torch.distributed.tensor import distribute_tensor
 
-        whole = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
-    if whole.device_mesh != like.device_mesh or whole.placements != like.placements:
-        whole = whole.redistribute(like.device_mesh, like.placements)
+        # Every process has the whole, and cuts its part from it.
+        whole = whole.to(like.device)
+        whole = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    if whole.placements != like.placements:
+        whole = whole.redistribute(placements=like.placements)
     return local(whole)
 
 
 def mismatch(param: Tensor, grad: Tensor) -> str | None:
     """Why a gradient does not belong to a parameter's parts; None where it does."""
     if not is_dtensor(param):
-        return "its gradient is a DTensor and it is not" if is_dtensor(grad) else None
+        return (
+            "its gradient is a DTensor and it is not; give it gradient.to_local()"
+            if is_dtensor(grad)
+            else None
+        )
     if not is_dtensor(grad):
-        return "it is a DTensor and its gradient is not"
+        return "it is a DTensor and its gradient is not; make it one with distribute_tensor()"
     if any(placement.is_partial() for placement in param.placements):
-        return f"it is spread as {param.placements}, a sum that has not been taken"
+        return f"it is spread as {param.placements}, a sum that has not been taken; redistribute it"
     if grad.device_mesh != param.device_mesh or grad.placements != param.placements:
         return (
             f"it is spread as {param.placements} over {param.device_mesh}, and its gradient as "
             f"{grad.placements} over {grad.device_mesh}; redistribute the gradient"
         )
     return None
-
-
-class GlobalIndex(NamedTuple):
-    """Where local elements lie in the whole: rows of `row_length`, `row_stride` apart, from `offset`."""
-
-    offset: int
-    row_length: int
-    row_stride: int
-
-
-def global_index(param: Tensor) -> GlobalIndex:
-    """Of a parameter's local part, in the order of a contiguous tensor.
-
-    Raises RuntimeError where the part is not one block, or cut along two dimensions beside the first.
-    """
-    part = local(param)
-    count = part.numel()
-    if not is_dtensor(param) or count == 0:
-        return GlobalIndex(0, max(count, 1), max(count, 1))
-    chunks = param.__create_chunk_list__()  # torch.distributed.checkpoint's protocol
-    if len(chunks) != 1 or tuple(chunks[0].sizes) != tuple(part.shape):
-        raise RuntimeError(
-            f"rounding='stochastic' needs parts that are one block; this parameter is spread as "
-            f"{param.placements}"
-        )
-    offsets = chunks[0].offsets
-    strides = [1] * param.dim()
-    for dim in range(param.dim() - 1, 0, -1):
-        strides[dim - 1] = strides[dim] * param.shape[dim]
-    offset = sum(begin * stride for begin, stride in zip(offsets, strides, strict=True))
-    cut = [dim for dim in range(1, param.dim()) if part.shape[dim] != param.shape[dim]]
-    if len(cut) > 1:
-        raise RuntimeError(
-            "rounding='stochastic' takes parameters cut along the first dimension and one other; this one "
-            f"is spread as {param.placements}"
-        )
-    if not cut:
-        return GlobalIndex(offset, count, count)
-    (dim,) = cut
-    return GlobalIndex(offset, part.shape[dim] * strides[dim], param.shape[dim] * strides[dim])
 
 
 def sharding_groups(param: Tensor, dims: Iterable[int] | None = None) -> tuple:

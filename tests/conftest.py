@@ -11,6 +11,7 @@ if not torch.cuda.is_available():  # before anything imports triton
 import host_launch
 import pytest
 from hypothesis import HealthCheck, settings
+from processes import Processes
 
 from friction_kernels import _native
 
@@ -41,6 +42,21 @@ def host(request, tmp_path_factory):
     if not host_launch.is_here(request.param):
         pytest.skip(f"{request.param} is not on this machine: its host code is not checked")
     return host_launch.compile_with(request.param, tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def worlds(tmp_path_factory):
+    """Two and four gloo processes, each started when a test first has work for them."""
+    folder = tmp_path_factory.mktemp("processes")
+    found = {count: Processes(count, folder) for count in (2, 4)}
+    yield found
+    for processes in found.values():
+        processes.stop()
+
+
+@pytest.fixture(params=[2, 4])
+def processes(request, worlds):
+    return worlds[request.param]
 
 
 @pytest.fixture(scope="session")

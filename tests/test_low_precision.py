@@ -1,15 +1,20 @@
 """Low-precision parameters: small updates are kept, and what keeping them takes is what the report says."""
 
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from scale_cases import FRICTION, both_backends, every_optimizer, make_params, noise, run
 from torch import nn
 
-from bench.shapes import vit_b_16
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW
 from friction_kernels.optim.states import read_wide
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
+
+from bench.shapes import vit_b_16
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -134,3 +139,19 @@ def test_the_table_of_a_report_can_be_read(backend):
     assert total == sum(int(row[1].replace(",", "")) for row in rows[:-1])
     assert float(rows[-1][3]) == pytest.approx(total / count, abs=6e-4)
     assert len({len(line) for line in lines[:-1]}) == 1 and math.isfinite(total)
+
+
+@both_backends
+@pytest.mark.parametrize("state_dtype", ["bf16", "8bit"])
+def test_averages_in_few_bits_do_not_freeze(state_dtype, backend):
+    """Each step moves exp_avg_sq by a thousandth, less than half a code or half a bf16's last place."""
+    param = nn.Parameter(torch.ones(256))
+    opt = SigSignAdamW([param], lr=0.0, state_dtype=state_dtype, backend=backend)
+    large, small = torch.ones(256), torch.cat([torch.ones(128), torch.full((128,), 1e-3)])
+    for grad, steps in ((large, 1000), (small, 2000)):
+        param.grad = grad
+        for _ in range(steps):
+            opt.step()
+    fell = opt.state_dict()["state"][0]["exp_avg_sq"][128:].float()
+    exact = (1 - 0.999**1000) * 0.999**2000
+    assert (fell / exact - 1).abs().max() < 0.2

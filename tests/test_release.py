@@ -141,10 +141,11 @@ def test_each_backward_is_a_step():
     assert all(opt.state[param]["step"] == 3 for param in params)
 
 
+@both_backends
 @pytest.mark.filterwarnings("ignore:Using backward")
-def test_a_shared_parameter_and_a_graph_of_the_gradient_are_one_step():
+def test_a_shared_parameter_and_a_graph_of_the_gradient_are_one_step(backend):
     layer = nn.Linear(4, 4)
-    opt = SigSignAdamW(layer.parameters())
+    opt = SigSignAdamW(layer.parameters(), backend=backend)
     release_gradients(layer, opt)
     layer(layer(noise((2, 4), 0))).sum().backward(create_graph=True)
     assert all(opt.state[param]["step"] == 1 for param in layer.parameters())

@@ -56,6 +56,14 @@ inline void narrow_all(const T* __restrict from, int64_t count, Stored* __restri
   for (int64_t i = 0; i < count; ++i) to[i] = narrow<Stored>(from[i]);
 }
 
+template <class T>
+inline void narrow_all_from(float threshold, const T* __restrict from, int64_t count,
+                            BFloat16* __restrict to) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i)
+    to[i].bits = narrow_from(static_cast<float>(from[i]), threshold).bits;
+}
+
 template <class Map, class T>
 inline void unpack_block(const typename Map::Code* __restrict codes, float scale, int64_t count,
                          T* __restrict to) {
@@ -185,7 +193,7 @@ inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int6
 // How a step rounds what it stores in few bits.
 struct Rounding {
   RandomKey key;
-  float threshold;  // of averages in 8 bits
+  float threshold;  // of averages in 8 bits or bfloat16
 };
 
 // A chunk of a rule's lists, or of its first kLists. x: where they lie.
@@ -223,6 +231,8 @@ struct Stage {
         store_stochastically(t, begin, count, rounding.key);
       else if (t.dtype[list] == DType::kPacked)
         store_packed(t, list, begin, count, Rule::kWide[list] ? rounding.threshold : kNearest);
+      else if (Rule::kWide[list] && t.dtype[list] == DType::kBFloat16)
+        store_average(t, list, begin, count, rounding.threshold);
       else
         with_storage(t.dtype[list], [&](auto* type) {
           store_floats<std::remove_pointer_t<decltype(type)>>(t, list, buffer[list], begin, count);
@@ -251,6 +261,13 @@ struct Stage {
                            int64_t count) {
     Raw<Stored> to(t, list, begin, count);
     narrow_all(from, count, to.data);
+    to.put();
+  }
+
+  void store_average(const TensorEntry& t, int list, int64_t begin, int64_t count,
+                     float threshold) {
+    Raw<BFloat16> to(t, list, begin, count);
+    narrow_all_from(threshold, buffer[list], count, to.data);
     to.put();
   }
 

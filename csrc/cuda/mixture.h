@@ -71,7 +71,7 @@ FRICTION_INLINE RandomBits random_bits(const Launch& launch, const Part& part, R
 // How a step rounds what it stores in few bits.
 struct StepRounding {
   RandomKey key;    // but for the parameter's number
-  float threshold;  // of averages in 8 bits
+  float threshold;  // of averages in 8 bits or bfloat16
 
   template <class Rule, int kList>
   FRICTION_INLINE Packing packing(uint32_t scale) const {
@@ -134,6 +134,13 @@ struct Eight {
             return;
           }
         }
+        if constexpr (Rule::kWide[list] && std::is_same_v<Stored, BFloat16>) {
+          BFloat16 stored[kEight];
+          FRICTION_UNROLL
+          for (int i = 0; i < kEight; ++i) stored[i] = narrow_from(column[i], rounding.threshold);
+          Vector<BFloat16, kEight>::store(stored, to.template list<BFloat16>());
+          return;
+        }
         Form<Stored>::store(column, to, rounding.packing<Rule, list()>(scales[list]));
       }
     });
@@ -193,6 +200,10 @@ struct One {
                       to.template list<Stored>());
             return;
           }
+        }
+        if constexpr (Rule::kWide[list] && std::is_same_v<Stored, BFloat16>) {
+          write_one(narrow_from(x[0][list], rounding.threshold), to.template list<BFloat16>());
+          return;
         }
         Form<Stored>::write(x[0][list], to, rounding.packing<Rule, list()>(scales[list]));
       }

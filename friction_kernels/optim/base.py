@@ -12,9 +12,10 @@ from torch.optim import Optimizer
 
 from friction_kernels import backends
 from friction_kernels.optim import checkpoints, checks, compiled, options
-from friction_kernels.optim.guards import Demand
+from friction_kernels.optim.guards import Demand, Guard
 from friction_kernels.optim.memory import MemoryReport
 from friction_kernels.optim.planning import Entry, StepPlan, entries_of, is_capturing
+from friction_kernels.optim.sharded_rounding import why_no_shard
 from friction_kernels.optim.states import Storage
 from friction_kernels.shards import local, mismatch
 
@@ -27,8 +28,7 @@ class PlannedOptimizer(Optimizer):
     # The state's tensors; True: kept in float32 at least, False: in the parameter's type.
     state_lists: ClassVar[dict[str, bool]]
 
-    # The norm of the gradients at the last step, where max_grad_norm asked for it.
-    grad_norm: Tensor | None = None
+    _guard: Guard | None = None  # of the last step, where max_grad_norm asked for a norm
     # The handle of release_gradients, while it holds.
     _released: Any = None
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
@@ -90,6 +90,14 @@ class PlannedOptimizer(Optimizer):
 
     # The step.
 
+    @property
+    def grad_norm(self) -> Tensor | None:
+        """The norm of the gradients at the last step, unscaled and before clipping: a float32 scalar.
+
+        It is of the groups that ask for max_grad_norm; None where none does. Nothing waits for a GPU.
+        """
+        return None if self._guard is None else self._guard.norm()
+
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update every parameter that has a gradient.
@@ -131,7 +139,7 @@ class PlannedOptimizer(Optimizer):
         """
         demand = Demand.of(self, groups)
         if not demand.clips:
-            self.grad_norm = None
+            self._guard = None
         if plan is None or not plan.fits(groups, demand):
             plan = self._make_plan(groups, first, demand)
         elif plan.reference:
@@ -178,7 +186,10 @@ class PlannedOptimizer(Optimizer):
                     f"the reference serves {name}, because {reason}; it cannot be captured in a CUDA "
                     "graph"
                 )
-            if problem := mismatch(param, param.grad):
+            problem = mismatch(param, param.grad)
+            if problem is None and options.rounds_stochastically(param, group):
+                problem = why_no_shard(param, self.projects_rows)
+            if problem is not None:
                 raise RuntimeError(f"{name} cannot be updated: {problem}")
             part = local(param)
             checks.check_gradient(name, part, local(param.grad))

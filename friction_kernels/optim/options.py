@@ -38,22 +38,26 @@ _COMPANIONS = {
 }
 COMPANION_NAMES = ("residual", "master")
 
+# docs/numerics.md has the formats, their errors, and what is whose.
 ARGS = """max_grad_norm: clip as torch.nn.utils.clip_grad_norm_ does, within the step and without writing
             gradients: the norm is that of all groups that ask, each is scaled to its own bound.
             `opt.grad_norm` has the norm afterwards, a scalar tensor on the device. math.inf measures
-            only (default None).
+            only. Gradients are read once more (default None).
         skip_nonfinite: where any group asks, a step in which any gradient of any group is infinite or
-            NaN changes nothing, not even `step` (default False).
+            NaN changes nothing, not even `step`. Gradients are read once more (default False).
         master: keep more of bf16 and fp16 parameters than their type holds: "split" (16 bits more, in
-            `residual`: exact for bf16), "split8" (8 bits more: relative error 2**-16 for bf16), "fp32"
-            (`master`, whose rounding the parameter is). Others ignore it (default None).
+            `residual`: exact for bf16; 2 bytes), "split8" (8 bits more: relative error 2**-16 for bf16;
+            1 byte), "fp32" (`master`, whose rounding the parameter is: a value written into the
+            parameter is lost; 4 bytes). Others ignore it (default None).
         rounding: of bf16 and fp16 parameters without master: "nearest" or "stochastic", which keeps
-            small updates on average (default "nearest").
+            small updates on average and takes no memory. Random bits come from Philox4x32-10 (Salmon et
+            al., SC 2011), for each seed, step and element (default "nearest").
         seed: of the stochastic rounding, from 0 and below 2**53 (default 0).
-        state_dtype: "fp32", "bf16" or "8bit" (blocks of 256 with a scale each), for all states or as a
-            dict from their names. Tensors of fewer than 256 elements are kept in float32 where 8 bits
-            are asked for. float64 parameters cannot have it, complex ones no "bf16". None keeps them
-            as said of `params` (default None)."""
+        state_dtype: "fp32", "bf16" or "8bit", for all states or as a dict from their names. 8 bits are
+            codes in blocks of 256 with a scale each, 1.02 bytes (Dettmers et al., arXiv 2110.02861; the
+            maps, by roots, are this library's choice); tensors of fewer than 256 elements are kept in
+            float32 there. float64 parameters cannot have it, complex ones no "bf16". None keeps them as
+            said of `params` (default None)."""
 EXTRA_STATES = """\
 And `residual` or `master` where asked for. States in 8 bits are uint8 tensors of one dimension;
     state_dict() has their numbers, and load_state_dict() converts to what the options here ask for."""

@@ -17,7 +17,8 @@ from friction_kernels import backends
 from friction_kernels.optim import options, reference
 from friction_kernels.optim.guards import Demand, Guard, square_sum
 from friction_kernels.optim.sharded_adamp import is_spread
-from friction_kernels.shards import all_reduce, global_index, local, sharding_groups
+from friction_kernels.optim.sharded_rounding import shard_of
+from friction_kernels.shards import all_reduce, local, sharding_groups
 
 
 class Entry(NamedTuple):
@@ -140,7 +141,14 @@ class StepPlan:
         if problem is not None:
             return None, problem
         guard = Guard.of(opt, self.demand, squared, rest)
-        opt.grad_norm = guard.norm() if self.demand.clips else None
+        if (
+            guard.found_inf is not None
+        ):  # torch's scaler looks over the processes of one gradient only
+            everywhere = guard.found_inf.clone()
+            for processes in self.spreads:
+                all_reduce(everywhere, processes, "MAX")
+            guard = guard._replace(found_inf=everywhere)
+        opt._guard = guard if self.demand.clips else None
         return guard, None
 
     def _squared_norm(
@@ -165,7 +173,7 @@ class StepPlan:
     ) -> tuple[Tensor | None, Problem | None]:
         """The same of the counted entries' parts on this process."""
         targets = {
-            index: torch.zeros(
+            index: torch.empty(
                 1, dtype=torch.float64, device="cpu" if index < 0 else f"cuda:{index}"
             )
             for index in self.native_devices
@@ -181,10 +189,11 @@ class StepPlan:
             param = groups[entry.group]["params"][entry.index]
             if counts and entry.reason is not None and param.grad is not None:
                 sums.append(square_sum(local(param.grad)))
-        device = next((param.device for param in self.params), torch.device("cpu"))
-        total = torch.zeros((), dtype=torch.float64, device=device)
-        for part in sums:
-            total += part.to(device)
+        if not sums:
+            return torch.zeros((), dtype=torch.float64), None
+        total, *others = sums  # no operator where one launch has it all
+        for part in others:
+            total = total + part.to(total.device)
         return total, None
 
     def _native_step(
@@ -246,5 +255,5 @@ def _native_entry(opt, groups: list[dict[str, Any]], entry: Entry) -> tuple:
     companion = options.companion(param, group)
     rounding = None
     if options.rounds_stochastically(param, group):
-        rounding = (entry.ordinal, *global_index(param))
+        rounding = (entry.ordinal, *shard_of(param, opt.projects_rows))
     return (param, state, entry.group, native, companion and companion[0], rounding)

@@ -7,10 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from friction_kernels.optim import options
-from friction_kernels.optim.rounding import RandomKey, Shard
+from friction_kernels.optim.rounding import RandomKey
+from friction_kernels.optim.sharded_rounding import shard_of
 from friction_kernels.optim.states import read_list, read_wide, reals, write_list, write_wide
 from friction_kernels.optim.walk import Walk
-from friction_kernels.shards import global_index, local
+from friction_kernels.shards import local
 
 
 def update(
@@ -42,7 +43,7 @@ def update(
         write_list(param, state, key, numbers)
     random = None
     if options.rounds_stochastically(param, group):
-        random = RandomKey(group["seed"], int(step), ordinal, Shard(*global_index(whole)))
+        random = RandomKey(group["seed"], int(step), ordinal, shard_of(whole, opt.projects_rows))
     write_wide(real, state, wide, random=random, walk=Walk.of(param, opt.projects_rows))
     if plain is not param:
         param.copy_(plain)

@@ -79,6 +79,12 @@ def round_stochastically(wide: Tensor, dtype: torch.dtype, key: RandomKey) -> Te
     return (_to_bfloat16 if dtype == torch.bfloat16 else _to_float16)(wide, bits)
 
 
+def round_from(wide: Tensor, threshold: float) -> Tensor:
+    """float32 to bf16, up where what bf16 drops is at least 1 - threshold of its last place."""
+    share = torch.tensor(min(int(threshold * 65536), 65535), dtype=torch.int32, device=wide.device)
+    return _to_bfloat16(wide, share)
+
+
 def _to_bfloat16(wide: Tensor, random: Tensor) -> Tensor:
     magnitude = wide.view(torch.int32) & 0x7FFFFFFF
     rounded = ((magnitude + random) >> 16).clamp(max=_BF16_LARGEST)

@@ -53,7 +53,7 @@ _DOC = """Momentum corrected by its own change.
     State: `step`, `momentum_buffer`.
     {extra_states}
     One of torch.optim.SGD with momentum and without dampening loads, as Nesterov momentum in other
-    clothes: its buffer and learning rate are converted.
+    clothes: its buffer and learning rate are converted (not those of a scheduler, which is made anew).
 
     Raises:
         ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of

@@ -13,7 +13,7 @@ from friction_kernels.optim import options
 from friction_kernels.optim.companions import join, split
 from friction_kernels.optim.options import COMPANION_NAMES, PACKED
 from friction_kernels.optim.packed import pack, packed_size, threshold_of, unpack
-from friction_kernels.optim.rounding import RandomKey, round_stochastically
+from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.walk import Walk
 
 # In which order a parameter's packed states walk, where that is not the order of a contiguous tensor.
@@ -48,10 +48,12 @@ def read_list(param: Tensor, state: Mapping[str, Any], key: str) -> Tensor:
 def write_list(param: Tensor, state: Mapping[str, Any], key: str, numbers: Tensor) -> None:
     """Keep numbers that came from `read_list` and that a step changed."""
     value = state[key]
+    threshold = 0.5 if key in _COPIES else threshold_of(int(state["step"].item()))
     if value.dtype == PACKED:
         flat = _walk_of_packed(param, state).flatten(numbers)
-        threshold = 0.5 if key in _COPIES else threshold_of(int(state["step"].item()))
         value.copy_(pack(flat, signed=key not in _UNSIGNED, threshold=threshold))
+    elif value.dtype == torch.bfloat16 and key not in _COPIES:
+        value.copy_(round_from(numbers, threshold))
     elif reals(value).dtype != numbers.dtype:
         reals(value).copy_(numbers)
 

@@ -1,0 +1,61 @@
+"""Which elements of a whole parameter a process holds: stochastic rounding goes by their places in it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from friction_kernels.optim.rounding import Shard
+from friction_kernels.optim.walk import Walk
+from friction_kernels.shards import is_dtensor, local
+
+
+def shard_of(param: Tensor, rows_first: bool) -> Shard:
+    """A parameter's local part, walked as one process walks the whole.
+
+    Raises ValueError where these places are not rows of one length at one distance.
+    """
+    part = local(param)
+    count = part.numel()
+    if not is_dtensor(param) or count == 0:
+        return Shard(0, max(count, 1), max(count, 1))
+    order = Walk.of(param, rows_first).order
+    here = [dim for dim in Walk.of(part, rows_first).order if part.shape[dim] > 1]
+    chunks = param.__create_chunk_list__()  # torch.distributed.checkpoint's protocol
+    if len(chunks) != 1 or tuple(chunks[0].sizes) != tuple(part.shape):
+        raise ValueError(f"rounding='stochastic' needs parts that are one block, {_spread(param)}")
+    if here != [dim for dim in order if part.shape[dim] > 1]:
+        raise ValueError(
+            "rounding='stochastic' needs parts whose memory runs as the whole's does; make it contiguous() "
+            "before it is spread"
+        )
+    stride, strides = 1, {}
+    for dim in reversed(order):
+        strides[dim] = stride
+        stride *= param.shape[dim]
+    offset = sum(chunks[0].offsets[dim] * strides[dim] for dim in order)
+    cut = [dim for dim in order[1:] if part.shape[dim] != param.shape[dim]]
+    if len(cut) > 1:
+        raise ValueError(
+            "rounding='stochastic' takes parameters cut along the first dimension and one other, "
+            f"{_spread(param)}"
+        )
+    if not cut:
+        return Shard(offset, count, count)
+    (dim,) = cut
+    return Shard(offset, part.shape[dim] * strides[dim], param.shape[dim] * strides[dim])
+
+
+def _spread(param: Tensor) -> str:
+    return (
+        f"and it is spread as {param.placements}; spread it along its first dimension, or keep what "
+        "rounding loses with master='split'"
+    )
+
+
+def why_no_shard(param: Tensor, rows_first: bool) -> str | None:
+    """Why `shard_of` has no answer; None where it has one."""
+    try:
+        shard_of(param, rows_first)
+    except ValueError as error:
+        return str(error)
+    return None
