@@ -86,6 +86,8 @@ const char* Plan::compare_parts(const PlanEntry& entry, const py::object& grad) 
   constexpr const char* kOtherwise = "its gradient is spread over processes otherwise than it is";
   if (reader_->is_dtensor(entry.param.ptr()) != reader_->is_dtensor(grad.ptr())) return kOtherwise;
   if (!reader_->is_dtensor(grad.ptr())) return nullptr;
+  static const py::str& spec = *new py::str("_spec");  // FSDP2 gives gradients their parameter's
+  if (entry.param.attr(spec).is(grad.attr(spec))) return nullptr;
   for (const char* name : {"placements", "device_mesh"})
     if (!entry.param.attr(name).equal(grad.attr(name))) return kOtherwise;
   return nullptr;
