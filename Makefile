@@ -6,7 +6,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test bench bench-gloss gpu-report lint format wheel
+.PHONY: example test bench bench-gloss bench-scale gpu-report lint format wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -19,6 +19,9 @@ bench: .venv/installed  ## measure against eager code and every peer
 
 bench-gloss: .venv/installed  ## measure G-Loss against the authors' form
 	$(BIN)/python -m bench.bench_gloss $(ARGS)
+
+bench-scale: .venv/installed  ## measure compressed states, bf16 parameters and clipping
+	$(BIN)/python -m bench.bench_scale $(ARGS)
 
 gpu-report:  ## settle on a GPU what only a GPU can: tests, sanitizers, benchmarks; installs nothing
 	$(PYTHON) bench/gpu_report.py $(ARGS)

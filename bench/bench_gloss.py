@@ -11,8 +11,6 @@ On a card it also measures the cases of gloss_cases.py. `gloss_report` is the sa
 import argparse
 import json
 import math
-import os
-import re
 import sys
 import time
 import warnings
@@ -37,7 +35,7 @@ from bench.gloss_measure import (
     slope,
 )
 from bench.gloss_text import as_markdown, case_text, draw, goal_lines, points
-from bench.machine import cpu_model, describe
+from bench.machine import machine_of, slug
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {
@@ -67,25 +65,6 @@ def rows_of(times: Times) -> dict[str, Any]:
         }
         for name in times.seconds
     }
-
-
-def machine_of(device: str) -> dict[str, Any]:
-    found = describe()
-    if device == "cuda":
-        card = torch.cuda.get_device_properties(0)
-        found |= {"card": card.name, "card memory GB": round(card.total_memory / 1e9, 1)}
-        found["cuda of torch"] = torch.version.cuda
-    return found
-
-
-def slug(device: str) -> str:
-    """As the other results of this machine are filed."""
-    if device == "cuda":
-        name = torch.cuda.get_device_name()
-    else:
-        model = re.sub(r"\(.*?\)|processor|\bcpu\b.*|@.*|\d+-core.*", "", cpu_model(), flags=re.I)
-        name = f"cpu {model.strip()} {os.cpu_count()} cores"
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def measure_memory(

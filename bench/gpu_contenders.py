@@ -70,7 +70,7 @@ def of_peer(name: str, module: str, cls: str, lists: tuple[str, str], slow=False
     def build(params: list[Tensor]) -> object:
         return getattr(importlib.import_module(module), cls)(params, **options)
 
-    return Contender(name, build, lists, slow=slow, needs=module)
+    return Contender(name, build, lists, slow=slow, needs=module.partition(".")[0])
 
 
 class CompiledEquations:

@@ -1,6 +1,5 @@
 """G-Loss's part of the GPU report: which commands run, and what became of them."""
 
-import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,17 +12,12 @@ TESTS = ("tests/test_triton_similarity.py", "tests/test_triton_batch.py")
 
 
 def benchmark(device: str, quick: bool, folder: Path) -> list:
-    """`gloss_report` in a process of its own, which may fail or hang; it keeps what it has measured."""
+    """Keeps what it has measured, should it fail or hang."""
     command = [sys.executable, "-m", "bench.bench_gloss", "--device", device, "--out", folder]
     command += ["--seconds", BEGIN_WITHIN]
     if device == "cpu":
         command += ["--sizes", 64]
     return command + (["--quick"] if quick or device == "cpu" else [])
-
-
-def read(folder: Path) -> dict[str, Any] | None:
-    path = folder / "gloss.json"
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 def faults(report: dict[str, Any]) -> list[str]:
@@ -51,6 +45,6 @@ def summary(report: dict[str, Any]) -> str:
     return "; ".join([*parts, *faults(report)])
 
 
-def goals(report: dict[str, Any] | None) -> list[dict[str, str]]:
+def goals(report: dict[str, Any]) -> list[dict[str, str]]:
     """As they stand beside the optimizers'."""
-    return [{**goal, "goal": f"G-Loss, {goal['goal']}"} for goal in (report or {}).get("goals", [])]
+    return [{**goal, "goal": f"G-Loss, {goal['goal']}"} for goal in report["goals"]]

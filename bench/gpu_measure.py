@@ -43,7 +43,8 @@ class Pool:
         for key in keys:
             own = [states[param].get(key) for param in params]
             pairs = zip(own, params, strict=True)
-            if all(isinstance(tensor, Tensor) and tensor.shape == p.shape for tensor, p in pairs):
+            # No subclasses: torchao's are codes that say they were float32.
+            if all(type(tensor) is Tensor and tensor.shape == p.shape for tensor, p in pairs):
                 shared = self.lists.setdefault((ALIKE.get(key, key), own[0].dtype), own)
                 for param, tensor in zip(params, shared, strict=True):
                     states[param][key] = tensor
@@ -167,9 +168,9 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:200]
 
 
-def enter(contenders, values, grads) -> tuple[list[Entry], dict[str, str]]:
+def enter(contenders, values, grads, pool=None) -> tuple[list[Entry], dict[str, str]]:
     """Everybody who can step here, and why the others cannot."""
-    pool, entries, missing = Pool(), [], {}
+    pool, entries, missing = pool or Pool(), [], {}
     for contender in contenders:
         if contender.needs and importlib.util.find_spec(contender.needs) is None:
             missing[contender.name] = f"{contender.needs} is not installed"
@@ -201,10 +202,12 @@ def measure(entries: list[Entry], clock: Clock, rounds: int, seconds: float):
             for entry in entries:
                 if i % SLOW_EVERY == 0 or not entry.contender.slow:
                     times[entry.contender.name][i] = clock.steps(entry)
-        samples = 3 if rounds < SLOW_EVERY else HOST_SAMPLES
+        # On a processor the host's time is the step's.
+        samples = HOST_SAMPLES if clock.cuda and rounds >= SLOW_EVERY else 1
         host = {
             entry.contender.name: median(
-                clock.host(entry) for _ in range(3 if entry.contender.slow else samples)
+                clock.host(entry)
+                for _ in range(min(3, samples) if entry.contender.slow else samples)
             )
             for entry in entries
         }
@@ -221,10 +224,10 @@ def ratio(times: dict[str, dict[int, float]], name: str, against: str) -> float 
     return median(mine[i] / theirs[i] for i in mine.keys() & theirs.keys())
 
 
-def row(entry: Entry, clock: Clock, times, host, parameters: int, dtype: torch.dtype, copy) -> dict:
+def row(entry: Entry, clock: Clock, times, host, moved: float, copy: float | None) -> dict:
+    """moved, copy: bytes that an ideal step must move, and that a copy of the same rounds moves."""
     contender, name = entry.contender, entry.contender.name
     seconds = list(times[name].values())
-    moved = entry.moved(parameters, dtype)
     found = {
         "seconds": median(seconds),
         "quartiles": spread(seconds),
@@ -272,9 +275,10 @@ def main() -> None:
     times, host = measure(entries, clock, options.rounds, options.seconds)
     copies = [entry.opt.moved for entry in entries if isinstance(entry.opt, Copy)]
     rows = {}
+    copy = copies[0] if copies else None
     for entry in entries:
-        copy = copies[0] if copies else None
-        rows[entry.contender.name] = row(entry, clock, times, host, parameters, dtype, copy)
+        moved = entry.moved(parameters, dtype)
+        rows[entry.contender.name] = row(entry, clock, times, host, moved, copy)
     report = {
         "machine": describe(),
         "dtype": options.dtype,

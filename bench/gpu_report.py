@@ -2,14 +2,15 @@
 
 ``python bench/gpu_report.py`` builds for the card found, runs the tests marked ``gpu``, measures every
 model, runs compute-sanitizer, and writes ``bench/results/<device>/optimizers.json`` and ``.md``; then it
-tests G-Loss's kernels and runs its benchmark, which writes ``gloss.json``, ``.md`` and ``.png``. A part
-that fails is reported and the rest goes on; the exit status says whether all went well. Nothing is
-installed, and the card's settings are left alone.
+measures compressed states and clipping (90 seconds: ``scale.json`` and ``.md``), tests G-Loss's kernels
+and runs its benchmark (``gloss.json``, ``.md`` and ``.png``). A part that fails is reported and the rest
+goes on; the exit status says whether all went well. Nothing is installed, and the card's settings are
+left alone.
 
 Where a command may not take that long, two share the work: ``--only build tests benchmarks sanitizers``
-and ``--only build gloss``. Anything less than a full run of the optimizers, or of G-Loss, on a card
-(fewer parts, ``--quick``, ``--device cpu``) writes to ``build/gpu_report`` instead. Where $OUT is set,
-results and logs are copied there as well.
+and ``--only build scale gloss``. Anything less than a full run of the optimizers, or of a later part, on
+a card (fewer parts, ``--quick``, ``--device cpu``) writes to ``build/gpu_report`` instead. Where $OUT is
+set, results and logs are copied there as well.
 """
 
 import argparse
@@ -18,24 +19,24 @@ import json
 import os
 import re
 import shutil
-import signal
-import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
-from bench import gpu_gloss  # noqa: E402
+from bench import gpu_gloss, gpu_scale  # noqa: E402
 from bench.gpu_machine import find_device, slug  # noqa: E402
+from bench.gpu_process import last_line, run  # noqa: E402
 
-SECONDS = 450  # of G-Loss's part, and of all others together; 8 minutes with starting and writing
+SECONDS = 450  # of G-Loss's part, and of the optimizers'; 8 minutes with starting and writing
 OF_OPTIMIZERS = ("build", "tests", "benchmarks", "sanitizers")
-PARTS = (*OF_OPTIMIZERS, "gloss")
+PARTS = (*OF_OPTIMIZERS, "scale", "gloss")
 # Seconds a part may take, at most, and rounds of each model's benchmark.
 LIMITS = {"build": 120, "tests": 120, "benchmarks": 60, "sanitizers": 50}
 ROUNDS = {"resnet50": 24, "vit_b_16": 24, "llama_1b": 16, "llama_7b_layers": 16, "tiny": 24}
@@ -55,38 +56,6 @@ class Outcome:
     ok: bool
     seconds: float
     summary: str
-
-
-def run(command: list, log: Path, seconds: float, env: dict[str, str] | None = None):
-    """The exit status (None: stopped, time was up) and the output, which goes to a log too."""
-    path = os.pathsep.join(
-        filter(None, [os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "triton_kernels")])
-    )
-    with log.open("ab") as file:
-        start = file.tell()
-        process = subprocess.Popen(
-            list(map(str, command)),
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": path, **(env or {})},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(max(seconds, 1))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # it, and what it started
-            process.wait()
-            status = None
-        except BaseException:
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    return status, log.read_bytes()[start:].decode(errors="replace")
-
-
-def last_line(output: str) -> str:
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    return lines[-1][:200] if lines else "no output"
 
 
 def build_commands(capability: str | None, folder: Path) -> list[list]:
@@ -123,7 +92,7 @@ class Report:
             log.unlink()
         self.outcomes: list[Outcome] = []
         self.models: dict[str, Any] = {}
-        self.of_gloss: dict[str, Any] | None = None
+        self.more_goals: list[dict[str, str]] = []  # of parts with results of their own
         self.files: list[Path] = []
 
     def folder(self, full: bool) -> Path:
@@ -232,25 +201,35 @@ class Report:
         self.budget_begins = time.monotonic()
         if not self.dry:
             self.run_tests("gloss tests", [*gpu_gloss.TESTS], gpu_gloss.TESTS_LIMIT)
-        start, folder = time.monotonic(), self.scratch / "gloss"
+        self.measure_apart("gloss", gpu_gloss)
+
+    def scale(self) -> None:
+        self.budget_begins = time.monotonic()
+        self.measure_apart("scale", gpu_scale)
+
+    def measure_apart(self, part: str, of: ModuleType) -> None:
+        """A benchmark in a process of its own, which may fail or hang, with results of its own."""
+        start, folder, log = time.monotonic(), self.scratch / part, f"{part}.log"
         shutil.rmtree(folder, ignore_errors=True)
-        command = gpu_gloss.benchmark(self.options.device, self.options.quick, folder)
-        ok, _ = self.do("gloss", command, gpu_gloss.LIMIT, "gloss.log")
-        self.of_gloss = found = gpu_gloss.read(folder)
-        if found is not None:  # where it failed, too: as far as it came
+        command = of.benchmark(self.options.device, self.options.quick, folder)
+        ok, _ = self.do(part, command, of.LIMIT, log)
+        results = folder / f"{part}.json"
+        if results.exists():  # where it failed, too: as far as it came
+            found = json.loads(results.read_text())
+            self.more_goals += of.goals(found)
             where = self.folder(not self.dry and found["kind"] == "full run")
             self.files += [Path(shutil.copy(file, where)) for file in sorted(folder.iterdir())]
             if ok:
-                self.note("gloss", start, not gpu_gloss.faults(found), gpu_gloss.summary(found))
+                self.note(part, start, not of.faults(found), of.summary(found))
         elif ok:
-            self.note("gloss", start, False, f"it wrote no results; see {self.logs / 'gloss.log'}")
+            self.note(part, start, False, f"it wrote no results; see {self.logs / log}")
 
     def write(self) -> None:
         from bench.gpu_markdown import as_markdown, judge, summary
 
         seconds = time.monotonic() - self.begin
         kind = "full run" if self.full else "dry run on a CPU" if self.dry else "partial run"
-        goals = [] if self.dry else judge(self.models) + gpu_gloss.goals(self.of_gloss)
+        goals = [] if self.dry else judge(self.models) + self.more_goals
         report = {
             "kind": kind,
             "machine": self.machine,
