@@ -161,6 +161,8 @@ class PlannedOptimizer(Optimizer):
         for group in groups:
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             options.check(group, self.state_lists)
+        if groups is self.param_groups:
+            self._traced = compiled.parameters_of(self)  # without what was taken out
         entries = entries_of(self, groups, first)
         self._prepare(groups, entries, demand)
         return StepPlan.make(self, groups, entries, demand)
