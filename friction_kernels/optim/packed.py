@@ -27,7 +27,7 @@ _SIGNED_STEP, _UNSIGNED_STEP = (
 def threshold_of(step: int) -> float:
     """From where averages are rounded up at this step: multiples of the golden section fill [0, 1) evenly."""
     turns = step * 0.6180339887498949
-    return torch.tensor(turns - math.floor(turns), dtype=torch.float32).item()
+    return torch.tensor(turns - math.floor(turns), dtype=torch.float32, device="cpu").item()
 
 
 def _root(x: Tensor) -> Tensor:

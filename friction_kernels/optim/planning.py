@@ -190,7 +190,7 @@ class StepPlan:
             if counts and entry.reason is not None and param.grad is not None:
                 sums.append(square_sum(local(param.grad)))
         if not sums:
-            return torch.zeros((), dtype=torch.float64), None
+            return torch.zeros((), dtype=torch.float64, device="cpu"), None
         total, *others = sums  # no operator where one launch has it all
         for part in others:
             total = total + part.to(total.device)
