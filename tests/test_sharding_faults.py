@@ -53,10 +53,8 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(processes, case, remed
         assert change == 0
 
 
-def test_stochastic_rounding_refuses_two_cuts_beside_the_first_dimension(processes):
-    if processes.count < 4:
-        pytest.skip("two cuts take four processes")
-    for message, change, states in processes.run(sharded_faults.refused_rounding):
+def test_stochastic_rounding_refuses_two_cuts_beside_the_first_dimension(worlds):
+    for message, change, states in worlds[4].run(sharded_faults.refused_rounding):
         assert "parameter 0 of group 0 ('here', shape (3, 4, 6)) cannot be updated" in message
         assert "keep what rounding loses with master='split'" in message
         assert change == 0 and states == 0
