@@ -1,5 +1,6 @@
 // A parameter of 16 bits with a companion: what its rounding took away (the residual), in 8 or 16
-// bits more. Both together are the value that the arithmetic sees.
+// bits more, or all of it in float32 (the master). Both together are the value that the arithmetic
+// sees.
 //
 // bfloat16 with 16 bits more is any float32 exactly; with 8 more it has 16 significant bits.
 // float16 with 16 bits more is any float32 in its normal range exactly.
@@ -72,5 +73,14 @@ FRICTION_INLINE Residual residual_of(float x, Half param) {
   const bool finite = (param.bits & 0x7c00u) != 0x7c00u;
   return static_cast<Residual>(finite ? static_cast<int32_t>(clamped) : 0);
 }
+
+// A master in float32 is the value as long as the parameter is what it rounds to. Otherwise
+// somebody wrote the parameter, and that is the value.
+template <class Param>
+FRICTION_INLINE float value_of(Param param, float master) {
+  return narrow<Param>(master).bits == param.bits ? master : widen(param);
+}
+FRICTION_INLINE float join(BFloat16 param, float master) { return value_of(param, master); }
+FRICTION_INLINE float join(Half param, float master) { return value_of(param, master); }
 
 }  // namespace friction

@@ -10,6 +10,17 @@ enum class DType : uint8_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt8, kIn
 
 FRICTION_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }
 
+// Of an element; a packed list has scales besides.
+FRICTION_INLINE int64_t bytes_of(DType dtype) {
+  switch (dtype) {
+    case DType::kFloat64: return 8;
+    case DType::kFloat32: return 4;
+    case DType::kInt8:
+    case DType::kPacked: return 1;
+    default: return 2;
+  }
+}
+
 struct Half {
   uint16_t bits;
 };

@@ -1,9 +1,12 @@
 // A list of a state in 8 bits an element: blocks of 256 elements, each with a float32 scale, the
 // largest magnitude in it. In memory: the scales, padded to 16 bytes, then the codes.
 //
-// Signed lists keep the root of the magnitude, lists that are never negative the fourth root, so
-// that small elements of a block keep a relative error; bench/quantisers.py compares maps. A block
-// with a NaN or an infinity does not decode to numbers: what went wrong is not hidden.
+// With r in [0, 1] an element's share of the scale, its code is the upper bits of the float32
+// r + d: logarithmic where r is above d, even below, as mu-law companding is, with the exponent and
+// the mantissa of a float for the logarithm, 16 codes an octave. d is such that the codes reach
+// from d to 1 + d. Signed lists have 8 octaves and keep the sign in the code's upper bit, lists
+// that are never negative have 16; bench/quantisers.py compares maps. A block with a NaN or an
+// infinity does not decode to numbers: what went wrong is not hidden.
 //
 // An average moves less than half a code in a step, and rounding to nearest would freeze it. So the
 // threshold from which a step rounds up runs through [0, 1) evenly, from step to step. With 1/2,
@@ -35,51 +38,56 @@ FRICTION_INLINE float threshold_of(double step) {
   return static_cast<float>(turns - std::floor(turns));
 }
 
-// The root of a number in [0, 1], or of NaN. On a GPU: sqrtf's own instructions, to the bit,
-// without its branch for very small numbers. Those below 2^-101 come out too small, and get the
-// same code.
-FRICTION_INLINE float root_of_fraction(float x) {
-#if defined(__CUDA_ARCH__)
-  float inverse;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaxf(x, 3.94430453e-31f)));
-  const float root = __fmul_rn(x, inverse);
-  return __fmaf_rn(__fmaf_rn(-root, root, x), __fmul_rn(inverse, 0.5f), root);
-#else
-  return std::sqrt(x);
-#endif
-}
-
 FRICTION_INLINE BFloat16 narrow_from(float x, float threshold) {
   const uint32_t share = static_cast<uint32_t>(threshold * 65536.0f);
   return narrow_stochastically<BFloat16>(x, share < 0xffffu ? share : 0xffffu);
 }
 
-struct SignedCode {
-  using Code = int8_t;
-  static FRICTION_INLINE Code encode(float x, float inverse_scale, float threshold) {
-    const float y = root_of_fraction(std::fabs(x) * inverse_scale) * 127.0f + threshold;
-    const int magnitude = static_cast<int>(y < 127.0f ? y : 127.0f);
-    return static_cast<Code>(x < 0.0f ? -magnitude : magnitude);
+// kOffset: the bits of d. The largest code decodes to 1 exactly, and 1 + d, rounded, is its number.
+template <uint32_t kOffset>
+struct Companding {
+  static constexpr int kShift = 23 - 4;  // 16 codes an octave
+
+  // What is added to a number's bits before the lower ones are cut off: d's are taken away, and
+  // those from the threshold on rounded up. A few less than all, because the inverse of a scale
+  // above 2^126 is inexact: beyond the largest code, there would be none.
+  static FRICTION_INLINE uint32_t rounding(float threshold) {
+    const uint32_t share = static_cast<uint32_t>(threshold * float(1 << kShift));
+    const uint32_t most = (1 << kShift) - 8;
+    return (share < most ? share : most) - kOffset;
   }
-  static FRICTION_INLINE float decode(Code code, float scale) {
-    const float t = static_cast<float>(code) * (1.0f / 127.0f);
-    return t * std::fabs(t) * scale;
+  // The code of a magnitude, with kShift bits below it.
+  static FRICTION_INLINE uint32_t encode(float x, float inverse_scale, uint32_t rounding) {
+    return bits_of(std::fabs(x) * inverse_scale + float_of(kOffset)) + rounding;
+  }
+  static FRICTION_INLINE float decode(uint32_t shifted, float scale) {
+    return (float_of(shifted + kOffset) - float_of(kOffset)) * scale;
+  }
+};
+
+struct SignedCode : Companding<0x3b888889> {  // d = 1/240; 1 + d is 127 codes above it
+  static constexpr uint32_t kSign = 0x80u << kShift;
+  static FRICTION_INLINE uint8_t encode(float x, float inverse_scale, uint32_t rounding) {
+    const uint32_t sign = bits_of(x) >> (24 - kShift) & kSign;
+    return static_cast<uint8_t>((Companding::encode(x, inverse_scale, rounding) | sign) >> kShift);
+  }
+  static FRICTION_INLINE float decode(uint8_t code, float scale) {
+    const uint32_t shifted = static_cast<uint32_t>(static_cast<int8_t>(code)) << kShift;
+    const uint32_t sign = shifted & 0x80000000u;
+    return Companding::decode(shifted & (kSign - 1), float_of(bits_of(scale) ^ sign));
   }
 };
 
 // What is positive never becomes 0, because updates are divided by its root.
-struct UnsignedCode {
-  using Code = uint8_t;
-  static FRICTION_INLINE Code encode(float x, float inverse_scale, float threshold) {
-    const float y = root_of_fraction(root_of_fraction(x * inverse_scale)) * 255.0f + threshold;
-    const int code = static_cast<int>(y < 255.0f ? y : 255.0f);
-    const int least = x > 0.0f ? 1 : 0;
-    return static_cast<Code>(code > least ? code : least);
+struct UnsignedCode : Companding<0x37880088> {  // d = 1.0625/65535; 255 codes
+  static FRICTION_INLINE uint8_t encode(float x, float inverse_scale, uint32_t rounding) {
+    const uint32_t code = Companding::encode(x, inverse_scale, rounding) >> kShift;
+    const uint32_t one = inverse_scale != 0.0f ? 1 : 0;
+    const uint32_t least = bits_of(x) < one ? bits_of(x) : one;
+    return static_cast<uint8_t>(code > least ? code : least);
   }
-  static FRICTION_INLINE float decode(Code code, float scale) {
-    const float t = static_cast<float>(code) * (1.0f / 255.0f);
-    const float squared = t * t;
-    return squared * squared * scale;
+  static FRICTION_INLINE float decode(uint8_t code, float scale) {
+    return Companding::decode(static_cast<uint32_t>(code) << kShift, scale);
   }
 };
 

@@ -9,7 +9,8 @@
 namespace friction {
 namespace {
 
-constexpr int kLanes = 16;  // partial sums side by side: one AVX-512 register of floats
+constexpr int64_t kStaged = 512;  // elements at a time that go through buffers: they stay in L1
+constexpr int kLanes = 16;        // partial sums side by side: one AVX-512 register of floats
 
 // Sum of f(i) for i in [0, count) in kLanes interleaved partial sums, added up as a tree.
 template <class T, class F>
@@ -84,11 +85,18 @@ template <class Rule, int kVariant, bool kObserve, class T>
 void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, int64_t count,
                   const typename Rule::template Scalars<T>& scalars) {
   Stage<T, Rule> stage;
-  stage.load(t, begin, count);
   T observed[kObserve ? kChunk : 1];
-  update_elements<Rule, kVariant, kObserve>(stage.x, observed, count, scalars,
-                                            std::make_index_sequence<Rule::kLists>());
-  stage.store(t, begin, count, rounding_of(r.scalars[t.scalars], t));
+  const Rounding rounding = rounding_of(r.scalars[t.scalars], t);
+  const bool buffers = stage.buffers(t);
+  const int64_t most = buffers ? kStaged : kChunk;
+  for (int64_t done = 0; done < count; done += most) {
+    const int64_t length = count - done < most ? count - done : most;
+    if (buffers) stage.look_ahead(t, begin + done + most, most);
+    stage.load(t, begin + done, length);
+    update_elements<Rule, kVariant, kObserve>(stage.x, observed + (kObserve ? done : 0), length,
+                                              scalars, std::make_index_sequence<Rule::kLists>());
+    stage.store(t, begin + done, length, rounding);
+  }
   if constexpr (kObserve)
     r.observations[observation_slot(&t - r.table.tensors, t.first_chunk, begin)] =
         observation_of(observed, count);

@@ -34,11 +34,11 @@ inline void for_each_run(const Layout& layout, int list, int64_t begin, int64_t 
 
 // Calls f(codes, scale, count, position) for every block of a packed list among the elements
 // [begin, begin + count); begin is a multiple of kBlock.
-template <class Code, class F>
+template <class F>
 inline void for_each_block(const TensorEntry& t, int list, int64_t begin, int64_t count, F&& f) {
   auto* memory = static_cast<char*>(t.data[list]);
   auto* scales = reinterpret_cast<float*>(memory) + begin / kBlock;
-  auto* codes = reinterpret_cast<Code*>(memory + codes_begin(t.numel)) + begin;
+  auto* codes = reinterpret_cast<uint8_t*>(memory + codes_begin(t.numel)) + begin;
   for (int64_t at = 0; at < count; at += kBlock)
     f(codes + at, scales[at / kBlock], count - at < kBlock ? count - at : kBlock, at);
 }
@@ -65,33 +65,37 @@ inline void narrow_all_from(float threshold, const T* __restrict from, int64_t c
 }
 
 template <class Map, class T>
-inline void unpack_block(const typename Map::Code* __restrict codes, float scale, int64_t count,
+inline void unpack_block(const uint8_t* __restrict codes, float scale, int64_t count,
                          T* __restrict to) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(Map::decode(codes[i], scale));
 }
 
-// Returns the scale.
-template <class Map, class T>
-inline float pack_block(const T* __restrict from, int64_t count, float threshold,
-                        typename Map::Code* __restrict codes) {
+template <class T>
+inline float largest_magnitude(const T* __restrict x, int64_t count) {
   uint32_t largest = 0;  // magnitudes compare as their bits do, NaN above all
   for (int64_t i = 0; i < count; ++i) {
-    const uint32_t magnitude = bits_of(static_cast<float>(from[i])) & 0x7fffffffu;
+    const uint32_t magnitude = bits_of(static_cast<float>(x[i])) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
-  const float scale = float_of(largest), inverse = inverse_of(scale);
-#pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i)
-    codes[i] = Map::encode(static_cast<float>(from[i]), inverse, threshold);
-  return scale;
+  return float_of(largest);
 }
 
-template <class Param, class Residual, class T>
-inline void join_all(const Param* __restrict params, const Residual* __restrict residuals,
+template <class Map, class T>
+inline void pack_block(const T* __restrict from, int64_t count, float scale, float threshold,
+                       uint8_t* __restrict codes) {
+  const float inverse = inverse_of(scale);
+  const uint32_t rounding = Map::rounding(threshold);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i)
+    codes[i] = Map::encode(static_cast<float>(from[i]), inverse, rounding);
+}
+
+template <class Param, class Companion, class T>
+inline void join_all(const Param* __restrict params, const Companion* __restrict companions,
                      int64_t count, T* __restrict to) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(join(params[i], residuals[i]));
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(join(params[i], companions[i]));
 }
 
 template <class Param, class Residual, class T>
@@ -190,6 +194,17 @@ inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int6
   }
 }
 
+// Asks for the elements [begin, begin + count) of a list, as far as there are so many: what is
+// staged is read and computed by turns, and the processor does not look ahead across these.
+inline void prefetch(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+  constexpr int64_t kLine = 64;
+  const int64_t size = bytes_of(t.dtype[list]), rest = t.numel - begin;
+  const auto* data = static_cast<const char*>(t.data[list]) + begin * size;
+  if (t.dtype[list] == DType::kPacked) data += codes_begin(t.numel);
+  const int64_t bytes = (count < rest ? count : rest) * size;
+  for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(data + at, 1);
+}
+
 // How a step rounds what it stores in few bits.
 struct Rounding {
   RandomKey key;
@@ -199,8 +214,24 @@ struct Rounding {
 // A chunk of a rule's lists, or of its first kLists. x: where they lie.
 template <class T, class Rule, int kLists = Rule::kLists>
 struct Stage {
+  static constexpr DType kDType = std::is_same_v<T, double> ? DType::kFloat64 : DType::kFloat32;
+
   T* x[kLists];
   alignas(64) T buffer[kLists][kChunk];
+
+  // Whether any list of a tensor goes through a buffer.
+  static bool buffers(const TensorEntry& t) {
+    bool in_place = t.layout == nullptr && t.companion == 0;
+    for (int list = 0; list < kLists; ++list) in_place = in_place && t.dtype[list] == kDType;
+    return !in_place;
+  }
+
+  // Those that the next load will bring.
+  static void look_ahead(const TensorEntry& t, int64_t begin, int64_t count) {
+    if (t.layout != nullptr || begin >= t.numel) return;
+    for (int list = 0; list < kLists; ++list) prefetch(t, list, begin, count);
+    if (t.companion != 0) prefetch(t, t.companion, begin, count);
+  }
 
   void load(const TensorEntry& t, int64_t begin, int64_t count) {
     for (int list = 0; list < kLists; ++list) load_list(t, list, begin, count);
@@ -223,6 +254,10 @@ struct Stage {
   }
 
   void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
+    // Of all lists before any is packed, which waits for them.
+    for (int list = 0; list < kLists; ++list)
+      if (Rule::kWrites[list] && t.dtype[list] == DType::kPacked)
+        find_scales(t, list, begin, count);
     for (int list = 0; list < kLists; ++list) {
       if (!Rule::kWrites[list] || x[list] != buffer[list]) continue;
       if (list == Rule::kParam && t.companion != 0)
@@ -241,19 +276,18 @@ struct Stage {
   }
 
  private:
-  // Calls f with null pointers of a parameter's and its residual's storage types.
+  // Calls f with null pointers of a parameter's and its companion's storage types.
   template <class F>
   static void with_pair(const TensorEntry& t, F&& f) {
-    const auto with_residual = [&](auto* param) {
-      if (t.dtype[t.companion] == DType::kInt8)
-        f(param, static_cast<int8_t*>(nullptr));
-      else
-        f(param, static_cast<int16_t*>(nullptr));
+    const auto with_companion = [&](auto* param) {
+      if (t.dtype[t.companion] == DType::kInt8) return f(param, static_cast<int8_t*>(nullptr));
+      if (t.dtype[t.companion] == DType::kInt16) return f(param, static_cast<int16_t*>(nullptr));
+      f(param, static_cast<float*>(nullptr));
     };
     if (t.dtype[Rule::kParam] == DType::kBFloat16)
-      with_residual(static_cast<BFloat16*>(nullptr));
+      with_companion(static_cast<BFloat16*>(nullptr));
     else
-      with_residual(static_cast<Half*>(nullptr));
+      with_companion(static_cast<Half*>(nullptr));
   }
 
   template <class Stored>
@@ -272,31 +306,28 @@ struct Stage {
   }
 
   void load_param(const TensorEntry& t, int64_t begin, int64_t count) {
-    T* to = buffer[Rule::kParam];
-    if (t.dtype[t.companion] == DType::kFloat32)
-      return widen_all(Raw<float>(t, t.companion, begin, count).get(), count, to);
-    with_pair(t, [&](auto* param, auto* residual) {
+    with_pair(t, [&](auto* param, auto* companion) {
       Raw<std::remove_pointer_t<decltype(param)>> params(t, Rule::kParam, begin, count);
-      Raw<std::remove_pointer_t<decltype(residual)>> residuals(t, t.companion, begin, count);
-      join_all(params.get(), residuals.get(), count, to);
+      Raw<std::remove_pointer_t<decltype(companion)>> companions(t, t.companion, begin, count);
+      join_all(params.get(), companions.get(), count, buffer[Rule::kParam]);
     });
   }
 
   void store_param(const TensorEntry& t, int64_t begin, int64_t count) {
     const T* from = buffer[Rule::kParam];
-    if (t.dtype[t.companion] == DType::kFloat32) {
-      store_floats<float>(t, t.companion, from, begin, count);
-      with_storage(t.dtype[Rule::kParam], [&](auto* type) {
-        store_floats<std::remove_pointer_t<decltype(type)>>(t, Rule::kParam, from, begin, count);
-      });
-      return;
-    }
-    with_pair(t, [&](auto* param, auto* residual) {
-      Raw<std::remove_pointer_t<decltype(param)>> params(t, Rule::kParam, begin, count);
-      Raw<std::remove_pointer_t<decltype(residual)>> residuals(t, t.companion, begin, count);
-      split_all(from, count, params.data, residuals.data);
-      params.put();
-      residuals.put();
+    with_pair(t, [&](auto* param, auto* companion) {
+      using Param = std::remove_pointer_t<decltype(param)>;
+      using Companion = std::remove_pointer_t<decltype(companion)>;
+      if constexpr (std::is_same_v<Companion, float>) {
+        store_floats<float>(t, t.companion, from, begin, count);
+        store_floats<Param>(t, Rule::kParam, from, begin, count);
+      } else {
+        Raw<Param> params(t, Rule::kParam, begin, count);
+        Raw<Companion> residuals(t, t.companion, begin, count);
+        split_all(from, count, params.data, residuals.data);
+        params.put();
+        residuals.put();
+      }
     });
   }
 
@@ -328,20 +359,26 @@ struct Stage {
   void load_packed(const TensorEntry& t, int list, int64_t begin, int64_t count) {
     with_code(list, [&](auto map) {
       using Map = decltype(map);
-      for_each_block<typename Map::Code>(
-          t, list, begin, count, [&](auto* codes, float scale, int64_t length, int64_t at) {
-            unpack_block<Map>(codes, scale, length, buffer[list] + at);
-          });
+      for_each_block(t, list, begin, count,
+                     [&](auto* codes, float scale, int64_t length, int64_t at) {
+                       unpack_block<Map>(codes, scale, length, buffer[list] + at);
+                     });
+    });
+  }
+
+  void find_scales(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+    for_each_block(t, list, begin, count, [&](auto*, float& scale, int64_t length, int64_t at) {
+      scale = largest_magnitude(buffer[list] + at, length);
     });
   }
 
   void store_packed(const TensorEntry& t, int list, int64_t begin, int64_t count, float threshold) {
     with_code(list, [&](auto map) {
       using Map = decltype(map);
-      for_each_block<typename Map::Code>(
-          t, list, begin, count, [&](auto* codes, float& scale, int64_t length, int64_t at) {
-            scale = pack_block<Map>(buffer[list] + at, length, threshold, codes);
-          });
+      for_each_block(t, list, begin, count,
+                     [&](auto* codes, float scale, int64_t length, int64_t at) {
+                       pack_block<Map>(buffer[list] + at, length, scale, threshold, codes);
+                     });
     });
   }
 };

@@ -121,10 +121,8 @@ struct Form<double> {
 // 8-bit codes. A block's scale is written apart, when all of its elements have been read.
 template <class Map>
 struct CodeForm {
-  using Code = typename Map::Code;
-
-  static FRICTION_INLINE Code* codes(const Place& place) {
-    return reinterpret_cast<Code*>(place.data + codes_begin(place.numel)) + place.at;
+  static FRICTION_INLINE uint8_t* codes(const Place& place) {
+    return reinterpret_cast<uint8_t*>(place.data + codes_begin(place.numel)) + place.at;
   }
   static FRICTION_INLINE float* scale(const Place& place) {
     return reinterpret_cast<float*>(place.data) + place.at / kBlock;
@@ -135,20 +133,23 @@ struct CodeForm {
   }
   static FRICTION_INLINE void widen_all(const Raw& raw, float (&x)[kEight]) {
     FRICTION_UNROLL
-    for (int i = 0; i < kEight; ++i) x[i] = Map::decode(raw.at<Code>(i), float_of(raw.words[2]));
+    for (int i = 0; i < kEight; ++i) x[i] = Map::decode(raw.at<uint8_t>(i), float_of(raw.words[2]));
+  }
+  static FRICTION_INLINE uint8_t encode(float x, Packing packing) {
+    const float inverse = inverse_of(float_of(packing.scale));
+    return Map::encode(x, inverse, Map::rounding(packing.threshold));
   }
   static FRICTION_INLINE void store(const float (&x)[kEight], const Place& place, Packing packing) {
-    const float inverse = inverse_of(float_of(packing.scale));
-    Code stored[kEight];
+    uint8_t stored[kEight];
     FRICTION_UNROLL
-    for (int i = 0; i < kEight; ++i) stored[i] = Map::encode(x[i], inverse, packing.threshold);
-    Vector<Code, kEight>::store(stored, codes(place));
+    for (int i = 0; i < kEight; ++i) stored[i] = encode(x[i], packing);
+    Vector<uint8_t, kEight>::store(stored, codes(place));
   }
   static FRICTION_INLINE float read(const Place& place) {
     return Map::decode(read_one(codes(place)), read_one(scale(place)));
   }
   static FRICTION_INLINE void write(float x, const Place& place, Packing packing) {
-    write_one(Map::encode(x, inverse_of(float_of(packing.scale)), packing.threshold), codes(place));
+    write_one(encode(x, packing), codes(place));
   }
 };
 template <>
@@ -199,8 +200,14 @@ struct Form<Pair<Param, float>> {
   static FRICTION_INLINE Place master(const Place& place) {
     return {place.companion, place.companion_at, nullptr, 0, 0};
   }
+  // Joined at once: there are words for one of both.
   static FRICTION_INLINE void fetch(const Place& place, Raw& raw) {
+    Raw params;
+    params.fetch(place.list<Param>());
     Form<float>::fetch(master(place), raw);
+    FRICTION_UNROLL
+    for (int i = 0; i < kEight; ++i)
+      raw.words[i] = bits_of(join(params.at<Param>(i), float_of(raw.words[i])));
   }
   static FRICTION_INLINE void widen_all(const Raw& raw, float (&x)[kEight]) {
     Form<float>::widen_all(raw, x);
@@ -209,7 +216,9 @@ struct Form<Pair<Param, float>> {
     Form<float>::store(x, master(place), {});
     Form<Param>::store(x, place, {});
   }
-  static FRICTION_INLINE float read(const Place& place) { return Form<float>::read(master(place)); }
+  static FRICTION_INLINE float read(const Place& place) {
+    return join(read_one(place.list<Param>()), Form<float>::read(master(place)));
+  }
   static FRICTION_INLINE void write(float x, const Place& place, Packing) {
     Form<float>::write(x, master(place), {});
     Form<Param>::write(x, place, {});

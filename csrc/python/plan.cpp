@@ -17,6 +17,9 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
     entries_[i].state = fields[1];
     entries_[i].group = fields[2].cast<int32_t>();
     entries_[i].native = fields[3].cast<bool>();
+    TensorView view;
+    if (entries_[i].native && reader_->read(reader_->part_of(fields[0].ptr()).ptr(), view))
+      entries_[i].dtype = view.dtype;
     if (!fields[4].is_none()) {
       entries_[i].companion = fields[4].cast<py::str>();
       entries_[i].has_companion = true;
@@ -97,6 +100,7 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   const TensorView& param = lists[0];
   if (!reader_->read(entry.part.ptr(), lists[0]) || !is_floating(param.dtype))
     return "it is not a plain dense tensor of a floating or complex type, or has no memory";
+  if (param.dtype != entry.dtype) return "its type has changed since the step was planned";
   if (!reader_->read(grad, lists[1]) || !is_floating(lists[1].dtype))
     return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
            "memory";

@@ -35,6 +35,7 @@ struct PlanEntry {
   uint32_t parameter = 0;  // its number among all parameters, for stochastic rounding
   GlobalIndex global{};    // likewise; row_length 0: it is whole
   int32_t group;
+  DType dtype = DType::kFloat32;  // when it was planned, which decides on a companion
   bool native;  // otherwise the reference serves it, and the plan only checks that it is there
   bool is_complex = false;
   bool walk_known = false;

@@ -1,9 +1,10 @@
 """State lists in 8 bits: codes and, for each block of 256 elements, a scale, in one uint8 tensor.
 
-The maps follow roots, because states span many orders of magnitude: neighbouring codes of a signed list
-differ by 1/63 of the value at the block's largest, by more below. An average moves less than half a code in
-a step, and rounding to nearest would freeze it; so a step rounds up from a threshold that runs through
-[0, 1) from step to step. With 1/2, packing what `unpack` gave loses nothing.
+States span many orders of magnitude. With r in [0, 1] an element's share of its block's scale, the code
+is the upper bits of the float32 r + d: logarithmic above d, even below, as mu-law companding is. Codes of a
+signed list reach 8 octaves down from the block's largest, others 16, each in 16 steps. An average moves less
+than half a code in a step, and rounding to nearest would freeze it; so a step rounds up from a threshold that
+runs through [0, 1) from step to step. With 1/2, packing what `unpack` gave loses nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +19,9 @@ BLOCK = 256
 _ALIGNMENT = 16
 _SMALLEST_NORMAL = 2.0**-126
 
-_SIGNED_TOP, _UNSIGNED_TOP = 127, 255
-_SIGNED_STEP, _UNSIGNED_STEP = (
-    torch.tensor(1 / top, dtype=torch.float32).item() for top in (_SIGNED_TOP, _UNSIGNED_TOP)
-)
+_SHIFT = 23 - 4  # 16 codes an octave
+# The bits of d: 1/240 and 1.0625/65535. The largest code, 127 or 255, decodes to 1 exactly.
+_SIGNED_OFFSET, _UNSIGNED_OFFSET = 0x3B888889, 0x37880088
 
 
 def threshold_of(step: int) -> float:
@@ -30,31 +30,47 @@ def threshold_of(step: int) -> float:
     return torch.tensor(turns - math.floor(turns), dtype=torch.float32, device="cpu").item()
 
 
-def _root(x: Tensor) -> Tensor:
-    return x.double().sqrt().float()  # torch's float32 root is not always the nearest float32
+def _bits_of(x: Tensor) -> Tensor:
+    return x.view(torch.int32)
+
+
+def _float_of(bits: int) -> float:
+    return torch.tensor(bits, dtype=torch.int32, device="cpu").view(torch.float32).item()
+
+
+def _rounding(threshold: float, offset: int) -> int:
+    # A few less than all, because the inverse of a scale above 2^126 is inexact.
+    return min(int(threshold * (1 << _SHIFT)), (1 << _SHIFT) - 8) - offset
+
+
+def _upper_bits(x: Tensor, inverse_scale: Tensor, threshold: float, offset: int) -> Tensor:
+    shifted = x.abs() * inverse_scale + _float_of(offset)
+    return (_bits_of(shifted) + _rounding(threshold, offset)) >> _SHIFT
+
+
+def _value_of(code: Tensor, offset: int) -> Tensor:
+    return ((code << _SHIFT) + offset).view(torch.float32) - _float_of(offset)
 
 
 def _signed_codes(x: Tensor, inverse_scale: Tensor, threshold: float) -> Tensor:
-    y = _root(x.abs() * inverse_scale) * _SIGNED_TOP + threshold
-    code = torch.where(y < _SIGNED_TOP, y, _SIGNED_TOP).trunc()  # so, too, for NaN
-    return torch.where(x < 0, -code, code).to(torch.int8).view(torch.uint8)
+    magnitude = _upper_bits(x, inverse_scale, threshold, _SIGNED_OFFSET)
+    return (magnitude & 0xFF | _bits_of(x) >> 24 & 0x80).to(torch.uint8)
 
 
 def _signed_values(codes: Tensor, scale: Tensor) -> Tensor:
-    t = codes.view(torch.int8).float() * _SIGNED_STEP
-    return (t * t.abs()) * scale
+    code = codes.int()
+    return _value_of(code & 0x7F, _SIGNED_OFFSET) * torch.where(code < 0x80, scale, -scale)
 
 
 def _unsigned_codes(x: Tensor, inverse_scale: Tensor, threshold: float) -> Tensor:
-    y = _root(_root(x * inverse_scale)) * _UNSIGNED_TOP + threshold
-    code = torch.where(y < _UNSIGNED_TOP, y, _UNSIGNED_TOP).trunc()
-    return code.maximum((x > 0).float()).to(torch.uint8)  # what is not zero must not become it
+    code = _upper_bits(x, inverse_scale, threshold, _UNSIGNED_OFFSET)
+    least = (_bits_of(x) != 0) & (inverse_scale != 0)
+    code = code.maximum(least.int())  # what is not zero must not become it
+    return (code & 0xFF).to(torch.uint8)
 
 
 def _unsigned_values(codes: Tensor, scale: Tensor) -> Tensor:
-    t = codes.float() * _UNSIGNED_STEP
-    s = t * t
-    return (s * s) * scale
+    return _value_of(codes.int(), _UNSIGNED_OFFSET) * scale
 
 
 def _scale_bytes(count: int) -> int:
