@@ -1,0 +1,110 @@
+"""GLoss as a loss of sentence-transformers, for its Trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from friction_kernels import losses
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+CITATION = """
+@inproceedings{sharma2025gloss,
+    title = {G-Loss: Graph-Guided Fine-Tuning of Language Models},
+    author = {Sharma, Aditya and Agarwal, Vinti and Kumar, Rajesh},
+    booktitle = {Learning on Graphs Conference},
+    year = {2025},
+    eprint = {2604.25853},
+    archivePrefix = {arXiv},
+    primaryClass = {cs.CL}
+}
+"""
+
+
+class GLoss(nn.Module):
+    """G-Loss of a batch's sentence embeddings and their classes.
+
+    Equals, with the embeddings that `model` makes of the dataset's one text column:
+
+        friction_kernels.GLoss(num_classes, **options)(embeddings, labels)
+
+    Call: loss = loss_fn(sentence_features, labels), as the Trainer does, see `forward`. `loss_fn.last` has
+    what the call did.
+
+    Source: Sharma, Agarwal, Kumar, "G-Loss: Graph-Guided Fine-Tuning of Language Models", LoG 2025,
+    arXiv 2604.25853. Ours: this way to call it.
+
+    Args:
+        model: a SentenceTransformer; first, as losses of sentence-transformers have it.
+        num_classes: C, at least 2; the dataset's column `label` holds integers from 0 to C - 1.
+        options: of `friction_kernels.GLoss`: sigma, gamma, form, class_weight, memory and the others.
+
+    A batch wants several texts of each of several classes: `BatchSamplers.GROUP_BY_LABEL` sees to it, and
+    `memory=GraphMemory(capacity, dim)` shows small batches past embeddings. The memory follows the model's
+    mode: evaluation adds nothing to it. A trained sigma is among `loss_fn.parameters()`, and not among
+    those of the model, which are all that an optimizer named by `optimizer_cls_and_kwargs` gets. The
+    Trainer's checkpoints hold neither memory nor sigma: keep `loss_fn.graph_loss.state_dict()` beside them.
+
+    Raises:
+        ValueError, TypeError: options that `friction_kernels.GLoss` refuses, from the constructor; more
+            than one text column, no labels, or labels out of range, from the call.
+    """
+
+    def __init__(self, model: SentenceTransformer, num_classes: int, **options: Any) -> None:
+        super().__init__()
+        self.model = model  # by this name the Trainer puts its wrapped model here
+        self.graph_loss = losses.GLoss(num_classes, **options)
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            sentence_features: one dict of what the model reads, of N texts.
+            labels: (N,) or (N, 1), integers.
+
+        Returns:
+            A scalar; (N,) with reduction="none". float32, or float64 where embeddings are.
+        """
+        columns = list(sentence_features)
+        if len(columns) != 1:
+            raise ValueError(
+                f"GLoss embeds one text column, and the dataset has {len(columns)}; keep one with "
+                "dataset.select_columns([text, 'label'])"
+            )
+        if labels is None:
+            raise ValueError(
+                "GLoss needs each text's class; give the dataset a column 'label' of integers from 0 to "
+                f"{self.graph_loss.num_classes - 1}"
+            )
+        self.graph_loss.train(self.model.training)
+        embeddings = self.model(columns[0])["sentence_embedding"]
+        return self.graph_loss(embeddings, labels.flatten())
+
+    @property
+    def last(self) -> losses.GLossStats | None:
+        """What the last call did; None before the first."""
+        return self.graph_loss.last
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """What a model card says of this loss."""
+        loss = self.graph_loss
+        sigma = loss.sigma.item() if isinstance(loss.sigma, Tensor) else loss.sigma
+        return {
+            "num_classes": loss.num_classes,
+            "sigma": sigma,
+            "gamma": loss.gamma,
+            "form": loss.form,
+            "solver": loss.solver,
+            "memory": None if loss.memory is None else loss.memory.capacity,
+        }
+
+    @property
+    def citation(self) -> str:
+        """The paper's entry for BibTeX."""
+        return CITATION
