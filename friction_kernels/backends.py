@@ -27,16 +27,18 @@ NATIVE_DTYPES = frozenset(
 )
 
 try:
-    from friction_kernels import _native as native
+    from friction_kernels import _native
+
+    native = _native
 except ImportError as error:  # not built, or built for another Python
-    native = None
+    native = None  # type: ignore[assignment]
     _import_error = (
         f"friction_kernels._native cannot be imported ({error}); install with `pip install .`"
     )
 
 
 @lru_cache(maxsize=1)
-def tensor_reader():
+def tensor_reader() -> _native.TensorReader:
     """What the native plans read tensors with; ImportError says why there is none."""
     if native is None:
         raise ImportError(_import_error)

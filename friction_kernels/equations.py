@@ -7,7 +7,7 @@ Sources: friction Adam arXiv 2408.11839, AdamP arXiv 2006.08217, RSGDM arXiv 240
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +74,7 @@ def friction_adam(
     lr: float,
     weight_decay: float,
     decoupled: bool,
-    **direction_options,
+    **direction_options: Any,
 ) -> Tensor:
     """SigSignGrad, TanhSignGrad and their AdamW forms. Returns S_t."""
     u, s = friction_direction(
@@ -125,13 +125,9 @@ def friction_adamp(
     delta: float,
     wd_ratio: float,
     is_matrix: bool,
-    projection: Callable[..., tuple[Tensor, bool]] = project,
-    **direction_options,
+    **direction_options: Any,
 ) -> Tensor:
-    """SigSignAdamP and TanhSignAdamP; `is_matrix`: more than one dimension. Returns S_t.
-
-    projection: what does as `project` does, for a parameter that is spread over processes.
-    """
+    """SigSignAdamP and TanhSignAdamP; `is_matrix`: more than one dimension. Returns S_t."""
     u, s = friction_direction(
         param,
         grad,
@@ -145,7 +141,7 @@ def friction_adamp(
     )
     p, projected = param.to(u.dtype), False
     if is_matrix:
-        u, projected = projection(p, grad.to(u.dtype), u, delta=delta, eps=eps)
+        u, projected = project(p, grad.to(u.dtype), u, delta=delta, eps=eps)
     decay = weight_decay * wd_ratio if projected else weight_decay
     p = p * (1 - lr * decay)  # theta <- theta (1 - eta lambda), lambda scaled where projected
     param.copy_(p - lr * u)  # theta_t = theta_{t-1} - eta u_t

@@ -15,8 +15,8 @@ def _counts() -> dict[str, int]:
     return counts
 
 
-class LaunchCounts(Mapping):
-    """Launches by kernel name since the count began; `.total` is their sum."""
+class LaunchCounts(Mapping[str, int]):
+    """What `count_launches` gives: a mapping from kernels' names to launches since the count began."""
 
     def __init__(self) -> None:
         self._before = _counts()
@@ -29,6 +29,7 @@ class LaunchCounts(Mapping):
 
     @property
     def total(self) -> int:
+        """The sum over all kernels."""
         return sum(self._since().values())
 
     def __getitem__(self, kernel: str) -> int:
@@ -60,5 +61,5 @@ class count_launches:  # noqa: N801 - reads as a function, like torch.no_grad
         self._counts = LaunchCounts()
         return self._counts
 
-    def __exit__(self, *exc_info) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._counts._after = _counts()

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
-def dtensor_type() -> type | None:
+
+def dtensor_type() -> type[DTensor] | None:
     """torch's DTensor; None where nothing has imported it, so that no tensor can be one."""
     module = sys.modules.get("torch.distributed.tensor")
     return None if module is None else module.DTensor
 
 
-def is_dtensor(tensor: object) -> bool:
+def is_dtensor(tensor: object) -> TypeIs[DTensor]:
     kind = dtensor_type()
     return kind is not None and isinstance(tensor, kind)
 
@@ -28,7 +34,7 @@ def local(tensor: Tensor) -> Tensor:
     """This process's part of a DTensor; another tensor as it is."""
     if not is_dtensor(tensor):
         return tensor
-    part = tensor._local_tensor
+    part: Tensor = tensor._local_tensor
     return part.wait() if hasattr(part, "wait") else part  # a collective that is still under way
 
 
@@ -83,7 +89,7 @@ def mismatch(param: Tensor, grad: Tensor) -> str | None:
     return None
 
 
-def sharding_groups(param: Tensor, dims: Iterable[int] | None = None) -> tuple:
+def sharding_groups(param: Tensor, dims: Iterable[int] | None = None) -> tuple[ProcessGroup, ...]:
     """The process groups over which a sum over a parameter's parts is taken, in the mesh's order.
 
     dims: only those of parts along these dimensions; all by default. Parts that are equal are not summed.
@@ -100,7 +106,7 @@ def sharding_groups(param: Tensor, dims: Iterable[int] | None = None) -> tuple:
     )
 
 
-def all_reduce(tensor: Tensor, groups: tuple, op: str = "SUM") -> Tensor:
+def all_reduce(tensor: Tensor, groups: tuple[ProcessGroup, ...], op: str = "SUM") -> Tensor:
     """Reduce in place over each of the groups."""
     for group in groups:
         torch.distributed.all_reduce(

@@ -4,6 +4,7 @@ Every process calls them. They return the largest difference of all values, rela
 of each tensor; 0 means the same bits.
 """
 
+from collections import Counter
 from functools import cache
 
 import torch
@@ -18,8 +19,9 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from friction_kernels import OPTIMIZERS, release_gradients
+from friction_kernels import OPTIMIZERS, clip_grad_norm_, release_gradients
 
 SHAPES = [(26, 6), (9, 4, 2), (3,), (30,)]  # on four processes: uneven, and empty on the last
 
@@ -85,15 +87,21 @@ def difference_of_runs(opt, twin):
     return difference(*values)
 
 
-def trained(optimizer, options, dtype=torch.float32):
+def compiled_step(opt):
+    torch._dynamo.reset()
+    return torch.compile(lambda: opt.step(), fullgraph=True, backend="aot_eager")
+
+
+def trained(optimizer, options, dtype=torch.float32, compiles=False):
     """Train with FSDP2; the twin is given the gathered gradients."""
     model, twin = fully_sharded(network(dtype)), network(dtype)
     opt, twin_opt = (OPTIMIZERS[optimizer](m.parameters(), **options) for m in (model, twin))
+    step_of_opt = compiled_step(opt) if compiles else opt.step
     for step in range(4):
         loss_of(model, batches(step, dtype)[dist.get_rank()]).backward()
         for param, one in zip(model.parameters(), twin.parameters(), strict=True):
             one.grad = param.grad.full_tensor()
-        opt.step()
+        step_of_opt()
         twin_opt.step()
         opt.zero_grad()
     return difference_of_runs(opt, twin_opt)
@@ -172,18 +180,30 @@ def give_gradients(params, twins, step, layout, factor=1.0):
         param.grad = spread(one.grad, layout)
 
 
-def stepped(optimizer, options, **kinds):
+def stepped(optimizer, options, compiles=False, **kinds):
     """Steps by hand-made gradients; kinds: dtype, layout, shapes."""
     opt, params, twin, twins = make(optimizer, options, **kinds)
+    step_of_opt = compiled_step(opt) if compiles else opt.step
     for step in range(4):
         give_gradients(params, twins, step, kinds.get("layout", "rows"))
-        opt.step()
+        step_of_opt()
         twin.step()
     return difference_of_runs(opt, twin)
 
 
 def every_layout(optimizer, options, **kinds):
     return {name: stepped(optimizer, options, layout=name, **kinds) for name in layouts()}
+
+
+def clipped_outside(layout, norm_type):
+    """clip_grad_norm_ of parameters that torch's own may not take together; and whether it scaled at all."""
+    _, params, _, twins = make("SigSignAdamW", {}, layout=layout)
+    give_gradients(params, twins, 0, layout)
+    before = [one.grad.clone() for one in twins]
+    norm = clip_grad_norm_(params, 0.5, norm_type)
+    expected = nn.utils.clip_grad_norm_(twins, 0.5, norm_type)
+    grads = [[param.grad for param in each] for each in (params, twins)]
+    return difference([norm, *grads[0]], [expected, *grads[1]]), difference(before, grads[1]) > 0
 
 
 def transposed(optimizer, options, dim):
@@ -216,6 +236,34 @@ def projected(delta, layout):
         opt.step()
         twin.step()
     return difference(params, twins), sorted(kinds)
+
+
+class Operators(TorchDispatchMode):
+    """Which operators and collectives run."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls[str(func)] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def said(optimizer, layout):
+    """Sums that are taken over processes in a step of five matrices, and numbers that the host reads."""
+    shapes = [(26, 6), (9, 4, 2), (4, 8), (16, 16), (7, 5)]
+    options = {"backend": "reference"}
+    opt, params, _, twins = make(optimizer, options, layout=layout, shapes=shapes)
+    give_gradients(params, twins, 0, layout)
+    opt.step()
+    give_gradients(params, twins, 1, layout)
+    with Operators() as operators:
+        opt.step()
+    return (
+        operators.calls["c10d.allreduce_.default"],
+        operators.calls["aten._local_scalar_dense.default"],
+    )
 
 
 def _nearly_orthogonal(rows, grads, delta):

@@ -8,6 +8,7 @@ import torch.distributed as dist
 from scale_cases import noise
 from sharded_cases import (
     batches,
+    compiled_step,
     difference,
     difference_of_runs,
     fully_sharded,
@@ -23,7 +24,7 @@ from sharded_cases import (
 from torch import nn
 from torch.distributed.tensor import DTensor, Partial, Shard, distribute_tensor
 
-from friction_kernels import OPTIMIZERS
+from friction_kernels import OPTIMIZERS, release_gradients
 
 
 def snapshot(params, opt):
@@ -84,16 +85,17 @@ def scaled_training(found_by):
 # Bad input.
 
 
-def refused(case, layout="rows"):
+def refused(case, layout="rows", compiles=False):
     """The error of a step after one that was fine, and how far it changed anything."""
     opt, params, _, twins = make("SigSignAdamW", {}, layout=layout)
+    step = compiled_step(opt) if compiles else opt.step
     give_gradients(params, twins, 0, layout)
-    opt.step()
+    step()
     give_gradients(params, twins, 1, layout)
     REFUSED[case](opt, params, twins)
     before = snapshot(params, opt)
     try:
-        opt.step()
+        step()
     except RuntimeError as error:
         return str(error), difference(snapshot(params, opt), before)
     return "no error", None
@@ -140,6 +142,27 @@ def refused_rounding():
     except RuntimeError as error:
         return str(error), difference([param], [value]), len(opt.state[param])
     return "no error", None, None
+
+
+def released_under_ddp(given):
+    """Release what of a DistributedDataParallel model is given and train: the error, and steps made."""
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(12, 3))
+    opt = OPTIMIZERS["SigSignAdamW"](model.parameters(), lr=0.1)
+    what = {
+        "the model": model,
+        "a model around it": nn.Sequential(model, nn.ReLU()),
+        "its module": model.module,
+        "its parameters": model.parameters(),
+    }
+    try:
+        release_gradients(what[given], opt)
+        for step in range(2):
+            loss_of(model, batches(step, torch.float32)[dist.get_rank()]).backward()
+            opt.step()
+    except (RuntimeError, ValueError) as error:
+        return type(error), str(error), [state["step"].item() for state in opt.state.values()]
+    return None, "no error", None
 
 
 def loaded_over_another_mesh():

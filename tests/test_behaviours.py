@@ -155,6 +155,55 @@ def test_options_changed_between_steps_hold_from_the_next_step(name, backend):
     assert_same_bits(params, fresh)
 
 
+# What a group asks for at first, and what from the third step on.
+SCALE_CHANGES = {
+    "rounding": ({}, {"rounding": "stochastic"}),
+    "rounding back": ({"rounding": "stochastic"}, {"rounding": "nearest"}),
+    "seed": ({"rounding": "stochastic"}, {"seed": 7}),
+    "master": ({}, {"master": "split"}),
+    "other master": ({"master": "split"}, {"master": "fp32"}),
+    "no master": ({"master": "split8"}, {"master": None}),
+    "state_dtype": ({}, {"state_dtype": "8bit"}),
+    "other state_dtype": ({"state_dtype": "8bit"}, {"state_dtype": "bf16"}),
+    "wide state_dtype": ({"state_dtype": "bf16"}, {"state_dtype": "fp32"}),
+    "max_grad_norm": ({}, {"max_grad_norm": 0.1}),
+    "other max_grad_norm": ({"max_grad_norm": 0.1}, {"max_grad_norm": 0.01}),
+}
+
+
+@both_backends
+@pytest.mark.parametrize("change", SCALE_CHANGES)
+@every_optimizer
+def test_options_of_precision_changed_between_steps_hold_from_the_next_step(name, change, backend):
+    before, after = SCALE_CHANGES[change]
+    options = {
+        "lr": 0.01,
+        "backend": backend,
+        "eps": 0.1,
+        **before,
+    }  # else Adam's steps have one size
+    if name == "RSGDM":
+        del options["eps"]
+    shapes = [(20, 30), (300,), (5,)]
+    params, fresh, unchanged = (make_params(shapes, torch.bfloat16) for _ in range(3))
+    opt, started, same = (OPTIMIZERS[name](p, **options) for p in (params, fresh, unchanged))
+    run(opt, params, range(2))
+    opt.param_groups[0].update(after)
+    run(opt, params, range(2, 5))
+
+    run(started, fresh, range(2))
+    ended = OPTIMIZERS[name](fresh, **options | after)
+    ended.state.update(started.state)
+    run(ended, fresh, range(2, 5))
+    assert_same_bits(params, fresh)
+    for param, twin in zip(params, fresh, strict=True):
+        assert opt.state[param].keys() == ended.state[twin].keys()
+        assert_same_bits(opt.state[param].values(), ended.state[twin].values())
+    run(same, unchanged, range(5))
+    alike = opt.state[params[0]].keys() == same.state[unchanged[0]].keys()
+    assert not (alike and all(map(torch.equal, params, unchanged)))
+
+
 @both_backends
 @every_optimizer
 def test_group_added_after_steps_starts_then(name, backend):

@@ -255,9 +255,8 @@ def test_clip_grad_norm_takes_what_torchs_takes():
     assert clip_grad_norm_(params[0], 1.0) == first
     assert params[0].grad.norm() <= 1
     assert clip_grad_norm_((p for p in params[1:3]), 1.0) > 1
-    with pytest.warns(UserWarning, match="empty generator") as caught:
+    with pytest.warns(UserWarning, match="empty generator"):
         clip_grad_norm_((p for p in ()), 1.0)
-    assert caught[0].filename == __file__
     params[0].grad[0, 0] = math.nan
     with pytest.raises(RuntimeError, match="non-finite"):
         clip_grad_norm_(params, 1.0, error_if_nonfinite=True)

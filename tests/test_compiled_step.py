@@ -144,6 +144,110 @@ def test_gradients_are_given_back():
     assert all(param.grad is grad for param, grad in zip(net.parameters(), before, strict=True))
 
 
+# Parameters that are put into and taken out of a group by hand.
+
+
+def _swap(params, new):
+    params[0], params[1] = params[1], params[0]
+
+
+def _take_out(params, new):
+    del params[0]
+
+
+def _exchange(params, new):
+    del params[0]
+    params.append(new)
+
+
+def _replace(params, new):
+    params[0] = new
+
+
+@pytest.mark.parametrize("edit", [_swap, _take_out, _exchange, _replace])
+def test_changes_within_a_groups_list_are_followed(edit):
+    runs = []
+    for compiles in (True, False):
+        every = [torch.nn.Parameter(torch.full((4,), float(i))) for i in range(4)]
+        opt = SigSignAdamW(every[:3], lr=0.1)
+        step = opt.step
+        if compiles:
+            step = torch.compile(lambda: opt.step(), fullgraph=True, backend="aot_eager")  # noqa: B023
+        for index in range(4):
+            if index == 2:
+                edit(opt.param_groups[0]["params"], every[3])
+            for place, param in enumerate(opt.param_groups[0]["params"]):
+                param.grad = torch.full((4,), place + 1.0)
+            step()
+        runs.append((every, [opt.state[param] for param in every]))
+    for ours, theirs in zip(*(params for params, _ in runs), strict=True):
+        assert torch.equal(ours, theirs)
+    for ours, theirs in zip(*(states for _, states in runs), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def _another_list(groups, new):
+    groups[0]["params"] = [new, *groups[0]["params"][1:]]
+
+
+def _without_a_group(groups, new):
+    del groups[0]
+
+
+@pytest.mark.parametrize("edit", [_another_list, _without_a_group])
+def test_groups_that_were_exchanged_are_refused_once_and_then_followed(edit):
+    params = [torch.nn.Parameter(torch.full((4,), float(i))) for i in range(4)]
+    opt = SigSignAdamW([{"params": params[:1]}, {"params": params[1:3]}], lr=0.1)
+    step = torch.compile(lambda: opt.step(), fullgraph=True, backend="aot_eager")
+
+    def give_gradients():
+        for param in params:
+            param.grad = torch.ones(4)
+
+    give_gradients()
+    step()
+    edit(opt.param_groups, params[3])
+    before = copy.deepcopy(params)
+    with pytest.raises(RuntimeError, match="param_groups were changed after step"):
+        step()
+    assert all(map(torch.equal, params, before))
+    assert all(torch.equal(p.grad, torch.ones(4)) for p in params)
+    step()
+    live = [param for group in opt.param_groups for param in group["params"]]
+    for param, value in zip(params, before, strict=True):
+        assert torch.equal(param, value) != any(param is one for one in live)
+
+
+# What is not traced.
+
+
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_grad_norm_read_after_a_compiled_step_is_of_that_step(steps_before):
+    net, opt, _ = trainer("SigSignAdamW", max_grad_norm=0.1)
+    eager_net, eager, _ = trainer("SigSignAdamW", max_grad_norm=0.1)
+
+    def norm_of(opt):
+        opt.step()
+        return opt.grad_norm * 2
+
+    compiled = torch.compile(norm_of, backend="aot_eager")
+    for index in range(3):
+        for network in (net, eager_net):
+            network.zero_grad()
+            (network(INPUT) * (index + 1)).square().mean().backward()
+        ours = norm_of(opt) if index < steps_before else compiled(opt)
+        assert torch.equal(ours, norm_of(eager))
+
+
+def test_grad_norm_in_one_graph_with_the_step_is_refused():
+    net, opt, _ = trainer("SigSignAdamW", max_grad_norm=0.1)
+    net(INPUT).square().mean().backward()
+    opt.step()
+    with pytest.raises(RuntimeError, match="read grad_norm outside"):
+        torch.compile(lambda: opt.grad_norm * 2, fullgraph=True, backend="aot_eager")()
+
+
 def test_an_optimizer_is_not_kept_alive():
     import gc
     import weakref

@@ -111,6 +111,10 @@ def test_every_kernel_is_there_for_every_architecture(resources):
     assert {of for of, _, _ in resources} == architectures
 
 
+def test_the_library_is_small():
+    assert Path(_native.__file__).stat().st_size < 20e6  # so are wheels, and what users download
+
+
 def test_no_kernel_spills_or_keeps_a_stack(resources):
     for architecture, symbol, usage in resources:
         assert usage["STACK"] == 0 and usage["LOCAL"] == 0, (architecture, symbol, usage)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,6 +79,7 @@ def refused(opt, error, match):
 
 # Options.
 
+FLAGS = ("maximize", "nesterov", "decoupled_weight_decay", "skip_nonfinite", "capturable")
 BAD_RATES = (-0.5, math.nan, math.inf, None, torch.tensor([0.1, 0.2]))
 BAD_DECAYS = (-0.5, 1.0, 1.5, math.nan, None)
 BAD_OPTIONS = {
@@ -99,7 +101,11 @@ BAD_OPTIONS = {
     "master": ("bf16", True, 16),
     "rounding": (None, "random", 1),
     "seed": (-1, 2**53, 0.5, True, None),
-    "state_dtype": ("fp16", 8, torch.float32, {"exp_average": "8bit"}, {"moment": None}),
+    "state_dtype": (
+        *("fp16", 8, torch.float32, {"exp_average": "8bit"}, {"moment": None}),
+        *(["8bit"], np.array(["8bit"])),
+    ),
+    **dict.fromkeys(FLAGS, ("x", None, 2, 0.5, torch.tensor(True))),
 }
 SAYS = {
     "momentum": "momentum must be at least 0 and below 1",
@@ -111,14 +117,12 @@ SAYS = {
     "rounding": "rounding must be one of 'nearest', 'stochastic', got ",
     "seed": r"seed must be an integer of at least 0 and below 2\*\*53, got ",
     "state_dtype": "state_dtype must be one of ",
+    **{flag: f"{flag} must be one of False, True, got " for flag in FLAGS},
 }
 
 
 OPTIONS_THAT_CAN_BE_WRONG = [
-    (name, option)
-    for name, cls in OPTIMIZERS.items()
-    for option, default in cls(make_params()).defaults.items()
-    if not isinstance(default, bool)
+    (name, option) for name, cls in OPTIMIZERS.items() for option in cls(make_params()).defaults
 ]
 
 
@@ -164,6 +168,60 @@ def test_unknown_backend_written_into_a_group_is_refused_at_the_next_step(name, 
         opt.step()
     opt.param_groups[0]["backend"] = backend
     opt.step()
+
+
+# What is no number would stop a step in its midst, and what is of another kind would be read as one.
+BAD_CHANGES = {
+    "lr": (None, "1e-3", torch.zeros(2)),
+    "weight_decay": ("a",),
+    "betas": ((0.9,), ("a", 0.9), None),
+    "momentum": (None,),
+    "seed": (1.5, -1, None),
+    "friction_input": ("x",),
+    "maximize": ("x",),
+    "max_grad_norm": (-1, "x"),
+    "skip_nonfinite": ("x",),
+    "master": ("x",),
+    "state_dtype": ("x",),
+}
+
+
+@pytest.mark.parametrize("backends", ["native native", "reference reference", "native reference"])
+@warm_or_not
+@every_optimizer
+def test_bad_option_written_into_a_group_stops_the_step_before_it_begins(name, warm, backends):
+    groups = [
+        {"params": [param], "backend": backend}
+        for param, backend in zip(make_params(), backends.split(), strict=True)
+    ]
+    opt = OPTIMIZERS[name](groups)
+    run(opt, warm)
+    for group in opt.param_groups:
+        group["params"][0].grad = noise(group["params"][0].shape, 5)
+    for option in BAD_CHANGES.keys() & group.keys():
+        right = group[option]
+        for bad in BAD_CHANGES[option]:
+            group[option] = bad
+            with refused(opt, (TypeError, ValueError), rf"{option}|beta\d must be a number"):
+                opt.step()
+        group[option] = right
+    opt.step()
+
+
+@both_backends
+def test_numbers_of_numpy_are_numbers(backend):
+    options = {"lr": 0.125, "weight_decay": 0.25, "max_grad_norm": 0.5, "seed": 2**40 + 3}
+    ours = {key: np.float32(value) for key, value in options.items()}
+    ours["seed"] = np.int64(options["seed"])
+    found = []
+    for given in (options, ours):
+        param = nn.Parameter(noise((300,), 0).bfloat16())
+        opt = OPTIMIZERS["RSGDM"]([param], rounding="stochastic", backend=backend, **given)
+        for step in range(2):
+            param.grad = noise((300,), step).bfloat16()
+            opt.step()
+        found.append(param)
+    assert torch.equal(*found)
 
 
 # Parameters.
@@ -363,7 +421,7 @@ def test_state_that_does_not_fit_is_refused(name, index, backend):
     for key in [key for key in state if key != "step"]:
         right = state[key]
         state[key] = torch.zeros(2, 2)
-        says = rf"{called}.*'{key}' of shape \(2, 2\); delete its state or load"
+        says = rf"{called}.*'{key}' of shape \(2, 2\) where .* delete its state, or load one with"
         with refused(opt, RuntimeError, says):
             opt.step()
         state[key] = torch.zeros_like(right, device="meta")
@@ -574,6 +632,7 @@ def test_a_number_given_as_text_is_refused(name):
 
 def in_graph(**attributes):
     parameter = {"is_cuda": True, "grad": object(), "requires_grad": True, "shape": (3,)}
+    parameter["device"] = torch.device("cuda")
     return SimpleNamespace(**{**parameter, **attributes})
 
 
@@ -587,6 +646,8 @@ def test_what_a_cuda_graph_would_leave_out_is_refused():
         RuntimeError, match=r"parameter 1 of group 0 .*no gradient while a CUDA graph"
     ):
         checks.check_captured([{"params": [in_graph(), in_graph(grad=None)], "capturable": True}])
+    with pytest.raises(ValueError, match="lr is a tensor on cpu and a parameter is on cuda"):
+        checks.check_captured([{**whole, "lr": torch.tensor(0.1)}])
 
 
 def test_a_friction_input_misspelt_in_a_group_is_found_by_the_step():
@@ -605,3 +666,38 @@ def test_a_capturable_step_reads_settings_of_its_own_device():
         OPTIMIZERS["RSGDM"]([meta], lr=torch.tensor(0.1), capturable=True)
     with pytest.raises(ValueError, match="capturable must be one of False, True, got 'yes'"):
         OPTIMIZERS["RSGDM"]([nn.Parameter(torch.ones(3))], capturable="yes")
+
+
+@both_backends
+@every_optimizer
+def test_a_group_that_becomes_capturable_is_looked_at_anew(name, backend):
+    params, elsewhere = make_params(), nn.Parameter(torch.ones(3, device="meta"))
+    groups = [{"params": params}, {"params": [elsewhere], "lr": torch.tensor(0.1)}]
+    opt = OPTIMIZERS[name](groups, backend=backend)
+    for step in range(2):
+        params[0].grad = noise((3, 4), step)
+        opt.step()
+    opt.param_groups[1]["capturable"] = True
+    with refused(opt, ValueError, "lr is a tensor on cpu and a parameter is on meta"):
+        opt.step()
+    opt.param_groups[1]["capturable"] = "yes"
+    with refused(opt, ValueError, "capturable must be one of False, True, got 'yes'"):
+        opt.step()
+    opt.param_groups[1]["capturable"] = False
+    opt.step()
+
+
+IMPORTED_ON_META = """
+import torch
+with torch.device("meta"):
+    import friction_kernels
+    from friction_kernels import integrations, losses
+param = torch.nn.Parameter(torch.ones(300, dtype=torch.bfloat16))
+param.grad = torch.ones_like(param)
+friction_kernels.SigSignAdamW([param], lr=0.1, state_dtype="8bit", backend="reference").step()
+assert (param < 1).all()
+"""
+
+
+def test_package_may_be_imported_where_another_device_is_the_default():
+    subprocess.run([sys.executable, "-c", IMPORTED_ON_META], check=True)

@@ -17,6 +17,7 @@ from scale_cases import (
 )
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, clip_grad_norm_
+from friction_kernels.optim import planning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -170,6 +171,71 @@ def test_the_scale_that_a_user_has_set_is_multiplied_in(backend):
     other.step()
     assert_same_bits(params, twins)
     assert opt.grad_norm.item() == pytest.approx(norm_of(twins), rel=1e-6)
+
+
+@pytest.mark.parametrize("backends", ["native native", "reference reference", "native reference"])
+@pytest.mark.parametrize(
+    ("scale", "says"),
+    [
+        (0.0, "grad_scale must be above 0 and finite, got 0"),
+        (torch.tensor(0.0), "grad_scale must be above 0 and finite, got 0"),
+        (-2.0, "grad_scale must be above 0 and finite, got -2"),
+        (math.inf, "grad_scale must be above 0 and finite, got inf"),
+        (math.nan, "grad_scale must be above 0 and finite, got nan"),
+        (torch.ones(2), r"grad_scale must be one number, got a tensor of shape \(2,\)"),
+        ("2", "grad_scale must be a number, got '2'"),
+    ],
+    ids=str,
+)
+@every_optimizer
+def test_a_scale_that_is_none_stops_the_step_before_it_begins(name, scale, says, backends):
+    params = make_params()
+    groups = [
+        {"params": some, "backend": backend}
+        for some, backend in zip((params[:2], params[2:]), backends.split(), strict=True)
+    ]
+    opt = OPTIMIZERS[name](groups)
+    give_gradients(params, 0)
+    opt.step()
+    before, states = copies(params), states_of(opt)
+    opt.grad_scale = scale
+    with pytest.raises((TypeError, ValueError), match=says):
+        opt.step()
+    assert_same_bits(params, before)
+    assert_states(opt, states)
+    opt.grad_scale = 2.0
+    opt.step()
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_processes_sum_where_the_parameters_lie(device, monkeypatch):
+    """NCCL takes nothing from the processor, also of a process that has no gradient to count."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU: torch finds no CUDA device")
+    here, there = make_params([(5,)])[0], make_params([(3,)])[0].to(device)
+    there = torch.nn.Parameter(there.detach())
+    summed = []
+    monkeypatch.setattr(planning, "sharding_groups", lambda p: ("all",) if p is there else ())
+    monkeypatch.setattr(
+        planning, "all_reduce", lambda part, of: summed.append((part.device.type, of)) or part
+    )
+    groups = [{"params": [here]}, {"params": [there], "backend": "reference"}]
+    opt = RSGDM(groups, max_grad_norm=0.5)
+    here.grad = torch.ones(5)
+    opt.step()
+    assert set(summed) == {("cpu", ()), (device, ("all",))}
+    assert opt.grad_norm.item() == pytest.approx(math.sqrt(5))
+
+
+@both_backends
+def test_gradients_whose_squares_are_beyond_float64_are_left_out(backend):
+    params = make_params(dtype=torch.float64)
+    opt = RSGDM(params, skip_nonfinite=True, backend=backend)
+    before = copies(params)
+    for param in params:
+        param.grad = torch.full_like(param, 1e200)
+    opt.step()
+    assert_same_bits(params, before)
 
 
 @both_backends

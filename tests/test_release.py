@@ -21,6 +21,7 @@ from scale_cases import (
     run,
 )
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW, friction_stats, release_gradients
@@ -183,6 +184,21 @@ def test_a_group_that_is_added_later_is_served_by_step():
     backward(params, 1)
     assert opt.state[late]["step"] == 1
     assert all(opt.state[param]["step"] == 2 for param in params)
+
+
+def test_states_that_torch_makes_before_the_first_backward():
+    """torch.distributed.checkpoint gives gradients of zero and calls step() to have states to load into."""
+    model, plain = network(), network()
+    opt, other = SigSignAdamW(model.parameters()), SigSignAdamW(plain.parameters())
+    release_gradients(model, opt)
+    found = get_optimizer_state_dict(model, opt)
+    assert set(found["state"]) == {name for name, _ in model.named_parameters()}
+    get_optimizer_state_dict(plain, other)
+    for network_ in (model, plain):
+        network_(noise((8, 6), 0)).square().mean().backward()
+    opt.step()
+    other.step()
+    assert_same_bits(model.parameters(), plain.parameters())
 
 
 def test_after_remove_step_makes_the_steps_again():

@@ -40,6 +40,21 @@ def test_a_grad_scaler_is_refused():
         scaler.step(opt)
 
 
+def test_a_gradient_that_is_there_again_is_not_stepped_by_twice():
+    params = make_params()
+    opt = SigSignAdamW([{"params": params[:2]}, {"params": params[2:]}])
+    handle = release_gradients(params, opt)
+    backward(params, 0)
+    before = copies(params)
+    params[2].grad = torch.ones_like(params[2])
+    with pytest.raises(RuntimeError, match=r"parameter 0 of group 1 .* has its gradient again"):
+        opt.step()
+    assert_same_bits(params, before)
+    handle.remove()
+    opt.step()
+    assert [opt.state[param]["step"].item() for param in params] == [1, 1, 2, 1, 1]
+
+
 def test_other_misuse_is_refused():
     model = network()
     with pytest.raises(TypeError, match="AdamW is none of"):

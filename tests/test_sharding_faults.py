@@ -43,7 +43,7 @@ def test_fsdp2_under_a_grad_scaler(processes, found_by):
         ("on another mesh", "redistribute the gradient"),
         ("a sum not taken", "redistribute the gradient"),
         ("plain gradient", "make it one"),
-        ("another world", "delete its state or load one made for this parameter"),
+        ("another world", "delete its state, or load one with load_state_dict()"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(processes, case, remedy):
@@ -51,6 +51,33 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(processes, case, remed
         assert PARAMETER in message
         assert remedy in message
         assert change == 0
+
+
+@pytest.mark.parametrize(
+    "case, remedy",
+    [("spread otherwise", "redistribute the gradient"), ("plain gradient", "make it one")],
+)
+def test_a_compiled_step_refuses_gradients_that_are_spread_otherwise(processes, case, remedy):
+    """Their local parts, which the operator takes, may look as those that fit."""
+    for message, change in processes.run(sharded_faults.refused, case, compiles=True):
+        assert "parameter 1 (shape (9, 4, 2)) cannot be updated" in message
+        assert remedy in message
+        assert change == 0
+
+
+@pytest.mark.parametrize("given", ["the model", "a model around it"])
+def test_release_refuses_distributed_data_parallel(processes, given):
+    for kind, message, steps in processes.run(sharded_faults.released_under_ddp, given):
+        assert kind is ValueError and "fully_shard" in message and steps == []
+
+
+@pytest.mark.parametrize("given", ["its module", "its parameters"])
+def test_gradients_that_distributed_data_parallel_puts_back_make_no_second_step(processes, given):
+    for kind, message, steps in processes.run(sharded_faults.released_under_ddp, given):
+        assert kind is RuntimeError
+        assert "of group 0 (shape (3" in message and "has its gradient again" in message
+        assert "DistributedDataParallel" in message and "fully_shard" in message
+        assert steps == [1, 1]
 
 
 def test_stochastic_rounding_refuses_two_cuts_beside_the_first_dimension(worlds):

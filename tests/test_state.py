@@ -305,7 +305,7 @@ def test_state_of_adamw_goes_on_as_adamw_would(kind, as_number, backend):
 
 
 @pytest.mark.parametrize("kind", ADAMW_STATES)
-@pytest.mark.parametrize("name", FRICTION)
+@pytest.mark.parametrize("name", [name for name in FRICTION if OPTIMIZERS[name].decoupled])
 def test_state_of_adamw_is_taken_over_and_the_friction_starts_at_rest(name, kind):
     params, adamw = ADAMW_STATES[kind]()
     ours = copies(params)
@@ -354,7 +354,24 @@ def of_damped_sgd(params):
     return torch.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.1)
 
 
+def with_decay(cls):
+    return lambda params: cls(params, weight_decay=0.1)
+
+
 FOREIGN = {
+    "Adamax into SigSignAdamW": (torch.optim.Adamax, SigSignAdamW),
+    "RAdam into SigSignGrad": (torch.optim.RAdam, SigSignGrad),
+    "NAdam into SigSignGrad": (torch.optim.NAdam, SigSignGrad),
+    "RMSprop with momentum into RSGDM": (
+        lambda params: torch.optim.RMSprop(params, momentum=0.9),
+        RSGDM,
+    ),
+    "AdamW into SigSignGrad": (torch.optim.AdamW, SigSignGrad),
+    "Adam with decay into SigSignAdamW": (with_decay(torch.optim.Adam), SigSignAdamW),
+    "SigSignGrad with decay into SigSignAdamW": (with_decay(SigSignGrad), SigSignAdamW),
+    "SigSignAdamW into TanhSignAdamW": (SigSignAdamW, TanhSignAdamW),
+    "TanhSignAdamW into TanhSignAdamP": (TanhSignAdamW, OPTIMIZERS["TanhSignAdamP"]),
+    "TanhSignAdamP into TanhSignAdamW": (OPTIMIZERS["TanhSignAdamP"], TanhSignAdamW),
     "SGD with dampening into RSGDM": (of_damped_sgd, RSGDM),
     "SGD without momentum into RSGDM": (torch.optim.SGD, RSGDM),
     "AdamW into RSGDM": (torch.optim.AdamW, RSGDM),
@@ -408,15 +425,23 @@ def test_state_of_a_model_with_other_parameters_is_refused_and_nothing_changed(n
     run(opt, params, range(2, 3))
 
 
+WAYS = (
+    {"backend": "reference", "capturable": True, "master": "split", "state_dtype": "bf16"},
+    {"backend": "native", "rounding": "stochastic"},
+)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [WAYS, WAYS[::-1]], ids=["first", "second"])
 @every_optimizer
-def test_how_a_step_is_computed_is_not_loaded(name):
-    params = make_params()
-    saved = OPTIMIZERS[name](copies(params), backend="reference", capturable=True)
+def test_how_a_step_is_computed_and_kept_is_not_loaded(name, theirs, ours):
+    params = make_params(torch.bfloat16)
+    saved = OPTIMIZERS[name](copies(params), **theirs)
     run(saved, saved.param_groups[0]["params"], range(2))
-    opt = OPTIMIZERS[name](params, backend="native", capturable=False)
+    opt = OPTIMIZERS[name](params, **ours)
+    [before] = opt.state_dict()["param_groups"]
     opt.load_state_dict(saved_and_loaded(saved.state_dict()))
-    [group] = opt.param_groups
-    assert (group["backend"], group["capturable"]) == ("native", False)
+    assert opt.state_dict()["param_groups"] == [before]
+    run(opt, params, [2])
 
 
 @every_optimizer
@@ -429,11 +454,62 @@ def test_capturable_changes_nothing_on_the_processor(name):
     assert_same_bits(params, plain)
 
 
-def test_amsgrad_state_is_refused():
+def test_amsgrad_state_is_refused_until_its_maximum_is_given_up():
     params = make_params()
     theirs = torch.optim.AdamW(copies(params), amsgrad=True)
     run(theirs, theirs.param_groups[0]["params"], range(2))
     opt = SigSignAdamW(params)
+    saved = theirs.state_dict()
     with pytest.raises(ValueError, match="amsgrad=False in its param_groups"):
-        opt.load_state_dict(theirs.state_dict())
+        opt.load_state_dict(saved)
     assert not opt.state
+    saved["param_groups"][0]["amsgrad"] = False
+    opt.load_state_dict(saved)
+    assert all(set(opt.state[p]) == {"step", "exp_avg", "exp_avg_sq", "prev_grad"} for p in params)
+
+
+@pytest.mark.parametrize("kind", ADAMW_STATES)
+def test_how_torch_computes_is_no_option_here(kind):
+    _, adamw = ADAMW_STATES[kind]()
+    opt = TanhSignAdamW(make_params())
+    options = set(opt.param_groups[0])
+    opt.load_state_dict(adamw.state_dict())
+    assert set(opt.param_groups[0]) == options
+
+
+def test_decay_that_torch_coupled_stays_so():
+    params = make_params()
+    sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9, weight_decay=0.1, nesterov=True)
+    run(sgd, params, range(2))
+    ours = copies(params)
+    opt = RSGDM(ours, decoupled_weight_decay=True)
+    opt.load_state_dict(saved_and_loaded(sgd.state_dict()))
+    run(sgd, params, range(2, 5))
+    run(opt, ours, range(2, 5))
+    torch.testing.assert_close(ours, params, rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_goes_on_from_another_where_its_groups_do_not_say_which():
+    """As the error proposes."""
+    params = make_params()
+    saved = SigSignAdamW(params)
+    run(saved, params, range(2))
+    opt = TanhSignAdamW(copies(params))
+    state_dict = saved.state_dict()
+    with pytest.raises(ValueError, match=r"has friction='sigmoid' .* or delete 'friction'"):
+        opt.load_state_dict(state_dict)
+    del state_dict["param_groups"][0]["friction"]
+    opt.load_state_dict(state_dict)
+    assert_same_states(saved, params, opt, opt.param_groups[0]["params"])
+
+
+@both_backends
+def test_what_users_keep_in_a_state_is_saved_and_loaded(backend):
+    params = make_params()
+    opt = SigSignAdamW(params, backend=backend)
+    run(opt, params, range(2))
+    for param in params:
+        opt.state[param]["average"] = param.detach().clone()
+    loaded = SigSignAdamW(copies(params), backend=backend)
+    loaded.load_state_dict(saved_and_loaded(opt.state_dict()))
+    assert_same_states(opt, params, loaded, loaded.param_groups[0]["params"])

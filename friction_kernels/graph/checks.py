@@ -27,14 +27,14 @@ def check_integer(name: str, value: object, low: int) -> None:
 def check_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 < value < math.inf:
+    if not 0 < value < math.inf:  # type: ignore[operator]
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 def check_share(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    if not 0 <= value < 1:
+    if not 0 <= value < 1:  # type: ignore[operator]
         raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 def normalize(embeddings: Tensor) -> Tensor:
     """embeddings (N, d) -> rows of length one, in float32 at least."""
     e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    return e / e.norm(dim=1, keepdim=True)  # z_i <- z_i / |z_i|
+    z: Tensor = e / e.norm(dim=1, keepdim=True)  # z_i <- z_i / |z_i|
+    return z
 
 
 def transition(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
@@ -45,7 +46,8 @@ def harmonic(transition: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """F_U (N - num_labelled, C) of labels (num_labelled,): what propagation converges to."""
     y, t_ul, t_uu = _blocks(transition, labels, num_classes)
     identity = torch.eye(len(t_uu), dtype=t_uu.dtype, device=t_uu.device)
-    return torch.linalg.solve(identity - t_uu, t_ul @ y)  # F_U = (I - T_UU)^(-1) T_UL Y_L
+    f: Tensor = torch.linalg.solve(identity - t_uu, t_ul @ y)  # F_U = (I - T_UU)^(-1) T_UL Y_L
+    return f
 
 
 def iterate(transition: Tensor, labels: Tensor, num_classes: int, num_iters: int) -> Tensor:

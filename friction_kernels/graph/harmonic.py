@@ -18,7 +18,9 @@ and one pass makes dL/dz of that. No denominator can become small, and no sigma 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,6 +34,8 @@ from friction_kernels.graph.warn import warn
 # In units of tol: rows of F sum to one, and how nearly they do is a measure of its error.
 MASS_TOLERANCE = 100
 DIRECT_UP_TO = 768  # unlabelled nodes of which a stored T_UU is factorised
+
+Factors = tuple[Tensor, Tensor]  # LU of I - T_UU
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class Report:
     """What became of a forward pass. Tensors have no dimension; on a GPU nothing waits for them."""
 
     iterations: int = 0
-    residual: Tensor | None = None  # max_i sum_c |T Fbar - F|_ic on U
-    unreached: Tensor | None = None  # how many rows of F were made uniform
+    residual: Tensor = field(init=False)  # max_i sum_c |T Fbar - F|_ic on U
+    unreached: Tensor = field(init=False)  # how many rows of F were made uniform
 
 
 def propagate(
@@ -70,21 +74,24 @@ def propagate(
             graph = small.solve(similarity, targets, _error, settings.tol)
     if graph is not None:
         report.residual, report.unreached = graph.residual, graph.residual.new_zeros(())
-        return _SmallPropagation.apply(z, inverse_sigma_squared, graph), report
-    f = _Propagation.apply(z, inverse_sigma_squared, targets, similarity, settings, report)
+        f = _SmallPropagation.apply(z, inverse_sigma_squared, graph)  # type: ignore[no-untyped-call]
+        return f, report
+    f = _Propagation.apply(  # type: ignore[no-untyped-call]
+        z, inverse_sigma_squared, targets, similarity, settings, report
+    )
     return f, report
 
 
 class _SmallPropagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, inverse_sigma_squared, graph):
+    def forward(ctx: Any, z: Tensor, inverse_sigma_squared: Tensor, graph: small.Solved) -> Tensor:
         ctx.save_for_backward(z, inverse_sigma_squared)
         ctx.graph = graph
         return graph.f[len(z) - len(graph.image) :]
 
     @staticmethod
     @uncompiled
-    def backward(ctx, grad_f):
+    def backward(ctx: Any, grad_f: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         z, inverse_sigma_squared = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
@@ -111,7 +118,15 @@ def _gradient_of_scale(z: Tensor, grad_z: Tensor, inverse_sigma_squared: Tensor)
 
 class _Propagation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, z, inverse_sigma_squared, targets, similarity, settings, report):
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        inverse_sigma_squared: Tensor,
+        targets: Tensor,
+        similarity: Similarity,
+        settings: Settings,
+        report: Report,
+    ) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
             transition = Transition(similarity, len(targets))
             kept = None
@@ -141,7 +156,7 @@ class _Propagation(torch.autograd.Function):
 
     @staticmethod
     @uncompiled
-    def backward(ctx, grad_f):
+    def backward(ctx: Any, grad_f: Tensor) -> tuple[Tensor | None, ...]:
         _refuse_second_derivative()
         z, inverse_sigma_squared, targets, lost = ctx.saved_tensors
         transition, settings = ctx.transition, ctx.settings
@@ -185,7 +200,9 @@ def _error(residual: Tensor, f: Tensor) -> Tensor:
     return torch.maximum(_size(residual), mass_error / MASS_TOLERANCE)
 
 
-def _solve(transition: Transition, b: Tensor, kept: Tensor | None, settings: Settings):
+def _solve(
+    transition: Transition, b: Tensor, kept: Tensor | None, settings: Settings
+) -> tuple[solvers.Solution, Factors | None]:
     factors = None
     if kept is not None and kept.dtype == b.dtype and len(kept) <= DIRECT_UP_TO:
         factors = solvers.direct(kept * transition.row_factor)
@@ -199,10 +216,15 @@ def _solve(transition: Transition, b: Tensor, kept: Tensor | None, settings: Set
 
 
 def _solve_adjoint(
-    transition: Transition, grad_f: Tensor, lost: Tensor, factors, settings: Settings
+    transition: Transition,
+    grad_f: Tensor,
+    lost: Tensor,
+    factors: Factors | None,
+    settings: Settings,
 ) -> Tensor:
     if factors is not None:
-        return torch.linalg.lu_solve(*factors, grad_f, adjoint=True)
+        adjoint: Tensor = torch.linalg.lu_solve(*factors, grad_f, adjoint=True)
+        return adjoint
     smallest = torch.finfo(grad_f.dtype).tiny
 
     def size(values: Tensor) -> Tensor:
@@ -235,8 +257,9 @@ def _cotangents(
     before, after = states[: len(adjoints)], states[1:]
     left_u = torch.cat(adjoints, dim=1)
     right = torch.cat([torch.cat((targets, state)) for state in before], dim=1)
-    delta = sum(
-        (adjoint * state).sum(dim=1) for adjoint, state in zip(adjoints, after, strict=True)
+    delta = reduce(
+        torch.add,
+        ((adjoint * state).sum(dim=1) for adjoint, state in zip(adjoints, after, strict=True)),
     )
     pulled = transition.transposed_to_all(torch.cat((left_u, delta[:, None]), dim=1))
     of_log_u = pulled[:, -1] - (pulled[:, :-1] * right).sum(dim=1)

@@ -43,6 +43,7 @@ def rank_nodes(
     if labelled is not None:
         order_by = torch.where(labelled, 0, torch.where(known, 1, 2))
         return order_by.argsort(stable=True), labelled.sum()
+    assert keys is not None
     order_by = torch.where(known, keys, 2.0)
     if num_remembered:
         order_by[-num_remembered:] = -1.0
@@ -74,7 +75,7 @@ def arrange(
     """Check the values, and order the nodes as `rank_nodes` does. The host waits for the device once."""
     labels = labels.long()
     known = labels != ignore_index
-    order, num_labelled = rank_nodes(known, labelled, keys, gamma, num_remembered)
+    order, count_labelled = rank_nodes(known, labelled, keys, gamma, num_remembered)
 
     e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     length = torch.linalg.vector_norm(e, dim=1, keepdim=True)
@@ -83,17 +84,17 @@ def arrange(
     faulty = unusable | outside
     if labelled is not None:
         faulty |= labelled & ~known
-    counts = [known.sum(), num_labelled, faulty.sum()]
+    counts = [known.sum(), count_labelled, faulty.sum()]
     if count_missing_classes:
         usable = (known & ~outside)[order]
-        counts.append(_missing_classes(labels[order], usable, num_labelled, num_classes))
-    sigma_value = None if isinstance(sigma, Tensor) else float(sigma)
-    counts = torch.stack(counts)
-    if sigma_value is None:
-        counts = torch.cat((counts.double(), sigma.detach().to(e.device, torch.float64).reshape(1)))
-    counts = counts.tolist()  # the host waits here
-    sigma_value = counts.pop() if sigma_value is None else sigma_value
-    num_known, num_labelled, num_faulty, *num_missing = map(int, counts)
+        counts.append(_missing_classes(labels[order], usable, count_labelled, num_classes))
+    numbers = torch.stack(counts)
+    if isinstance(sigma, Tensor):
+        width = sigma.detach().to(e.device, torch.float64)
+        numbers = torch.cat((numbers.double(), width.reshape(1)))
+    on_host = numbers.tolist()  # the host waits here
+    sigma_value = on_host.pop() if isinstance(sigma, Tensor) else float(sigma)
+    num_known, num_labelled, num_faulty, *num_missing = map(int, on_host)
 
     _raise_for_sizes(len(e), num_known, num_labelled)
     if not 0 < sigma_value < math.inf:
@@ -126,6 +127,7 @@ def _raise_for_rows(
             f"labels lie outside [0, {num_classes}) in {rows_at_fault(outside)}; correct num_classes, "
             f"or mark unlabelled nodes with ignore_index={ignore_index}"
         )
+    assert labelled is not None
     raise ValueError(
         f"labelled is true where the label is ignore_index={ignore_index}, in "
         f"{rows_at_fault(labelled & ~known)}; pass labelled & (labels != {ignore_index})"

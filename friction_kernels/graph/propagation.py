@@ -30,9 +30,9 @@ def label_propagation(
     backend: str = "auto",
     memory_budget: int = 0,
 ) -> Tensor:
-    """Class probabilities F (N, C) of all nodes, differentiable in embeddings and sigma.
+    """Class probabilities F of all nodes, differentiable in embeddings and sigma.
 
-    Equivalent to, with L the labelled nodes, U the others, and no N x N matrix stored::
+    Equals, with L the labelled nodes, U the others, and no N x N matrix stored:
 
         z = embeddings / embeddings.norm(dim=1, keepdim=True)
         W = exp(-cdist(z, z)**2 / (2 * sigma**2)).fill_diagonal_(0)
@@ -42,29 +42,40 @@ def label_propagation(
         F[L] = one_hot(labels[L])
         F[U] = torch.linalg.solve(I - T[U][:, U], T[U][:, L] @ F[L])
 
-    embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
-    labels: (N,), integers in [0, num_classes), or ignore_index.
-    sigma: width of the Gaussian in units of distance between normalised embeddings; a float, or a tensor
-        of one element, to which gradients flow if it requires them.
-    labelled: bool (N,), the nodes whose label counts; by default all whose label is not ignore_index.
-    solver: "cg", conjugate gradients, or LU factors where the graph is small and stored, until the
-        residual max_i sum_c |T F - F|_ic is at most tol, in at most max_iter iterations; "iterate",
-        exactly num_iters steps F_U <- T_UU F_U + T_UL F_L from F_U = 0, whose gradient needs memory for
-        2 num_iters matrices of N x C.
-    precision: of the products z_i . z_j: "fp32", or inputs rounded to "tf32" or "bf16". Everything else
-        is float32, or float64 where embeddings are.
-    backend: "triton" (CUDA), "chunked" (any device, O(N) memory), "dense" (stores N x N), or "auto". One
-        that cannot serve raises.
-    memory_budget: bytes that may hold T_UU while it is solved for, in float32, or for precision "bf16"
-        in bfloat16 where only that fits; 0 recomputes it.
+    Source: Sharma, Agarwal, Kumar, "G-Loss", arXiv 2604.25853, and its authors' code. Published: T and
+    the harmonic solution. Ours: the start of "iterate", and uniform rows.
 
-    Returns F (N, C) in float32, or float64 where embeddings are. A node that no labelled node reaches,
-    in the arithmetic used, has a uniform row without gradient; a solve that does not converge warns, and
-    its result is still returned.
-    Raises ValueError or TypeError for input without meaning, naming the rows.
+    Args:
+        embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
+        labels: (N,), integers in [0, num_classes), or ignore_index.
+        num_classes: C, at least 2.
+        sigma: width of the Gaussian in units of distance between normalised embeddings; a float, or a
+            tensor of one element, to which gradients flow if it requires them (default 0.5).
+        labelled: bool (N,), the nodes whose label counts; None takes all whose label is not ignore_index
+            (default None).
+        solver: "cg", conjugate gradients, or LU factors where the graph is small and stored, until the
+            residual max_i sum_c |T F - F|_ic is at most tol, in at most max_iter iterations; "iterate",
+            exactly num_iters steps F_U <- T_UU F_U + T_UL F_L from F_U = 0, whose gradient needs memory
+            for 2 num_iters matrices of N x C (default "cg").
+        tol: residual at which "cg" ends, above 0 (default 1e-5).
+        max_iter: iterations of "cg" at most, at least 1 (default 64).
+        num_iters: steps of "iterate", at least 1 (default 10).
+        precision: of the products z_i . z_j: "fp32", or inputs rounded to "tf32" or "bf16". Everything
+            else is float32, or float64 where embeddings are (default "fp32").
+        ignore_index: the label of nodes whose label is not known (default -100).
+        backend: "triton" (CUDA), "chunked" (any device, O(N) memory), "dense" (stores N x N), or "auto".
+            One that cannot serve raises (default "auto").
+        memory_budget: bytes that may hold T_UU while it is solved for, in float32, or for precision
+            "bf16" in bfloat16 where only that fits; 0 recomputes it (default 0).
 
-    Source: arXiv 2604.25853 and its authors' code (T, the harmonic solution). Ours: the start of
-    "iterate", and uniform rows.
+    Returns:
+        F (N, C), rows that sum to one, in float32, or float64 where embeddings are. A node that no labelled
+        node reaches, in the arithmetic used, has a uniform row without gradient; a solve that does not
+        converge warns, and its result is still returned.
+
+    Raises:
+        ValueError, TypeError: an argument out of range, or input without meaning; rows are named.
+        RuntimeError: a backend that cannot serve; from backward(), a second derivative.
     """
     checks.check_integer("num_classes", num_classes, 2)
     checks.check_sigma(sigma)

@@ -55,7 +55,8 @@ def similarity(
     if backend == "triton":
         from friction_triton.similarity import TritonSimilarity
 
-        return TritonSimilarity(z, inverse_sigma_squared, precision)
+        on_gpu: Similarity = TritonSimilarity(z, inverse_sigma_squared, precision)
+        return on_gpu
     moderate = sigma**-2 <= LARGEST_EXPONENT
     chosen = WeightedSimilarity if moderate else ChunkedSimilarity
     return chosen(z, inverse_sigma_squared, precision, stored=backend == "dense")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def gaussian_sigma(
     normalize: bool = True,
     ignore_index: int = -100,
 ) -> float:
-    """A sigma for GLoss and label_propagation, never N x N at once. Equivalent to::
+    """A width for GLoss and label_propagation, with never N x N numbers at once. Equals:
 
         D = torch.cdist(z, z)                                          # z: the rows, see `normalize`
         "root":   sqrt(D.median() / 3)                                 # of all N^2 entries
@@ -32,15 +33,26 @@ def gaussian_sigma(
                   D[i < j].median() / 3
         "median": D[i < j].median()
 
-    embeddings: (N, d), N at least 2. labels: (N,), which "mst" needs; pairs with ignore_index do not
-    count there. normalize: measure between rows of length one, as the graph does; False takes the rows as
-    they are, as the authors' code does. A median of an even number is the smaller middle one, as torch's;
-    distances are computed in float64, and a median's square is rounded to float32.
+    A median of an even number is the smaller middle one, as torch's; distances are computed in float64,
+    and a median's square is rounded to float32.
 
     Source: "root" and "mst" are those of the authors' code of arXiv 2604.25853 ("mst" is its name for it;
     no spanning tree is made); "median" is the common median heuristic (arXiv 1707.07269). Ours:
     `normalize`, and for N = 2 "root" takes the only distance, where the published median would be 0.
-    Raises ValueError where the rule has no positive value.
+
+    Args:
+        embeddings: (N, d), floating-point, N at least 2.
+        labels: (N,), integers, which "mst" needs (default None).
+        rule: "root", "mst" or "median" (default "root").
+        normalize: measure between rows of length one, as the graph does; False takes the rows as they
+            are, as the authors' code does (default True).
+        ignore_index: pairs in which one has this label do not count for "mst" (default -100).
+
+    Returns:
+        sigma, in units of distance between the rows.
+
+    Raises:
+        ValueError, TypeError: embeddings or labels without meaning, or a rule without positive value.
     """
     checks.check_choice("rule", rule, RULES)
     checks.check_embeddings(embeddings)
@@ -79,7 +91,8 @@ def _median(z: Tensor, labels: Tensor | None, ignore_index: int) -> float:
     return _ordered_distance(z, (pairs - 1) // 2)
 
 
-def _mst(z: Tensor, labels: Tensor, ignore_index: int) -> float:
+def _mst(z: Tensor, labels: Tensor | None, ignore_index: int) -> float:
+    assert labels is not None
     smallest = z.new_full((), math.inf)
     known = labels != ignore_index
     squared_length = (z * z).sum(dim=1)
@@ -121,10 +134,9 @@ def _ordered_distance(z: Tensor, k: int) -> float:
         place = int(torch.searchsorted(up_to, k, right=True))
         return place, k - (int(up_to[place - 1]) if place else 0)
 
-    upper, k = find(sum(_histogram(bits >> 16) for bits in _distance_bits(z)), k)
-    lower, _ = find(
-        sum(_histogram(bits[bits >> 16 == upper] & 0xFFFF) for bits in _distance_bits(z)), k
-    )
+    upper, k = find(reduce(torch.add, (_histogram(bits >> 16) for bits in _distance_bits(z))), k)
+    lower_bits = (bits[bits >> 16 == upper] & 0xFFFF for bits in _distance_bits(z))
+    lower, _ = find(reduce(torch.add, map(_histogram, lower_bits)), k)
     bits = torch.tensor(upper << 16 | lower, dtype=torch.int32)
     return math.sqrt(bits.view(torch.float32))
 

@@ -6,7 +6,7 @@ factorised, and the gradient of `harmonic` written with whole matrices: about 40
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Solved(NamedTuple):
     residual: Tensor  # ()
 
 
-def serves(similarity: object, solver: str) -> bool:
+def serves(similarity: object, solver: str) -> TypeGuard[WeightedSimilarity]:
     return (
         solver == "cg"
         and isinstance(similarity, WeightedSimilarity)

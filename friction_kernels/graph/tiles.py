@@ -78,6 +78,7 @@ class Tiles:
         """(len(rows), len(columns)), in `buffer`, which is needed where nothing is stored."""
         if self._matrix is not None:
             return self._matrix[rows.start : rows.stop, columns.start : columns.stop]
+        assert buffer is not None
         return self._compute(rows, columns, out=as_tile(buffer, rows, columns))
 
     def _compute(self, rows: range, columns: range, out: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Transition:
         self.of_column = -self.normalisers.log_u
         self.row_factor = similarity.z.new_ones(len(self.unlabelled), 1)  # one over the rows' sums
         self._kept: Tensor | None = None  # T_UU, and what its rounding takes from its rows
-        self._kept_factor: Tensor | None = None
+        self._kept_factor: Tensor
 
     @property
     def log_weight(self) -> Tensor:

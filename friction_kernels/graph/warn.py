@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import FrameType
 
 LIBRARIES = ("friction_kernels", "torch")
 
@@ -20,5 +21,6 @@ def warn(message: str) -> None:
     warnings.warn(message, stacklevel=level)
 
 
-def _package_of(frame) -> str:
-    return frame.f_globals.get("__name__", "").partition(".")[0]
+def _package_of(frame: FrameType) -> str:
+    name: str = frame.f_globals.get("__name__", "")
+    return name.partition(".")[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,7 @@ def one_launch_serves(num_nodes: int, num_classes: int) -> bool:
     """Whether the batch kernel takes a graph of this size; asked only where backend "triton" serves."""
     from friction_triton.batch import MAX_CLASSES, MAX_NODES
 
-    return 2 <= num_nodes <= MAX_NODES and num_classes <= MAX_CLASSES
+    return bool(2 <= num_nodes <= MAX_NODES and num_classes <= MAX_CLASSES)
 
 
 class Launched:
@@ -49,7 +51,7 @@ class Launched:
 
 
 def one_launch_loss(
-    embeddings: Tensor, labelled: Tensor, inverse_sigma_squared: Tensor, **options
+    embeddings: Tensor, labelled: Tensor, inverse_sigma_squared: Tensor, **options: Any
 ) -> tuple[Tensor, Launched]:
     """The mean loss (), differentiable in embeddings and 1 / sigma^2, and what became of it.
 
@@ -57,13 +59,17 @@ def one_launch_loss(
     friction_triton.batch.batch_gloss; nothing waits for the device.
     """
     options["labelled"] = labelled
-    loss, statistics = _OneLaunch.apply(embeddings, inverse_sigma_squared, options)
+    loss, statistics = _OneLaunch.apply(  # type: ignore[no-untyped-call]
+        embeddings, inverse_sigma_squared, options
+    )
     return loss, Launched(statistics, labelled)
 
 
 class _OneLaunch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, embeddings, inverse_sigma_squared, options):
+    def forward(
+        ctx: Any, embeddings: Tensor, inverse_sigma_squared: Tensor, options: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
         from friction_triton.batch import batch_gloss
 
         result = batch_gloss(embeddings, inverse_sigma_squared=inverse_sigma_squared, **options)
@@ -73,13 +79,13 @@ class _OneLaunch(torch.autograd.Function):
         return result.loss.clone(), result.statistics
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "GLoss cannot be differentiated twice; call backward() or torch.autograd.grad() "
                 "without create_graph=True"
             )
-        grads = [None, None]
+        grads: list[Tensor | None] = [None, None]
         for i, (grad, dtype) in enumerate(zip(ctx.saved_tensors, ctx.dtypes, strict=True)):
             if ctx.needs_input_grad[i]:
                 grads[i] = (grad * grad_loss).to(dtype)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -9,6 +11,16 @@ from torch import Tensor
 
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+@overload
+def gather_rows(rows: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def gather_rows(
+    rows: Tensor, labels: Tensor, labelled: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
 def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -21,7 +33,10 @@ def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
         return tensors
     present = [t for t in tensors if t is not None]
     sizes = _sizes(present[0], tensors)
-    return tuple(None if t is None else _GatherRows.apply(t, sizes) for t in tensors)
+    return tuple(
+        None if t is None else _GatherRows.apply(t, sizes)  # type: ignore[no-untyped-call]
+        for t in tensors
+    )
 
 
 def same_on_all_ranks(tensor: Tensor) -> Tensor:
@@ -49,7 +64,7 @@ def _sizes(first: Tensor, tensors: tuple[Tensor | None, ...]) -> list[int]:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, sizes: list[int]) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
         start = sum(sizes[: dist.get_rank()])
         ctx.mine = slice(start, start + len(rows))
         sent = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
@@ -60,5 +75,5 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([r[:n] for r, n in zip(received, sizes, strict=True)]).to(rows.dtype)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad[ctx.mine], None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -29,49 +30,73 @@ PROBABILITY_FLOOR = 1e-6  # of the log form, whose slope would be infinite at F 
 class GLoss(torch.nn.Module):
     """Graph-guided loss: hide a part of the batch's labels, and score how propagation recovers them.
 
-    Equivalent to, with a drawn part L of the labelled documents and the rest as U::
+    Equals, with a drawn part L of the labelled documents and the rest as U:
 
         F = label_propagation(embeddings, labels, num_classes, sigma=sigma, labelled=drawn)
         loss = cross_entropy(F[U], labels[U], class_weight)        # form="official"
         loss = nll_loss(F[U].log(), labels[U], class_weight)       # form="log"
 
-    num_classes: C, at least 2.
-    sigma: width of the Gaussian, in units of distance between normalised embeddings: a float; a tensor
-        of one element (a Parameter becomes this module's, gradients flow to it); "learnable", a positive
-        parameter that starts at 0.5; or a rule of `gaussian_sigma`, applied anew at each call.
-    gamma: share of the nodes with a known label that is drawn as labelled, in [0, 1): at each call anew,
-        uniformly, rounded up as in the authors' code, but at least one node and at most all but one.
-        With a memory that has rows, none need be drawn.
-    form: "official", what the authors' code computes: F are taken as logits, so the loss cannot fall
-        below log(1 + (C - 1) / e). "log", what the paper prints: -log F of the right class, F from 1e-6;
-        a scored node whose class no labelled node has counts in the mean with -log 1e-6 = 13.8, whatever
-        the embeddings are, and has no gradient.
-    class_weight: (C,), or None: the mean is weighted as torch.nn.functional.cross_entropy weights it.
-    solver, tol, max_iter, num_iters, precision, backend, memory_budget: as in `label_propagation`.
-    reduction: "mean" or "sum" over the scored nodes; "none" gives (N,), 0 at nodes that are not scored.
-    ignore_index: documents with this label are nodes of the graph, and neither labelled nor scored.
-    memory: a `GraphMemory`, whose rows join each graph as labelled nodes.
-    generator: of the draw, on any device; None is the default generator of the embeddings' device.
-    gather: build the graph over the batches of all ranks (torch.distributed), the draw made by rank 0.
-        Every rank computes the same loss, and its own rows get exactly the gradient that one process with
-        all rows would give them. DistributedDataParallel then averages what the ranks' rows contribute,
-        where one process would sum it: multiply the loss by the world size to have the same step. (A
-        trained sigma gets its whole gradient on every rank.) Without torch.distributed nothing changes.
+    Call: loss = loss_fn(embeddings, labels, labelled=None), see `forward`. `loss_fn.last` has what the
+    call did (`GLossStats`).
 
-    Call: loss = loss_fn(embeddings (N, d), labels (N,), labelled=None), labelled a bool mask (N,) in
-    place of the draw. The loss is float32, or float64 where embeddings are. `loss_fn.last` has what the
-    call did (`GLossStats`). Errors name the rows at fault. Warnings: once, classes that are to be
-    recovered and have no labelled node; a solve that does not converge, with its residual. Not twice
-    differentiable.
+    Source: Sharma, Agarwal, Kumar, "G-Loss: Graph-Guided Fine-Tuning of Language Models", LoG 2025,
+    arXiv 2604.25853, and their code. From the paper: the graph, the propagation, the log form. From the
+    code: the official form, the draw, the rules "root" and "mst". Ours: memory, gather, "learnable",
+    ignore_index, the floor of the log form, solving without stored matrices.
+
+    Args:
+        num_classes: C, at least 2.
+        sigma: width of the Gaussian, in units of distance between normalised embeddings: a float; a
+            tensor of one element (a Parameter becomes this module's, gradients flow to it); "learnable", a
+            positive parameter that starts at 0.5; or a rule of `gaussian_sigma`, applied anew at each call
+            (default 0.5).
+        gamma: share of the nodes with a known label that is drawn as labelled, in [0, 1): at each call
+            anew, uniformly, rounded up as in the authors' code, but at least one node and at most all but
+            one. With a memory that has rows, none need be drawn (default 0.7).
+        form: "official", what the authors' code computes: F are taken as logits, so the loss cannot fall
+            below log(1 + (C - 1) / e). "log", what the paper prints: -log F of the right class, F from
+            1e-6; a scored node whose class no labelled node has counts in the mean with -log 1e-6 = 13.8,
+            whatever the embeddings are, and has no gradient (default "official").
+        class_weight: (C,), finite and not negative: the mean is weighted as
+            torch.nn.functional.cross_entropy weights it; None weights all alike (default None).
+        solver: "cg" or "iterate", as in `label_propagation` (default "cg").
+        tol: residual at which "cg" ends, as there, above 0 (default 1e-5).
+        max_iter: iterations of "cg" at most, at least 1 (default 64).
+        num_iters: steps of "iterate", at least 1 (default 10).
+        precision: of the products of embeddings: "fp32", "tf32" or "bf16" (default "fp32").
+        reduction: "mean" or "sum" over the scored nodes; "none" gives (N,), 0 at nodes that are not
+            scored (default "mean").
+        ignore_index: documents with this label are nodes of the graph, and neither labelled nor scored
+            (default -100).
+        memory: a `GraphMemory`, whose rows join each graph as labelled nodes (default None).
+        backend: "auto", "triton", "chunked" or "dense", as in `label_propagation` (default "auto").
+        generator: of the draw, on any device; None is the default generator of the embeddings' device
+            (default None).
+        gather: build the graph over the batches of all ranks (torch.distributed), the draw made by rank
+            0. Every rank computes the same loss, and its own rows get exactly the gradient that one
+            process with all rows would give them. DistributedDataParallel then averages what the ranks'
+            rows contribute, where one process would sum it: multiply the loss by the world size to have
+            the same step. (A trained sigma gets its whole gradient on every rank.) Without
+            torch.distributed nothing changes (default False).
+        memory_budget: bytes that may hold T_UU while it is solved for; 0 recomputes it (default 0).
+        validate: on a GPU, where the call is one launch and there is no memory, False leaves out the
+            checks of values, their warnings, and the wait for them; elsewhere it changes nothing
+            (default True).
 
     On a GPU the host waits once a call for the checks, and once an iteration of "cg". With Triton, up to
     256 nodes and 64 classes, solver "cg" and reduction "mean" loss and gradient are one launch, for which
-    nothing waits: then the next call warns of a solve that did not converge. There validate=False (and no
-    memory) leaves out the checks of values, their warnings, and the wait; elsewhere it changes nothing.
+    nothing waits: then the next call warns of a solve that did not converge.
 
-    Source: Sharma, Agarwal, Kumar, "G-Loss", arXiv 2604.25853 (LoG 2025), and their code. Ours: memory,
-    gather, "learnable", ignore_index, the floor of the log form, solving without stored matrices.
+    Warns: once, of classes that are to be recovered and have no labelled node; of a solve that does not
+    converge, with its residual.
+
+    Raises:
+        ValueError, TypeError: an argument out of range, from the constructor; embeddings or labels without
+            meaning, from the call, which names the rows.
+        RuntimeError: a backend that cannot serve; from backward(), a second derivative.
     """
+
+    class_weight: Tensor | None
 
     def __init__(
         self,
@@ -93,7 +118,7 @@ class GLoss(torch.nn.Module):
         gather: bool = False,
         memory_budget: int = 0,
         validate: bool = True,
-    ):
+    ) -> None:
         super().__init__()
         checks.check_integer("num_classes", num_classes, 2)
         checks.check_share("gamma", gamma)
@@ -121,7 +146,7 @@ class GLoss(torch.nn.Module):
         self._warned_of_classes = False
 
     def _set_sigma(self, sigma: float | Tensor | str) -> None:
-        self.sigma_rule = None
+        self.sigma_rule: str | None = None
         if not isinstance(sigma, str):
             checks.check_sigma(sigma)
             self._sigma = sigma
@@ -135,12 +160,33 @@ class GLoss(torch.nn.Module):
     @property
     def sigma(self) -> float | Tensor | str:
         """The width in use, or the name of the rule that gives it at each call."""
-        if hasattr(self, "log_sigma"):
-            return self.log_sigma.exp()
-        return self.sigma_rule or self._sigma
+        return self._own_sigma() if self.sigma_rule is None else self.sigma_rule
+
+    def _own_sigma(self) -> float | Tensor:
+        return self.log_sigma.exp() if hasattr(self, "log_sigma") else self._sigma
+
+    if TYPE_CHECKING:  # Module's takes and returns anything
+
+        def __call__(
+            self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None = None
+        ) -> Tensor: ...
 
     @uncompiled
     def forward(self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None = None) -> Tensor:
+        """The loss of a batch, differentiable in embeddings and sigma.
+
+        Args:
+            embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
+            labels: (N,), integers in [0, C), or ignore_index.
+            labelled: bool (N,), the nodes that keep their label; None draws them (default None).
+
+        Returns:
+            (), or (N,) for reduction "none"; float32, or float64 where embeddings are.
+
+        Raises:
+            ValueError, TypeError: embeddings, labels or labelled without meaning; rows are named.
+            RuntimeError: the backend that was asked for cannot serve.
+        """
         checks.check_batch(embeddings, labels, labelled)
         if self.memory is not None:
             self.memory.check_rows(embeddings)
@@ -160,8 +206,9 @@ class GLoss(torch.nn.Module):
         if labelled is None:
             keys = draw_keys(len(labels), labels.device, self.generator)
             keys = same_on_all_ranks(keys) if self.gather else keys
-        sigma = self.sigma
-        if self.sigma_rule is not None:
+        if self.sigma_rule is None:
+            sigma = self._own_sigma()
+        else:
             sigma = gaussian_sigma(
                 embeddings, labels, self.sigma_rule, ignore_index=self.ignore_index
             )

@@ -17,16 +17,25 @@ class GraphMemory(torch.nn.Module):
     Its rows are labelled, detached nodes of each graph, so that a batch of 32 sees a graph of 8,192. In
     training mode GLoss adds every batch after its loss was computed; call `add` yourself otherwise.
 
-    capacity: rows kept, at least 1; the oldest are overwritten.
-    dim: d of the embeddings.
-
     Rows are kept at length one in float32; buffers move with `.to()` and are part of `state_dict()`.
     Under torch.distributed each rank's new rows are gathered in rank order, so that all ranks' memories
     stay identical; every rank then must call `add` equally often, if need be with no rows.
-    Ours: arXiv 2604.25853 builds its graph from the batch alone.
+
+    Source: this library; G-Loss (arXiv 2604.25853) builds its graph from the batch alone.
+
+    Args:
+        capacity: rows kept, at least 1; the oldest are overwritten.
+        dim: d of the embeddings, at least 1.
+
+    Raises:
+        ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
+            embeddings of another width, on another device, or with NaN, infinite or zero length.
     """
 
-    def __init__(self, capacity: int, dim: int):
+    embeddings: Tensor
+    labels: Tensor
+
+    def __init__(self, capacity: int, dim: int) -> None:
         super().__init__()
         checks.check_integer("capacity", capacity, 1)
         checks.check_integer("dim", dim, 1)
@@ -37,10 +46,12 @@ class GraphMemory(torch.nn.Module):
 
     @property
     def capacity(self) -> int:
+        """Rows kept at most."""
         return self.embeddings.shape[0]
 
     @property
     def dim(self) -> int:
+        """d of the embeddings."""
         return self.embeddings.shape[1]
 
     def __len__(self) -> int:
@@ -54,7 +65,13 @@ class GraphMemory(torch.nn.Module):
     def add(self, embeddings: Tensor, labels: Tensor, ignore_index: int = -100) -> None:
         """Put in these rows, and those that the other ranks add.
 
-        embeddings (n, dim), of any length but zero; labels (n,), those with ignore_index are left out.
+        Args:
+            embeddings: (n, dim), floating-point, of any length but zero.
+            labels: (n,), integers.
+            ignore_index: rows with this label are left out (default -100).
+
+        Raises:
+            ValueError, TypeError: rows that cannot stand in a graph, or not beside the memory's.
         """
         checks.check_batch(embeddings, labels, None)
         self.check_rows(embeddings)
@@ -70,7 +87,7 @@ class GraphMemory(torch.nn.Module):
         self.put(*gather_rows(rows, labels[known].long()))
 
     def check_rows(self, embeddings: Tensor) -> None:
-        """Raise where these embeddings cannot stand beside the memory's."""
+        """Raise where embeddings (n, d) cannot stand beside the memory's."""
         if embeddings.shape[1] != self.dim:
             raise ValueError(
                 f"embeddings have {embeddings.shape[1]} columns and the memory has dim={self.dim}; "
@@ -85,7 +102,10 @@ class GraphMemory(torch.nn.Module):
     def join(
         self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A batch followed by the memory's rows, which are labelled."""
+        """A batch followed by the memory's rows, which are labelled.
+
+        embeddings: (N, dim); labels: (N,); labelled: bool (N,) or None, which stays None.
+        """
         if len(self) == 0:
             return embeddings, labels, labelled
         rows, their_labels = self.rows()
@@ -121,6 +141,7 @@ class GraphMemory(torch.nn.Module):
         self._filled = min(self._filled + len(rows), self.capacity)
 
     def clear(self) -> None:
+        """Forget all rows."""
         self._filled = self._next = 0
 
     def get_extra_state(self) -> dict[str, int]:

@@ -9,12 +9,22 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class GLossStats:
-    """What the last call did. Tensors have no dimension and stay on their device until they are read."""
+    """What the last call of GLoss did. Tensors have no dimension and stay on their device until read.
 
-    iterations: int | Tensor  # of the solver; 0 where the system was factorised
-    residual: Tensor  # max_i sum_c |T F - F|_ic over the unlabelled nodes
-    accuracy: Tensor  # share of the scored nodes whose largest F is that of their label
+    Attributes:
+        iterations: of the solver; 0 where the system was factorised.
+        residual: max_i sum_c |T F - F|_ic over the unlabelled nodes.
+        accuracy: share of the scored nodes whose largest F is that of their label.
+        num_nodes: nodes of the graph.
+        num_labelled: nodes that kept their label.
+        num_scored: unlabelled nodes whose label is known: those in the loss.
+        num_unreached: unlabelled nodes that no labelled node reaches: their rows are uniform.
+    """
+
+    iterations: int | Tensor
+    residual: Tensor
+    accuracy: Tensor
     num_nodes: int
     num_labelled: int | Tensor
-    num_scored: int | Tensor  # unlabelled nodes whose label is known: those in the loss
-    num_unreached: Tensor  # unlabelled nodes that no labelled node reaches: their rows are uniform
+    num_scored: int | Tensor
+    num_unreached: Tensor

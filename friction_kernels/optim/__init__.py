@@ -1,7 +1,8 @@
 """The optimizers."""
 
-from torch.optim import Optimizer
+from collections.abc import Callable
 
+from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.clipping import clip_grad_norm_
 from friction_kernels.optim.friction_adam import (
     SigSignAdamP,
@@ -15,8 +16,8 @@ from friction_kernels.optim.release import GradientRelease, release_gradients
 from friction_kernels.optim.rsgdm import RSGDM
 from friction_kernels.optim.statistics import FrictionStats, friction_stats
 
-# Tests, benchmarks and examples loop over this table.
-OPTIMIZERS: dict[str, type[Optimizer]] = {
+# Tests, benchmarks and examples loop over this table of classes, each of which has options of its own.
+OPTIMIZERS: dict[str, Callable[..., PlannedOptimizer]] = {
     cls.__name__: cls
     for cls in (
         SigSignGrad,
@@ -31,10 +32,16 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 
 __all__ = [
     "OPTIMIZERS",
+    "RSGDM",
     "FrictionStats",
     "GradientRelease",
+    "SigSignAdamP",
+    "SigSignAdamW",
+    "SigSignGrad",
+    "TanhSignAdamP",
+    "TanhSignAdamW",
+    "TanhSignGrad",
     "clip_grad_norm_",
     "friction_stats",
     "release_gradients",
-    *OPTIMIZERS,
 ]

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
-from typing import Any, ClassVar
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.optimizer import ParamsT
 
 from friction_kernels import backends
 from friction_kernels.optim import checkpoints, checks, compiled, options
 from friction_kernels.optim.guards import Demand, Guard
 from friction_kernels.optim.memory import MemoryReport
-from friction_kernels.optim.planning import Entry, StepPlan, entries_of, is_capturing
+from friction_kernels.optim.planning import (
+    Entry,
+    StepPlan,
+    entries_of,
+    is_capturing,
+    numbers_of,
+)
 from friction_kernels.optim.sharded_rounding import why_no_shard
 from friction_kernels.optim.states import Storage
 from friction_kernels.shards import local, mismatch
@@ -38,8 +45,8 @@ class PlannedOptimizer(Optimizer):
         """Raise for settings of the rule that are out of range."""
         raise NotImplementedError
 
-    def _settings(self, group: dict[str, Any]) -> dict[str, float]:
-        """The group's settings by the native rule's names."""
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group's settings by the native rule's names; others may be among them."""
         raise NotImplementedError
 
     def _reference_update(
@@ -58,7 +65,7 @@ class PlannedOptimizer(Optimizer):
         """
         raise NotImplementedError
 
-    def __init__(self, params, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
         self._number = compiled.register(self)
@@ -71,7 +78,14 @@ class PlannedOptimizer(Optimizer):
         options.check(group, self.state_lists)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters; its settings are checked first, and nothing added if one is wrong."""
+        """Add a group of parameters.
+
+        Args:
+            param_group: a dict with `params` and any of the constructor's options.
+
+        Raises:
+            ValueError, TypeError: as from the constructor; nothing is added then.
+        """
         if isinstance(param_group, dict):  # torch says what else it got
             params = param_group.get("params")
             if isinstance(params, Tensor):
@@ -95,8 +109,19 @@ class PlannedOptimizer(Optimizer):
         """The norm of the gradients at the last step, unscaled and before clipping: a float32 scalar.
 
         It is of the groups that ask for max_grad_norm; None where none does. Nothing waits for a GPU.
+        torch.compile ends a graph before it is read, which fullgraph=True forbids: read it outside.
         """
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                msg="read grad_norm outside: it is of a step that the graph has yet to make"
+            )
         return None if self._guard is None else self._guard.norm()
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -105,9 +130,14 @@ class PlannedOptimizer(Optimizer):
         Args:
             closure: evaluates the model anew and returns the loss.
 
-        Returns the closure's loss, or None. Raises before anything is changed where a gradient or
-        state cannot be used, or where a group asks for backend="native" and it cannot serve. Changes
-        nothing where a gradient is not finite and skip_nonfinite or a GradScaler minds.
+        Returns:
+            the closure's loss, or None.
+
+        Raises:
+            RuntimeError: a gradient or state cannot be used, or a group asks for backend="native" and it
+                cannot serve; nothing is changed then.
+
+        Changes nothing where a gradient is not finite and skip_nonfinite or a GradScaler minds.
         """
         loss = None
         if closure is not None:
@@ -121,7 +151,7 @@ class PlannedOptimizer(Optimizer):
 
     # Schedulers wrap step() to see that it was called, in a function that torch.compile cannot trace. This
     # one says so itself.
-    step._wrapped_by_lr_sched = True
+    step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
     def _step(self) -> None:
@@ -137,17 +167,17 @@ class PlannedOptimizer(Optimizer):
 
         first: the place of the groups' first parameter among all of the optimizer's.
         """
-        demand = Demand.of(self, groups)
+        demand, numbers = Demand.of(self, groups), numbers_of(self, groups)
         if not demand.clips:
             self._guard = None
         if plan is None or not plan.fits(groups, demand):
             plan = self._make_plan(groups, first, demand)
         elif plan.reference:
             self._prepare(groups, plan.reference, demand)
-        problem = plan.run(self, groups)
+        problem = plan.run(self, groups, numbers)
         if problem is not None:
             plan = self._make_plan(groups, first, demand)
-            problem = plan.run(self, groups)
+            problem = plan.run(self, groups, numbers)
         if problem is not None:
             entry, what = problem
             cannot = "step() cannot run"
@@ -160,6 +190,7 @@ class PlannedOptimizer(Optimizer):
         """Look at every parameter once: who serves it, and whether it can be served at all."""
         for group in groups:
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
+            checks.check_capturable(group, group["params"])
             options.check(group, self.state_lists)
         if groups is self.param_groups:
             self._traced = compiled.parameters_of(self)  # without what was taken out
@@ -224,7 +255,10 @@ class PlannedOptimizer(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state as numbers: what is kept in 8 bits comes as float32, and packs to the same again."""
         # Registered first, so that the user's own hooks see numbers.
-        handle = self.register_state_dict_post_hook(checkpoints.export, prepend=True)
+        handle = self.register_state_dict_post_hook(
+            checkpoints.export,  # type: ignore[arg-type]
+            prepend=True,
+        )
         try:
             return super().state_dict()
         finally:
@@ -235,8 +269,15 @@ class PlannedOptimizer(Optimizer):
 
         What a loaded group does not say stays as it is here, and so does how a step is computed and
         kept: `backend`, `capturable`, `master`, `rounding`, `state_dtype`. States are converted to
-        these; those it does not have start at zero. Raises ValueError, before anything is changed, for
-        a state_dict of another kind of optimizer or of other shapes.
+        these; a `prev_grad` it does not have starts at zero.
+
+        Args:
+            state_dict: what `state_dict()` of this class, or of torch's, gave: tensors of the parameters'
+                shapes, on any device.
+
+        Raises:
+            ValueError, TypeError: a state_dict of another class, of other shapes or types, or with options
+                that the constructor would refuse; nothing is changed then.
         """
         self._groups_before = [dict(group) for group in self.param_groups]
         # Registered last, so that it sees what the user's own hooks made of the state_dict.
@@ -245,17 +286,21 @@ class PlannedOptimizer(Optimizer):
             super().load_state_dict(state_dict)
         finally:
             handle.remove()
-            self.__dict__.pop("_loading", None)
+            self.__dict__.pop("_new_states", None)
             del self._groups_before
 
     def _keep_state_dict(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        self._loading = self._understood(state_dict)
-        checkpoints.check(self, self._loading)
-        return checkpoints.without_states(self, self._loading)
+        state_dict = self._understood(state_dict)
+        self._new_states = checkpoints.new_states(self, state_dict)
+        return checkpoints.without_states(self, state_dict)
 
     def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """The state_dict in this optimizer's terms; raise where there are none."""
         return state_dict
+
+    def _kind(self) -> dict[str, Any]:
+        """What tells the class from others that have the same states; a state_dict's groups say it."""
+        return {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -263,6 +308,7 @@ class PlannedOptimizer(Optimizer):
         self._number = compiled.register(self)
         self._traced = compiled.parameters_of(self)
         self.__dict__.setdefault("_graph_memory", [])
+        self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups
         for option, value in options.DEFAULTS.items():
             self.defaults.setdefault(option, value)
         before = self.__dict__.get("_groups_before", [])
@@ -271,12 +317,5 @@ class PlannedOptimizer(Optimizer):
             for key, value in chain(known.items(), self.defaults.items()):
                 group.setdefault(key, value)
             group.update({key: known[key] for key in options.OWN if key in known})
-        if "_loading" in self.__dict__:
-            checkpoints.take(self, self._loading)
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param_state := self.state.get(param):
-                    part = local(param)
-                    storage = Storage.of(self, part, group)
-                    storage.place_step(part, param_state)
-                    storage.bring_lists(part, param_state)
+        for param, param_state in self.__dict__.get("_new_states", {}).items():
+            self.state[param] = {**param_state, **self.state[param]}

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from friction_kernels.backends import BACKENDS, native_reason
 from friction_kernels.optim.packed import packed_size
@@ -34,21 +37,37 @@ def check_number(
         raise ValueError(f"{name} must be {bounds}, got {number:g}")
 
 
+def as_number(name: str, value: float | Tensor) -> float:
+    """A setting as it is in this step; raise TypeError where it is no number."""
+    try:
+        if not isinstance(value, str):  # float() would read it
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"{name} must be a number, got {value!r}")
+
+
 def check_bound(name: str, value: float) -> None:
     """Raise ValueError unless value is a number above 0; infinity is one."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
         raise ValueError(f"{name} must be a number above 0 (math.inf only measures), got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    if value not in choices:
+    # Arrays compare element by element; they have no hash.
+    if not isinstance(value, Hashable) or value not in set(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_betas(value: Sequence[float | Tensor]) -> None:
+def pair_of_betas(value: Sequence[float | Tensor]) -> Sequence[float | Tensor]:
+    """The value itself; raise ValueError where it is no pair."""
     if not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f"betas must be a pair of numbers, got {value!r}")
-    for index, beta in enumerate(value):
+    return value
+
+
+def check_betas(value: Sequence[float | Tensor]) -> None:
+    for index, beta in enumerate(pair_of_betas(value)):
         check_number(f"betas[{index}]", beta, below=1.0)
 
 
@@ -60,15 +79,16 @@ def check_backend(value: str) -> None:
         )
 
 
-def parameter_name(group_index: int, group: Mapping, index: int) -> str:
+def parameter_name(group_index: int, group: Mapping[str, Any], index: int) -> str:
     """How errors call a parameter: its place, its name where the group knows names, its shape."""
     names = group.get("param_names")
     name = f"'{names[index]}', " if names else ""
-    shape = tuple(group["params"][index].shape)
+    param = group["params"][index]
+    shape = "not known yet" if is_lazy(param) else tuple(param.shape)
     return f"parameter {index} of group {group_index} ({name}shape {shape})"
 
 
-def name_at(groups: Iterable[Mapping], ordinal: int) -> str:
+def name_at(groups: Iterable[Mapping[str, Any]], ordinal: int) -> str:
     """The name of a parameter that is known by its place among those of all groups."""
     for group_index, group in enumerate(groups):
         if ordinal < len(group["params"]):
@@ -82,7 +102,7 @@ class LateName:
     """A parameter's name, made when an error needs it: a lazy parameter has no shape before."""
 
     group_index: int
-    group: Mapping
+    group: Mapping[str, Any]
     index: int
 
     def __str__(self) -> str:
@@ -116,7 +136,9 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
             )
 
 
-def check_capturable(group: Mapping, params: Iterable[Tensor | tuple[str, Tensor]]) -> None:
+def check_capturable(
+    group: Mapping[str, Any], params: Iterable[Tensor | tuple[str, Tensor]]
+) -> None:
     """Raise where a captured step could not follow a setting: a graph reads its own device only."""
     check_choice("capturable", group["capturable"], (False, True))
     if not group["capturable"]:
@@ -127,16 +149,19 @@ def check_capturable(group: Mapping, params: Iterable[Tensor | tuple[str, Tensor
     for item in params:
         param = item[1] if isinstance(item, tuple) else item
         for name, value in tensors.items():
-            if isinstance(param, Tensor) and value.device != param.device:
+            if (
+                hasattr(param, "device") and value.device != param.device
+            ):  # torch says what else it got
                 raise ValueError(
                     f"{name} is a tensor on {value.device} and a parameter is on {param.device}; for "
                     "capturable=True put it there, or give a number, which a captured step keeps"
                 )
 
 
-def check_captured(groups: Iterable[Mapping]) -> None:
+def check_captured(groups: Iterable[Mapping[str, Any]]) -> None:
     """Raise where a CUDA graph would leave something out of every replay, in silence."""
     for group_index, group in enumerate(groups):
+        check_capturable(group, [param for param in group["params"] if param.is_cuda])
         for index, param in enumerate(group["params"]):
             if not param.is_cuda:
                 continue
@@ -191,7 +216,28 @@ def shares_memory(tensor: Tensor) -> bool:
     return False
 
 
-def check_state(name: object, param: Tensor, state: Mapping, keys: Iterable[str]) -> None:
+def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_list: bool) -> None:
+    """Raise where what a state_dict has cannot become a parameter's state."""
+    remedy = "load one that was saved with this model's parameters in this order"
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"the state_dict has {value!r} as '{key}' for {name}, and not a tensor; {remedy}"
+        )
+    if is_list:
+        right = value.is_complex() if param.is_complex() else value.is_floating_point()
+    else:
+        right = value.dtype in (*_COMPANION_TYPES[key], torch.int32)  # 16 bits that were sent in 32
+    if not right:
+        raise ValueError(
+            f"the state_dict has '{key}' of type {value.dtype} for {name}, which is {param.dtype}; {remedy}"
+        )
+    if value.shape != param.shape:
+        raise ValueError(
+            f"the state_dict has '{key}' of shape {tuple(value.shape)} for {name}; {remedy}"
+        )
+
+
+def check_state(name: object, param: Tensor, state: Mapping[str, Any], keys: Iterable[str]) -> None:
     """Raise where a parameter's state does not fit it."""
     remedy = "; load states with load_state_dict(), which converts them"
     step = state.get("step")
@@ -218,8 +264,8 @@ def check_state(name: object, param: Tensor, state: Mapping, keys: Iterable[str]
         shape = (packed_size(count),) if packed else param.shape
         if value.shape != shape:
             raise RuntimeError(
-                f"{name} has state '{key}' of shape {tuple(value.shape)}; "
-                "delete its state or load one made for this parameter"
+                f"{name} has state '{key}' of shape {tuple(value.shape)} where this process needs "
+                f"{tuple(shape)}; delete its state, or load one with load_state_dict()"
             )
         if value.device != param.device:
             raise RuntimeError(

@@ -7,17 +7,23 @@ their first step, and schedulers change settings, without a new compilation.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import operator
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-_optimizers: WeakValueDictionary[int, Any] = WeakValueDictionary()
+from friction_kernels.shards import is_dtensor, local, mismatch, wrap
+
+if TYPE_CHECKING:
+    from friction_kernels.optim.base import PlannedOptimizer
+
+_optimizers: WeakValueDictionary[int, PlannedOptimizer] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def register(opt) -> int:
+def register(opt: PlannedOptimizer) -> int:
     """The number by which the operator finds an optimizer, for as long as it lives."""
     number = next(_numbers)
     _optimizers[number] = opt
@@ -26,30 +32,39 @@ def register(opt) -> int:
 
 @torch.library.custom_op("friction_kernels::step", mutates_args=("params",))
 def _step(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: int) -> None:
-    """Update the parameters at these places among the optimizer's, by these gradients."""
+    """Update the parameters at these places among the optimizer's, by these gradients.
+
+    Both are local parts, where parameters are DTensors, which an operator must otherwise be taught to spread.
+    """
     opt = _optimizers[optimizer]
-    everything = parameters_of(opt)
+    everything, traced = _all(parameters_of(opt)), _all(opt._traced)
+    if len(everything) != len(traced) or any(map(operator.is_not, everything, traced)):
+        opt._traced = parameters_of(opt)
+        raise RuntimeError(
+            "param_groups were changed after step() was compiled, and nothing was updated; call it again, "
+            "which compiles it anew. add_param_group() and changes within group['params'] are seen in time"
+        )
     own = [everything[place] for place in places]
     # A compiler may hand the operator copies of what it was called with; the optimizer knows its own.
     copies = [
-        (param, given)
+        (local(param), given)
         for param, given in zip(own, params, strict=True)
-        if param.data_ptr() != given.data_ptr()
+        if local(param).data_ptr() != given.data_ptr()
     ]
-    for param, given in copies:
-        param.copy_(given)
+    for part, given in copies:
+        part.copy_(given)
     before = [param.grad for param in everything]
     for param in everything:
         param.grad = None
     try:
         for param, grad in zip(own, grads, strict=True):
-            param.grad = grad
+            param.grad = wrap(grad, param)
         opt._step()
     finally:
-        for param, grad in zip(everything, before, strict=True):
-            param.grad = grad
-    for param, given in copies:
-        given.copy_(param)
+        for param, its_own in zip(everything, before, strict=True):
+            param.grad = its_own
+    for part, given in copies:
+        given.copy_(part)
 
 
 @_step.register_fake
@@ -57,14 +72,37 @@ def _(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: i
     return None
 
 
-def parameters_of(opt) -> list[Tensor]:
-    return [param for group in opt.param_groups for param in group["params"]]
+def parameters_of(opt: PlannedOptimizer) -> list[list[Tensor]]:
+    """The groups' own lists of parameters. A compiled step is traced by them, and sees them change."""
+    return [group["params"] for group in opt.param_groups]
 
 
-def step(opt) -> None:
-    """What torch.compile traces in the place of a step."""
-    everything = opt._traced  # a look at param_groups would compile anew for each learning rate
-    places = [place for place, param in enumerate(everything) if param.grad is not None]
-    if places:
-        params = [everything[place] for place in places]
-        _step(params, [param.grad for param in params], places, opt._number)
+def _all(lists: list[list[Tensor]]) -> list[Tensor]:
+    return [param for params in lists for param in params]
+
+
+def step(opt: PlannedOptimizer) -> None:
+    """What torch.compile traces in the place of a step; nothing where no parameter has a gradient."""
+    everything = _all(
+        opt._traced
+    )  # a look at param_groups would compile anew for each learning rate
+    stepped = [
+        (place, param, param.grad)
+        for place, param in enumerate(everything)
+        if param.grad is not None
+    ]
+    if not stepped:
+        return  # compilers drop an operator without tensors
+    for place, param, grad in stepped:
+        problem = mismatch(param, grad)
+        if problem is not None:  # local parts would not show it
+            shape = tuple(param.shape)
+            raise RuntimeError(f"parameter {place} (shape {shape}) cannot be updated: {problem}")
+    places = [place for place, _, _ in stepped]
+    params = [_part(param) for _, param, _ in stepped]
+    grads = [_part(grad) for _, _, grad in stepped]
+    _step(params, grads, places, opt._number)
+
+
+def _part(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if is_dtensor(tensor) else tensor

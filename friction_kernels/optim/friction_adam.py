@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from friction_kernels import equations
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.friction_docs import describe
-from friction_kernels.optim.sharded_adamp import is_spread, projection_of
 
 FRICTION_INPUTS = ("product", "normalized")
 
@@ -20,7 +20,11 @@ class FrictionAdam(PlannedOptimizer):
     """What the six classes share. Each says which friction it has and how it decays weights."""
 
     rule = "friction_adam"
-    state_lists: ClassVar = {"exp_avg": True, "exp_avg_sq": True, "prev_grad": False}
+    state_lists: ClassVar[dict[str, bool]] = {
+        "exp_avg": True,
+        "exp_avg_sq": True,
+        "prev_grad": False,
+    }
 
     friction: ClassVar[str]  # "sigmoid" or "tanh"
     decoupled: ClassVar[bool]
@@ -32,18 +36,46 @@ class FrictionAdam(PlannedOptimizer):
         checks.check_number("eps", group["eps"])
         checks.check_number("weight_decay", group["weight_decay"])
         checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
+        checks.check_choice("maximize", group["maximize"], (False, True))
+
+    def _kind(self) -> dict[str, Any]:
+        return {
+            "friction": self.friction,
+            "projects_rows": self.projects_rows,
+            "decoupled_weight_decay": self.decoupled,  # as torch's AdamW and Adam say, too
+        }
 
     def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        if any(group.get("amsgrad") for group in state_dict["param_groups"]):
-            raise ValueError(
-                f"the state_dict was made with amsgrad=True, which {type(self).__name__} does not have; "
-                "set amsgrad=False in its param_groups to go on without the maximum"
-            )
+        for index, group in enumerate(state_dict["param_groups"]):
+            self._check_maker(index, group)
         return state_dict
 
-    def _settings(self, group: dict[str, Any]) -> dict[str, float]:
+    def _check_maker(self, index: int, group: Mapping[str, Any]) -> None:
+        """Raise where what made a state_dict's group had the same states and another rule."""
+        name = type(self).__name__
+        if group.get("amsgrad"):
+            raise ValueError(
+                f"the state_dict was made with amsgrad=True, which {name} does not have; "
+                "set amsgrad=False in its param_groups to go on without the maximum"
+            )
+        if "amsgrad" not in group and {"decoupled_weight_decay", "foreach"} <= group.keys():
+            raise ValueError(
+                f"the state_dict is not one of {name}: it is one of torch.optim.RAdam or NAdam; "
+                f"start {name} afresh"
+            )
+        for key, own in self._kind().items():
+            theirs = group.get(key, own)
+            if theirs == own or (key == "decoupled_weight_decay" and not group.get("weight_decay")):
+                continue
+            raise ValueError(
+                f"the state_dict is not one of {name}: its group {index} has {key}={theirs!r} and this "
+                f"class {own!r}; load it into the class that made it, or delete {key!r} from its "
+                "param_groups to go on in this one's way"
+            )
+
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
         checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
-        beta1, beta2 = group["betas"]
+        beta1, beta2 = checks.pair_of_betas(group["betas"])
         return {
             **group,
             "beta1": beta1,
@@ -68,11 +100,22 @@ class FrictionAdam(PlannedOptimizer):
             "friction_input": group["friction_input"],
         }
 
-    def _reference_update(self, param, grad, lists, group, *, step, whole) -> Tensor:
+    def _reference_update(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        lists: dict[str, Tensor],
+        group: dict[str, Any],
+        *,
+        step: float,
+        whole: Tensor,
+    ) -> Tensor:
         return equations.friction_adam(
             param,
             grad,
-            *lists.values(),
+            lists["exp_avg"],
+            lists["exp_avg_sq"],
+            lists["prev_grad"],
             step,
             decoupled=self.decoupled,
             **self._equation_options(group),
@@ -86,12 +129,12 @@ class FrictionAdamCoupled(FrictionAdam):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float = 1.0,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        beta3: float | Tensor = 1.0,
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 0.0,
         *,
         maximize: bool = False,
         friction_input: str = "product",
@@ -100,7 +143,7 @@ class FrictionAdamCoupled(FrictionAdam):
         master: str | None = None,
         rounding: str = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str] | None = None,
+        state_dtype: str | Mapping[str, str | None] | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -114,12 +157,12 @@ class FrictionAdamW(FrictionAdam):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float = 1.0,
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        beta3: float | Tensor = 1.0,
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
         *,
         maximize: bool = False,
         friction_input: str = "product",
@@ -128,7 +171,7 @@ class FrictionAdamW(FrictionAdam):
         master: str | None = None,
         rounding: str = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str] | None = None,
+        state_dtype: str | Mapping[str, str | None] | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -144,15 +187,15 @@ class FrictionAdamP(FrictionAdam):
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float | Tensor = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        beta3: float = 1.0,
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        beta3: float | Tensor = 1.0,
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
         *,
-        delta: float = 0.1,
-        wd_ratio: float = 0.1,
+        delta: float | Tensor = 0.1,
+        wd_ratio: float | Tensor = 0.1,
         nesterov: bool = False,
         maximize: bool = False,
         friction_input: str = "product",
@@ -161,7 +204,7 @@ class FrictionAdamP(FrictionAdam):
         master: str | None = None,
         rounding: str = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str] | None = None,
+        state_dtype: str | Mapping[str, str | None] | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -171,18 +214,29 @@ class FrictionAdamP(FrictionAdam):
         super()._check_group(group)
         checks.check_number("delta", group["delta"])
         checks.check_number("wd_ratio", group["wd_ratio"])
+        checks.check_choice("nesterov", group["nesterov"], (False, True))
 
-    def _reference_update(self, param, grad, lists, group, *, step, whole) -> Tensor:
+    def _reference_update(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        lists: dict[str, Tensor],
+        group: dict[str, Any],
+        *,
+        step: float,
+        whole: Tensor,
+    ) -> Tensor:
         return equations.friction_adamp(
             param,
             grad,
-            *lists.values(),
+            lists["exp_avg"],
+            lists["exp_avg_sq"],
+            lists["prev_grad"],
             step,
             delta=float(group["delta"]),
             wd_ratio=float(group["wd_ratio"]),
             nesterov=group["nesterov"],
             is_matrix=whole.dim() > 1,
-            projection=projection_of(whole) if is_spread(whole) else equations.project,
             **self._equation_options(group),
         )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from friction_kernels.optim import options
+
+if TYPE_CHECKING:
+    from friction_kernels.optim.friction_adam import FrictionAdam
 
 _DOC = """{summary}
 
-    Equals, for every parameter p with gradient g (after `maximize` flips it), at its t-th step::
+    Equals, for every parameter p with gradient g (after `maximize` flips it), at its t-th step:
 
         {coupled}exp_avg.mul_(beta1).add_(g, alpha=1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -31,7 +36,8 @@ _DOC = """{summary}
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options
             below. Floating-point or complex (updated as pairs of reals), of any dense layout.
             Moments are kept in float32 at least, prev_grad in the parameter's type.
-        lr: learning rate, at least 0, a number or a one-element tensor (default {lr}).
+        lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
+            {lr}).
         betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
         beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
         eps: added to the root of the second moment, at least 0 (default 1e-8).
@@ -47,7 +53,8 @@ _DOC = """{summary}
 
     State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
     {extra_states}
-    One of torch.optim.AdamW or Adam loads, its missing prev_grad starting at zero.
+    One of torch.optim.Adam loads into the classes with coupled decay, one of AdamW into the others, either
+    into all where weight_decay is 0; the missing prev_grad starts at zero.
 
     Raises:
         ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
@@ -57,7 +64,7 @@ _DOC = """{summary}
     """
 
 
-def describe(cls: type, summary: str, decay: str) -> None:
+def describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
     """Write the class's docstring; decay: "coupled", "decoupled" or "projected"."""
     tanh = cls.friction == "tanh"
     adamp = decay == "projected"

@@ -7,14 +7,17 @@ nothing here waits for the device: the kernels read the same numbers there.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from friction_kernels.optim import checks
 from friction_kernels.optim.states import reals
+
+if TYPE_CHECKING:
+    from friction_kernels.optim.base import PlannedOptimizer
 
 
 class Demand(NamedTuple):
@@ -25,7 +28,7 @@ class Demand(NamedTuple):
     scaled: bool  # grad_scale or found_inf were set, as torch.amp.GradScaler does
 
     @classmethod
-    def of(cls, opt, groups: Iterable[Mapping[str, Any]]) -> Demand:
+    def of(cls, opt: PlannedOptimizer, groups: Iterable[Mapping[str, Any]]) -> Demand:
         bounds = [group["max_grad_norm"] for group in groups if group["max_grad_norm"] is not None]
         for bound in bounds:
             checks.check_bound("max_grad_norm", bound)
@@ -44,22 +47,29 @@ class Demand(NamedTuple):
     def may_skip(self) -> bool:
         return self.skips_nonfinite or self.scaled
 
-    def counted(self, groups: list[Mapping[str, Any]]) -> list[bool]:
+    def counted(self, groups: Sequence[Mapping[str, Any]]) -> list[bool]:
         """Which groups' gradients the norm is of; only their being finite matters where none clips."""
         if self.clips:
             return [group["max_grad_norm"] is not None for group in groups]
         return [self.skips_nonfinite] * len(groups)
 
 
-def _attribute(opt, name: str) -> Tensor | None:
+def _attribute(opt: PlannedOptimizer, name: str) -> Tensor | None:
     """A number that GradScaler sets, and deletes after the step."""
     value = opt.__dict__.get(name)
-    return None if value is None else torch.as_tensor(value, dtype=torch.float32).reshape(())
+    if value is None:
+        return None
+    if not isinstance(value, Tensor):
+        return torch.tensor(checks.as_number(name, value), dtype=torch.float32, device="cpu")
+    if value.numel() != 1:
+        raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
+    return value.float().reshape(())
 
 
 def square_sum(grad: Tensor) -> Tensor:
     """The sum of squares in float64."""
-    return torch.linalg.vector_norm(reals(grad), dtype=torch.float64).square()
+    norm: Tensor = torch.linalg.vector_norm(reals(grad), dtype=torch.float64)
+    return norm.square()
 
 
 class Guard(NamedTuple):
@@ -71,7 +81,9 @@ class Guard(NamedTuple):
     skips_nonfinite: bool
 
     @classmethod
-    def of(cls, opt, demand: Demand, squared: Tensor | None, rest: Tensor | None) -> Guard:
+    def of(
+        cls, opt: PlannedOptimizer, demand: Demand, squared: Tensor | None, rest: Tensor | None
+    ) -> Guard:
         """rest: the sum of squares of the gradients that do not count but must be finite, too."""
         found_inf = _attribute(opt, "found_inf")
         if rest is not None:
@@ -81,6 +93,7 @@ class Guard(NamedTuple):
 
     def norm(self) -> Tensor:
         """Of the gradients that count, unscaled: a float32 scalar where their squares were summed."""
+        assert self.squared is not None
         norm = self.squared.sqrt()
         if self.grad_scale is not None:
             norm = norm / self.grad_scale.to(norm.device)
@@ -90,19 +103,30 @@ class Guard(NamedTuple):
         """Whether the step must not be. Waits for the device."""
         if self.found_inf is not None and self.found_inf.item() != 0:
             return True
-        return self.skips_nonfinite and not math.isfinite(self.squared.item())
+        if not self.skips_nonfinite:
+            return False
+        assert self.squared is not None
+        return not math.isfinite(self.squared.item())
 
     def factor(self, max_norm: float | None) -> float:
         """What a group's gradients are multiplied by. Waits for the device."""
         scale = 1.0 if self.grad_scale is None else self.grad_scale.item()
+        if not 0 < scale < math.inf:
+            raise ValueError(
+                f"grad_scale must be above 0 and finite, got {scale:g}; give the scale that the "
+                "gradients were multiplied by"
+            )
         if max_norm is None or max_norm == math.inf:
             return 1 / scale
-        ratio = max_norm / (math.sqrt(self.squared.item()) / scale + 1e-6)
+        assert self.squared is not None
+        ratio = float(max_norm) / (math.sqrt(self.squared.item()) / scale + 1e-6)
         return (1.0 if ratio > 1 else ratio) / scale  # NaN where the norm is, as torch clips
 
     def on(self, device: int) -> tuple[int, Tensor | None, Tensor | None, Tensor | None, bool]:
         """For a native plan, on a CUDA device."""
         place = torch.device("cuda", device)
         numbers = (self.squared, self.grad_scale, self.found_inf)
-        here = (None if n is None else n.to(place, non_blocking=True) for n in numbers)
-        return (device, *here, self.skips_nonfinite)
+        squared, grad_scale, found_inf = (
+            None if n is None else n.to(place, non_blocking=True) for n in numbers
+        )
+        return device, squared, grad_scale, found_inf, self.skips_nonfinite

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "state_dtype": None,
 }
-# What load_state_dict leaves as it is here: how a step is computed and kept, not what it computes.
+# How a step is computed and kept, not what it computes: a plan is made for these, and load_state_dict
+# leaves them as they are here.
 OWN = ("backend", "capturable", "master", "rounding", "state_dtype")
-PLANNED = ("backend", "master", "rounding", "state_dtype")  # a plan is made for these
 
 MASTERS = (None, "split", "split8", "fp32")
 ROUNDINGS = ("nearest", "stochastic")
@@ -44,19 +45,20 @@ ARGS = """max_grad_norm: clip as torch.nn.utils.clip_grad_norm_ does, within the
             `opt.grad_norm` has the norm afterwards, a scalar tensor on the device. math.inf measures
             only. Gradients are read once more (default None).
         skip_nonfinite: where any group asks, a step in which any gradient of any group is infinite or
-            NaN changes nothing, not even `step`. Gradients are read once more (default False).
+            NaN changes nothing, not even `step`; nor does one whose gradients' sum of squares is beyond
+            float64. Gradients are read once more (default False).
         master: keep more of bf16 and fp16 parameters than their type holds: "split" (16 bits more, in
             `residual`: exact for bf16; 2 bytes), "split8" (8 bits more: relative error 2**-16 for bf16;
-            1 byte), "fp32" (`master`, whose rounding the parameter is: a value written into the
-            parameter is lost; 4 bytes). Others ignore it (default None).
+            1 byte), "fp32" (`master`, whose rounding the parameter is; where it is not, somebody wrote
+            the parameter, which counts; 4 bytes). Others ignore it (default None).
         rounding: of bf16 and fp16 parameters without master: "nearest" or "stochastic", which keeps
             small updates on average and takes no memory. Random bits come from Philox4x32-10 (Salmon et
             al., SC 2011), for each seed, step and element (default "nearest").
         seed: of the stochastic rounding, from 0 and below 2**53 (default 0).
         state_dtype: "fp32", "bf16" or "8bit", for all states or as a dict from their names. 8 bits are
             codes in blocks of 256 with a scale each, 1.02 bytes (Dettmers et al., arXiv 2110.02861; the
-            maps, by roots, are this library's choice); tensors of fewer than 256 elements are kept in
-            float32 there. float64 parameters cannot have it, complex ones no "bf16". None keeps them as
+            maps are this library's choice); tensors of fewer than 256 elements are kept in float32
+            there. float64 parameters cannot have it, complex ones no "bf16". None keeps them as
             said of `params` (default None)."""
 EXTRA_STATES = """\
 And `residual` or `master` where asked for. States in 8 bits are uint8 tensors of one dimension;
@@ -80,9 +82,7 @@ def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
             f"rounding='stochastic' and master={group['master']!r} exclude each other: with a master "
             "nothing is lost that chance could keep; choose one of them"
         )
-    seed = group["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < _SEEDS:
-        raise ValueError(f"seed must be an integer of at least 0 and below 2**53, got {seed!r}")
+    check_seed(group["seed"])
     asked = group["state_dtype"]
     if not isinstance(asked, Mapping):
         checks.check_choice("state_dtype", asked, STATE_DTYPES)
@@ -90,6 +90,12 @@ def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
     for name, value in asked.items():
         checks.check_choice("a name in state_dtype", name, tuple(states))
         checks.check_choice(f"state_dtype[{name!r}]", value, STATE_DTYPES)
+
+
+def check_seed(seed: object) -> None:
+    in_range = isinstance(seed, Integral) and 0 <= int(seed) < _SEEDS
+    if isinstance(seed, bool) or not in_range:
+        raise ValueError(f"seed must be an integer of at least 0 and below 2**53, got {seed!r}")
 
 
 def check_parameters(

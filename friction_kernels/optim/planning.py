@@ -7,25 +7,31 @@ import operator
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from friction_kernels import backends
-from friction_kernels.optim import options, reference
+from friction_kernels.optim import checks, options, reference
 from friction_kernels.optim.guards import Demand, Guard, square_sum
-from friction_kernels.optim.sharded_adamp import is_spread
+from friction_kernels.optim.sharded_adamp import is_spread, make_together
 from friction_kernels.optim.sharded_rounding import shard_of
 from friction_kernels.shards import all_reduce, local, sharding_groups
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from friction_kernels.optim.base import PlannedOptimizer
+    from friction_kernels.optim.friction_adam import FrictionAdamP
 
 
 class Entry(NamedTuple):
     """A parameter's place, and why the native kernels do not serve it (None where they do)."""
 
     group: int
-    index: int
+    index: int  # type: ignore[assignment]  # in the place of tuple.index
     ordinal: int  # its place among all of the optimizer's parameters
     reason: str | None
 
@@ -39,18 +45,48 @@ def is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
-def entries_of(opt, groups: list[dict[str, Any]], first: int) -> list[Entry]:
+def entries_of(opt: PlannedOptimizer, groups: list[dict[str, Any]], first: int) -> list[Entry]:
     """Every parameter of the groups; `first`: the ordinal of the first one."""
-    entries = []
+    entries: list[Entry] = []
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
-            reason = "backend='reference' was asked for"
+            reason: str | None = "backend='reference' was asked for"
             if group["backend"] != "reference":
                 reason = backends.why_not_native(param)
                 if reason is None and opt.projects_rows and is_spread(param):
                     reason = "AdamP's sums over processes are plain torch's"
             entries.append(Entry(group_index, index, first + len(entries), reason))
     return entries
+
+
+# A group's settings by the native rule's names; a capturable group's may be tensors on a GPU.
+Numbers = dict[str, float | Tensor]
+
+
+def numbers_of(opt: PlannedOptimizer, groups: list[dict[str, Any]]) -> list[Numbers]:
+    """What this step computes with; raise where a setting is no number, before anything is changed."""
+    found = []
+    for group in groups:
+        options.check_seed(group["seed"])
+        given, on_device = opt._settings(group), group["capturable"]
+        numbers: Numbers = {}
+        for name in _number_names(opt, group, given):
+            value = given[name]
+            if type(value) is not float and not (on_device and _is_cuda(value)):
+                value = checks.as_number(name, value)
+            numbers[name] = value
+        found.append(numbers)
+    return found
+
+
+def _number_names(
+    opt: PlannedOptimizer, group: Mapping[str, Any], given: Mapping[str, Any]
+) -> list[str]:
+    if backends.native is not None:
+        return [name for name in getattr(backends.native, opt.rule).settings if name in given]
+    # Without the extension nobody has a list: what is a number by default, or was made of options.
+    is_number = {name: isinstance(value, (float, Tensor)) for name, value in opt.defaults.items()}
+    return [name for name in given if is_number.get(name, name not in group)]
 
 
 @dataclass
@@ -66,11 +102,17 @@ class StepPlan:
     demand: Demand
     native_devices: list[int]  # -1: the processor
     # Over which processes sums over parameters are taken, and of which entries; () where they are whole.
-    spreads: dict[tuple, set[int]]
+    spreads: dict[tuple[ProcessGroup, ...], set[int]]
     observed: list[list[Tensor]] = field(default_factory=list)  # by the reference, for each group
 
     @classmethod
-    def make(cls, opt, groups: list[dict[str, Any]], entries: list[Entry], demand: Demand):
+    def make(
+        cls,
+        opt: PlannedOptimizer,
+        groups: list[dict[str, Any]],
+        entries: list[Entry],
+        demand: Demand,
+    ) -> StepPlan:
         params = [param for group in groups for param in group["params"]]
         native, settings = None, ()
         if not all(entry.reason for entry in entries):
@@ -87,7 +129,7 @@ class StepPlan:
             for param, entry in zip(params, entries, strict=True)
             if entry.reason is None
         }
-        spreads: dict[tuple, set[int]] = {}
+        spreads: dict[tuple[ProcessGroup, ...], set[int]] = {}
         for index, param in enumerate(params):
             spreads.setdefault(sharding_groups(param), set()).add(index)
         return cls(
@@ -95,7 +137,7 @@ class StepPlan:
             settings=settings,
             entries=entries,
             reference=[entry for entry in entries if entry.reason],
-            choices=[{k: copy(group[k]) for k in options.PLANNED} for group in groups],
+            choices=[{k: copy(group[k]) for k in options.OWN} for group in groups],
             params=params,
             demand=demand,
             native_devices=sorted(devices),
@@ -115,24 +157,36 @@ class StepPlan:
         params = [param for group in groups for param in group["params"]]
         return len(params) == len(self.params) and all(map(operator.is_, params, self.params))
 
-    def run(self, opt, groups: list[dict[str, Any]]) -> Problem | None:
-        """Update every parameter that has a gradient; say why not, and nothing was changed then."""
-        guard = None
+    def run(
+        self, opt: PlannedOptimizer, groups: list[dict[str, Any]], numbers: list[Numbers]
+    ) -> Problem | None:
+        """Update every parameter that has a gradient; say why not, and nothing was changed then.
+
+        numbers: what `numbers_of` made of the groups.
+        """
+        guard: Guard | None = None
+        factors = [1.0] * len(groups)
         if self.demand.guarded:
             guard, problem = self._measure(opt, groups)
-            if problem is not None:
+            if guard is None:
                 return problem
-            # What the host must know: whether the step is one, and the factor.
-            if (self.reference or -1 in self.native_devices) and guard.skips():
-                return None
-        problem = self._native_step(opt, groups, guard)
+            # What the host must know: whether the step is one, and the factors.
+            if self.reference or -1 in self.native_devices:
+                if guard.skips():
+                    return None
+                factors = [guard.factor(group["max_grad_norm"]) for group in groups]
+        problem = self._native_step(opt, groups, numbers, guard, factors)
         if problem is None and self.reference:
-            self._reference_step(opt, groups, guard)
+            self._reference_step(opt, groups, factors)
         return problem
 
-    def _measure(self, opt, groups: list[dict[str, Any]]) -> tuple[Guard | None, Problem | None]:
+    def _measure(
+        self, opt: PlannedOptimizer, groups: list[dict[str, Any]]
+    ) -> tuple[Guard | None, Problem | None]:
         counted = self.demand.counted(groups)
-        squared = rest = problem = None
+        squared: Tensor | None = None
+        rest: Tensor | None = None
+        problem: Problem | None = None
         if any(counted):
             squared, problem = self._squared_norm(opt, groups, counted)
         if problem is None and self.demand.skips_nonfinite and not all(counted):
@@ -152,24 +206,34 @@ class StepPlan:
         return guard, None
 
     def _squared_norm(
-        self, opt, groups: list[dict[str, Any]], counted: list[bool]
+        self, opt: PlannedOptimizer, groups: list[dict[str, Any]], counted: list[bool]
     ) -> tuple[Tensor | None, Problem | None]:
         """The sum of squares of the gradients of the counted groups, on the first device."""
-        total = None
+        total: Tensor | None = None
         for processes, members in self.spreads.items():
             theirs = [
                 counted[entry.group] and index in members
                 for index, entry in enumerate(self.entries)
             ]
-            part, problem = self._local_squared_norm(opt, groups, theirs)
-            if problem is not None:
+            device = self._device_of_sums(members)
+            part, problem = self._local_squared_norm(opt, groups, theirs, device)
+            if part is None:
                 return None, problem
             part = all_reduce(part, processes)
             total = part if total is None else total + part
         return total, None
 
+    def _device_of_sums(self, members: set[int]) -> torch.device:
+        """Where these entries' sums are reduced: with parameters on GPUs, processes send nothing else."""
+        devices = [self.params[index].device for index in sorted(members)]
+        return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
+
     def _local_squared_norm(
-        self, opt, groups: list[dict[str, Any]], counted: list[bool]
+        self,
+        opt: PlannedOptimizer,
+        groups: list[dict[str, Any]],
+        counted: list[bool],
+        device: torch.device,
     ) -> tuple[Tensor | None, Problem | None]:
         """The same of the counted entries' parts on this process."""
         targets = {
@@ -190,42 +254,61 @@ class StepPlan:
             if counts and entry.reason is not None and param.grad is not None:
                 sums.append(square_sum(local(param.grad)))
         if not sums:
-            return torch.zeros((), dtype=torch.float64, device="cpu"), None
-        total, *others = sums  # no operator where one launch has it all
+            return torch.zeros((), dtype=torch.float64, device=device), None
+        total, *others = [
+            part.to(device) for part in sums
+        ]  # no operator where one launch has it all
         for part in others:
-            total = total + part.to(total.device)
+            total = total + part
         return total, None
 
     def _native_step(
-        self, opt, groups: list[dict[str, Any]], guard: Guard | None
+        self,
+        opt: PlannedOptimizer,
+        groups: list[dict[str, Any]],
+        numbers: list[Numbers],
+        guard: Guard | None,
+        factors: list[float],
     ) -> Problem | None:
         if self.native is None:
             return None
         rows = []
-        for group in groups:
-            given = {**opt._settings(group), **_guard_settings(group, guard)}
-            on_device = group["capturable"]
-            values = [given[name] for name in self.settings]
-            rows.append([v if on_device and _is_cuda(v) else float(v) for v in values])
-        arguments = (opt.state, groups, rows, torch.get_num_threads())
+        for group, given, factor in zip(groups, numbers, factors, strict=True):
+            given = {**given, **_guard_settings(group, guard, factor)}
+            rows.append([given[name] for name in self.settings])
+        arguments: tuple[Any, ...] = (opt.state, groups, rows, torch.get_num_threads())
         devices = [index for index in self.native_devices if index >= 0]
         if guard is not None and devices:
             arguments = (*arguments, [guard.on(index) for index in devices])
-        problem = self.native.step(*arguments)
+        problem: Problem | None = self.native.step(*arguments)
         if problem is None:
             increment_version(self.native.updated)
         return problem
 
-    def _reference_step(self, opt, groups: list[dict[str, Any]], guard: Guard | None) -> None:
+    def _reference_step(
+        self, opt: PlannedOptimizer, groups: list[dict[str, Any]], factors: list[float]
+    ) -> None:
+        def update_of(entry: Entry) -> reference.Update:
+            group, factor = groups[entry.group], factors[entry.group]
+            param = group["params"][entry.index]
+            return reference.Update(opt, param, group, ordinal=entry.ordinal, grad_factor=factor)
+
         self.observed = [[] for _ in groups]
-        factors = [1.0 if guard is None else guard.factor(g["max_grad_norm"]) for g in groups]
-        for group_index, index, ordinal, _ in self.reference:
-            group = groups[group_index]
-            param = group["params"][index]
-            if param.grad is not None:
-                factor = factors[group_index]
-                observed = reference.update(opt, param, group, ordinal=ordinal, grad_factor=factor)
-                self.observed[group_index].append(observed)
+        spread: list[Entry] = []
+        for entry in self.reference:
+            param = groups[entry.group]["params"][entry.index]
+            if param.grad is None:
+                continue
+            if opt.projects_rows and is_spread(param):
+                spread.append(entry)
+                continue
+            observed = reference.make(opt, update_of(entry))
+            if observed is not None:
+                self.observed[entry.group].append(observed)
+        adamp = cast("FrictionAdamP", opt)
+        frictions = make_together(adamp, map(update_of, spread))
+        for entry, friction in zip(spread, frictions, strict=True):
+            self.observed[entry.group].append(friction)
 
 
 def _is_cuda(value: object) -> bool:
@@ -235,19 +318,23 @@ def _is_cuda(value: object) -> bool:
 _UNGUARDED = {"grad_factor": 1.0, "max_norm": math.inf}
 
 
-def _guard_settings(group: Mapping[str, Any], guard: Guard | None) -> dict[str, float]:
+def _guard_settings(
+    group: Mapping[str, Any], guard: Guard | None, factor: float
+) -> dict[str, float]:
     """A group's settings that a guard decides; on a GPU the kernels make the factor themselves."""
     if guard is None:
         return _UNGUARDED
     max_norm, params = group["max_grad_norm"], group["params"]
     on_gpu = bool(params) and params[0].is_cuda  # all are, or none
     return {
-        "grad_factor": 1.0 if on_gpu else guard.factor(max_norm),
-        "max_norm": math.inf if max_norm is None else max_norm,
+        "grad_factor": 1.0 if on_gpu else factor,
+        "max_norm": math.inf if max_norm is None else float(max_norm),
     }
 
 
-def _native_entry(opt, groups: list[dict[str, Any]], entry: Entry) -> tuple:
+def _native_entry(
+    opt: PlannedOptimizer, groups: list[dict[str, Any]], entry: Entry
+) -> tuple[object, ...]:
     """A parameter as the extension's plans take it."""
     group = groups[entry.group]
     param, native = group["params"][entry.index], entry.reason is None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from friction_kernels.optim import checks
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.planning import StepPlan
 
@@ -21,7 +22,7 @@ def release_gradients(
 
     No two gradients of these parameters are alive at a time: the memory for gradients is that of the
     largest parameter, not of the model. The parameters become what opt.step() after backward() would make
-    of them, to the bit::
+    of them, to the bit:
 
         release_gradients(model, opt)
         for batch in data:
@@ -39,22 +40,26 @@ def release_gradients(
     work; step hooks run at opt.step() alone.
 
     Args:
-        model_or_params: a module, or parameters. Those that the optimizer does not have are left alone
-            (another optimizer may have them); so are those that are frozen now, and should they thaw,
-            opt.step() serves them.
+        model_or_params: a module, or parameters of any shape. Those that the optimizer does not have are
+            left alone (another optimizer may have them); so are those that are frozen now, and should
+            they thaw, opt.step() serves them.
         opt: one of this package's optimizers.
 
-    Returns a handle: remove() ends the release, and opt.step() makes the steps again; so does the end
-    of the optimizer. Copies of the optimizer or of the model (deepcopy, pickle) do not release.
+    Returns:
+        a handle: remove() ends the release, and opt.step() makes the steps again; so does the end of the
+        optimizer. Copies of the optimizer or of the model (deepcopy, pickle) do not release.
 
     Raises:
         TypeError: another kind of optimizer.
         ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet; a group
-            has max_grad_norm or skip_nonfinite, which need all gradients at once; a model in
-            DistributedDataParallel, which reduces gradients after they arrive.
+            has max_grad_norm or skip_nonfinite, which need all gradients at once; a model with
+            DistributedDataParallel in it, which reduces gradients after they arrive.
         RuntimeError: the optimizer releases already. And from backward() or step(), where one of those
             options was set since; and from step() under a torch.amp.GradScaler, whose scale the gradients
-            still had when they were stepped by: train in bfloat16 without it, or do not release.
+            still had when they were stepped by: train in bfloat16 without it, or do not release; and
+            where a gradient that was freed is there again. DistributedDataParallel puts it back, and is
+            not seen before where its inner module or its parameters were given: a step by each process's
+            own gradients is made by then, so start anew.
     """
     if not isinstance(opt, PlannedOptimizer):
         raise TypeError(
@@ -66,21 +71,18 @@ def release_gradients(
             "the optimizer releases gradients already; remove() that handle first, or give all "
             "parameters at once"
         )
-    if isinstance(model_or_params, nn.parallel.DistributedDataParallel):
-        raise ValueError(
-            "DistributedDataParallel reduces gradients after they arrive; use "
-            "torch.distributed.fsdp.fully_shard, or do not release"
-        )
+    if isinstance(model_or_params, nn.Module) and any(
+        isinstance(module, nn.parallel.DistributedDataParallel)
+        for module in model_or_params.modules()
+    ):
+        raise ValueError(_REDUCED_LATER)
     problem = _why_not(opt, opt.param_groups)
     if problem:
         raise ValueError(problem)
-    is_module = isinstance(model_or_params, nn.Module)
+    if isinstance(model_or_params, nn.Module):
+        model_or_params = model_or_params.parameters()
     places = _places_in(opt)
-    params = [
-        param
-        for param in (model_or_params.parameters() if is_module else model_or_params)
-        if param in places and param.requires_grad
-    ]
+    params = [param for param in model_or_params if param in places and param.requires_grad]
     if not params:
         raise ValueError(
             "the optimizer has none of these parameters, or they are all frozen; give it the "
@@ -91,11 +93,17 @@ def release_gradients(
     return GradientRelease(opt, params)
 
 
+_REDUCED_LATER = (
+    "DistributedDataParallel reduces gradients after they arrive; use "
+    "torch.distributed.fsdp.fully_shard, or do not release"
+)
+
+
 class Place(NamedTuple):
     """Where an optimizer has a parameter."""
 
     group: int
-    index: int
+    index: int  # type: ignore[assignment]  # in the place of tuple.index
     ordinal: int  # among all of its parameters
 
 
@@ -107,7 +115,7 @@ def _places_in(opt: PlannedOptimizer) -> dict[Tensor, Place]:
     return places
 
 
-def _why_not(opt: PlannedOptimizer, groups: list[Mapping[str, Any]]) -> str | None:
+def _why_not(opt: PlannedOptimizer, groups: Sequence[Mapping[str, Any]]) -> str | None:
     for option in ("max_grad_norm", "skip_nonfinite"):
         if any(group[option] not in (None, False) for group in groups):
             return (
@@ -161,6 +169,14 @@ class GradientRelease:
         problem = _why_not(opt, opt.param_groups)
         if problem:
             raise RuntimeError(problem)
+        for param in self._plans:
+            place = self._place_of(param)
+            if param.grad is not None and place is not None:
+                name = checks.name_at(opt.param_groups, place.ordinal)
+                raise RuntimeError(
+                    f"{name} has its gradient again after it was stepped and freed in backward(). "
+                    f"{_REDUCED_LATER}"
+                )
 
     @torch.no_grad()  # backward(create_graph=True) leaves it enabled
     def _update(self, param: Tensor) -> None:

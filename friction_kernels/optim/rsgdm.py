@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
 
 from friction_kernels import equations
 from friction_kernels.optim import checks, options
@@ -14,7 +15,7 @@ from friction_kernels.optim.base import PlannedOptimizer
 
 _DOC = """Momentum corrected by its own change.
 
-    Equals, for every parameter p with gradient g (after `maximize` flips it)::
+    Equals, for every parameter p with gradient g (after `maximize` flips it):
 
         g = g + weight_decay * p               # unless decoupled_weight_decay
         previous = momentum_buffer.clone()
@@ -38,7 +39,7 @@ _DOC = """Momentum corrected by its own change.
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options below.
             Floating-point or complex (updated as pairs of reals), of any dense layout. The buffer is
             kept in float32 at least.
-        lr: learning rate, at least 0, a number or a one-element tensor (default 0.1).
+        lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default 0.1).
         momentum: decay of the momentum, in [0, 1) (default 0.9).
         weight_decay: at least 0 (default 0.0).
         decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default False).
@@ -53,7 +54,8 @@ _DOC = """Momentum corrected by its own change.
     State: `step`, `momentum_buffer`.
     {extra_states}
     One of torch.optim.SGD with momentum and without dampening loads, as Nesterov momentum in other
-    clothes: its buffer and learning rate are converted (not those of a scheduler, which is made anew).
+    clothes: its buffer and learning rate are converted (not those of a scheduler, which is made anew),
+    and its weight decay stays coupled.
 
     Raises:
         ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
@@ -70,14 +72,14 @@ class RSGDM(PlannedOptimizer):
     )
 
     rule = "rsgdm"
-    state_lists: ClassVar = {"momentum_buffer": True}
+    state_lists: ClassVar[dict[str, bool]] = {"momentum_buffer": True}
 
     def __init__(
         self,
-        params,
+        params: ParamsT,
         lr: float | Tensor = 0.1,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        momentum: float | Tensor = 0.9,
+        weight_decay: float | Tensor = 0.0,
         *,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
@@ -86,7 +88,7 @@ class RSGDM(PlannedOptimizer):
         master: str | None = None,
         rounding: str = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str] | None = None,
+        state_dtype: str | Mapping[str, str | None] | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -96,16 +98,27 @@ class RSGDM(PlannedOptimizer):
         checks.check_number("lr", group["lr"])
         checks.check_number("momentum", group["momentum"], below=1.0)
         checks.check_number("weight_decay", group["weight_decay"])
+        for flag in ("decoupled_weight_decay", "maximize"):
+            checks.check_choice(flag, group[flag], (False, True))
 
     def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         if any("dampening" in group for group in state_dict["param_groups"]):
             return _from_sgd(state_dict)
         return state_dict
 
-    def _settings(self, group: dict[str, Any]) -> dict[str, float]:
+    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**group, "decoupled": group["decoupled_weight_decay"]}
 
-    def _reference_update(self, param, grad, lists, group, *, step, whole) -> None:
+    def _reference_update(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        lists: dict[str, Tensor],
+        group: dict[str, Any],
+        *,
+        step: float,
+        whole: Tensor,
+    ) -> None:
         # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
         # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
         m = lists["momentum_buffer"]
@@ -146,9 +159,9 @@ def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
         rest = 1 - momentum
         for number in group["params"]:
             buffer = states.get(number, {}).get("momentum_buffer")
-            if buffer is not None:
-                states[number] = {**states[number], "momentum_buffer": buffer * rest}
+            if isinstance(buffer, Tensor):
+                states[number] = {"step": 0.0, "momentum_buffer": buffer * rest}  # SGD counts none
         kept = {k: v for k, v in group.items() if k not in ("dampening", "nesterov")}
         rates = {k: kept[k] / rest for k in ("lr", "initial_lr") if k in kept}
-        groups.append({**kept, **rates})
+        groups.append({**kept, **rates, "decoupled_weight_decay": False})
     return {**state_dict, "state": states, "param_groups": groups}

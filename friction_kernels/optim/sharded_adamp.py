@@ -1,13 +1,26 @@
-"""AdamP's projection of a parameter whose rows, or parts of rows, lie on several processes."""
+"""AdamP's steps of matrices whose rows, or parts of rows, lie on several processes.
+
+Sums are taken in float64, first of each row over the processes that share it, then over the rows of all, and
+those of all matrices together. Verdicts stay on the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from friction_kernels import equations
+from friction_kernels.optim.reference import Update
+from friction_kernels.optim.states import count_of_reals
 from friction_kernels.shards import all_reduce, sharding_groups
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from friction_kernels.optim.friction_adam import FrictionAdamP
 
 
 def is_spread(param: Tensor) -> bool:
@@ -15,33 +28,102 @@ def is_spread(param: Tensor) -> bool:
     return param.dim() > 1 and bool(sharding_groups(param))
 
 
-def projection_of(whole: Tensor) -> Callable[..., tuple[Tensor, bool]]:
-    """`equations.project` for the local parts of a DTensor: the same test and the same projection.
+class Direction(NamedTuple):
+    """A matrix between two halves of its step: its direction is known, and not what becomes of it."""
 
-    Every process that holds a part must call it. Sums are taken in float64, first of each row over the
-    processes that share it, then over the rows of all.
+    update: Update
+    u: Tensor
+    friction: Tensor
+    sums: Tensor  # of p.g, p.p, g.g and p.u of each row that has a part here
+
+
+def make_together(opt: FrictionAdamP, updates: Iterable[Update]) -> list[Tensor]:
+    """Make the steps of spread matrices; return the friction of each.
+
+    Every process that holds a part of one must call it, with the same matrices in the same order. All
+    directions live until the last sum is there.
     """
-    along_rows = sharding_groups(whole, range(1, whole.dim()))
-    across_rows = sharding_groups(whole, [0])
-    row_length = whole.numel() // max(whole.shape[0], 1)
-
-    def project(
-        param: Tensor, grad: Tensor, u: Tensor, *, delta: float, eps: float
-    ) -> tuple[Tensor, bool]:
-        p, g, u_rows = (t.flatten(start_dim=1).double() for t in (param, grad, u))
-        sums = torch.stack([(a * b).sum(dim=1) for a, b in ((p, g), (p, p), (g, g), (p, u_rows))])
-        all_reduce(sums, along_rows)
-        passes = _nearly_orthogonal(sums, row_length, delta, eps).all().double()
-        if not all_reduce(passes, across_rows, "MIN").bool():
-            sums = all_reduce(sums.sum(dim=1, keepdim=True), across_rows)
-            if not _nearly_orthogonal(sums, whole.numel(), delta, eps).all():
-                return u, False
-        coefficient = sums[3] / (sums[1].sqrt() + eps) ** 2  # p^ (p^ . u), p^ = p / (|p| + eps)
-        return (u_rows - coefficient[:, None] * p).to(u.dtype).reshape(u.shape), True
-
-    return project
+    directions = [_direction(opt, update) for update in updates]
+    wholes = [direction.update.whole for direction in directions]
+    of_rows = _sum_over(
+        [direction.sums for direction in directions],
+        [sharding_groups(whole, range(1, whole.dim())) for whole in wholes],
+    )
+    of_all = _sum_over(
+        [
+            torch.cat([_count_failing(direction, rows), rows.sum(dim=1)])
+            for direction, rows in zip(directions, of_rows, strict=True)
+        ],
+        [sharding_groups(whole, [0]) for whole in wholes],
+    )
+    for direction, rows, numbers in zip(directions, of_rows, of_all, strict=True):
+        _finish(direction, rows, failing=numbers[0], total=numbers[1:])
+    return [direction.friction for direction in directions]
 
 
-def _nearly_orthogonal(sums: Tensor, length: int, delta: float, eps: float) -> Tensor:
+def _direction(opt: FrictionAdamP, update: Update) -> Direction:
+    options = opt._equation_options(update.group)
+    del options["lr"], options["weight_decay"]
+    u, friction = equations.friction_direction(
+        update.wide,
+        update.grad,
+        update.lists["exp_avg"],
+        update.lists["exp_avg_sq"],
+        update.lists["prev_grad"],
+        update.step,
+        coupled_decay=0.0,
+        nesterov=update.group["nesterov"],
+        **options,
+    )
+    p, g, u_rows = (t.flatten(start_dim=1).double() for t in (update.wide, update.grad, u))
+    sums = torch.stack([(a * b).sum(dim=1) for a, b in ((p, g), (p, p), (g, g), (p, u_rows))])
+    update.keep_states()
+    return Direction(update, u, friction, sums)
+
+
+def _sum_over(parts: list[Tensor], processes: list[tuple[ProcessGroup, ...]]) -> list[Tensor]:
+    """Each tensor summed over its processes, in one message to each set of these."""
+    sums = list(parts)
+    for key in dict.fromkeys(processes):
+        members = [index for index, groups in enumerate(processes) if groups == key]
+        together = all_reduce(torch.cat([parts[index].flatten() for index in members]), key)
+        shares = together.split([parts[index].numel() for index in members])
+        for index, share in zip(members, shares, strict=True):
+            sums[index] = share.view_as(parts[index])
+    return sums
+
+
+def _count_failing(direction: Direction, sums: Tensor) -> Tensor:
+    """How many rows are not nearly orthogonal to their gradient."""
+    whole = direction.update.whole
+    row_length = count_of_reals(whole) // max(whole.shape[0], 1)
+    passing = _nearly_orthogonal(sums, row_length, direction.update.group)
+    return (~passing).sum(dtype=sums.dtype).reshape(1)
+
+
+def _nearly_orthogonal(sums: Tensor, length: int, group: Mapping[str, Any]) -> Tensor:
+    eps = float(group["eps"])
     p_norm, g_norm = sums[1].sqrt().clamp_min(eps), sums[2].sqrt().clamp_min(eps)
-    return (sums[0] / (p_norm * g_norm)).abs() < delta / max(length, 1) ** 0.5
+    bound: float = float(group["delta"]) / max(length, 1) ** 0.5
+    return (sums[0] / (p_norm * g_norm)).abs() < bound
+
+
+def _finish(direction: Direction, rows: Tensor, *, failing: Tensor, total: Tensor) -> None:
+    """Project by rows, else as a whole, else not, and update: `equations.friction_adamp` from there on."""
+    update, u = direction.update, direction.u
+    group = update.group
+    by_rows = failing == 0
+    projects = by_rows | _nearly_orthogonal(total, count_of_reals(update.whole), group)
+    sums = torch.where(by_rows, rows, total[:, None])
+    coefficient = sums[3] / (sums[1].sqrt() + float(group["eps"])) ** 2
+    p, u_rows = (t.flatten(start_dim=1).double() for t in (update.wide, u))
+    along = coefficient[:, None] * p  # p^ (p^ . u), p^ = p / (|p| + eps)
+    u = torch.where(projects, u_rows - along, u_rows).to(u.dtype).reshape(u.shape)
+
+    lr, decay = float(group["lr"]), float(group["weight_decay"])
+    p = update.wide
+    p = torch.where(
+        projects, p * (1 - lr * (decay * float(group["wd_ratio"]))), p * (1 - lr * decay)
+    )
+    update.wide.copy_(p - lr * u)
+    update.keep_value()

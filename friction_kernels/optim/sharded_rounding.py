@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from friction_kernels.optim.rounding import Shard
 from friction_kernels.optim.walk import Walk
 from friction_kernels.shards import is_dtensor, local
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard_of(param: Tensor, rows_first: bool) -> Shard:
@@ -45,7 +50,7 @@ def shard_of(param: Tensor, rows_first: bool) -> Shard:
     return Shard(offset, part.shape[dim] * strides[dim], param.shape[dim] * strides[dim])
 
 
-def _spread(param: Tensor) -> str:
+def _spread(param: DTensor) -> str:
     return (
         f"and it is spread as {param.placements}; spread it along its first dimension, or keep what "
         "rounding loses with master='split'"

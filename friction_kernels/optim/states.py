@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from friction_kernels.optim.packed import pack, packed_size, threshold_of, unpac
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.walk import Walk
 
+if TYPE_CHECKING:
+    from friction_kernels.optim.base import PlannedOptimizer
+
 # In which order a parameter's packed states walk, where that is not the order of a contiguous tensor.
 ORDER = "packed_order"
 _UNSIGNED = ("exp_avg_sq",)
-_COPIES = ("prev_grad",)  # no averages
+COPIES = ("prev_grad",)  # no averages, and known to start at zero
 
 
 def reals(tensor: Tensor) -> Tensor:
@@ -36,7 +39,7 @@ def count_of_reals(tensor: Tensor) -> int:
 
 def read_list(param: Tensor, state: Mapping[str, Any], key: str) -> Tensor:
     """A state's real numbers in float32 at least; the state's own memory where it is kept so."""
-    value = state[key]
+    value: Tensor = state[key]
     if value.dtype != PACKED:
         value = reals(value)
         return value.to(torch.promote_types(value.dtype, torch.float32))
@@ -48,20 +51,21 @@ def read_list(param: Tensor, state: Mapping[str, Any], key: str) -> Tensor:
 def write_list(param: Tensor, state: Mapping[str, Any], key: str, numbers: Tensor) -> None:
     """Keep numbers that came from `read_list` and that a step changed."""
     value = state[key]
-    threshold = 0.5 if key in _COPIES else threshold_of(int(state["step"].item()))
     if value.dtype == PACKED:
+        threshold = 0.5 if key in COPIES else threshold_of(int(state["step"].item()))
         flat = _walk_of_packed(param, state).flatten(numbers)
         value.copy_(pack(flat, signed=key not in _UNSIGNED, threshold=threshold))
-    elif value.dtype == torch.bfloat16 and key not in _COPIES:
-        value.copy_(round_from(numbers, threshold))
+    elif value.dtype == torch.bfloat16 and key not in COPIES:
+        value.copy_(round_from(numbers, threshold_of(int(state["step"].item()))))
     elif reals(value).dtype != numbers.dtype:
         reals(value).copy_(numbers)
 
 
 def numbers_of(param: Tensor, state: Mapping[str, Any], key: str) -> Tensor:
     """A state as numbers of the parameter's shape: codes become float32, others stay as they are."""
-    if state[key].dtype != PACKED:
-        return state[key]
+    value: Tensor = state[key]
+    if value.dtype != PACKED:
+        return value
     numbers = read_list(param, state, key)
     return torch.view_as_complex(numbers.contiguous()) if param.is_complex() else numbers
 
@@ -76,7 +80,10 @@ def _walk_of_packed(param: Tensor, state: Mapping[str, Any]) -> Walk:
 def read_wide(param: Tensor, state: Mapping[str, Any]) -> Tensor:
     """The value that arithmetic sees, in float32 at least; its own memory where it is kept so."""
     if "master" in state:
-        return state["master"]
+        master: Tensor = state["master"]
+        # Where the parameter is not what the master rounds to, somebody wrote it.
+        written = master.to(param.dtype).view(torch.int16) != param.view(torch.int16)
+        return master.copy_(torch.where(written, param.to(master.dtype), master))
     if "residual" in state:
         return join(param, state["residual"])
     return param.to(torch.promote_types(param.dtype, torch.float32))
@@ -110,7 +117,14 @@ class Storage:
     counts_on_device: bool
 
     @classmethod
-    def of(cls, opt, param: Tensor, group: Mapping[str, Any], *, may_skip: bool = False) -> Storage:
+    def of(
+        cls,
+        opt: PlannedOptimizer,
+        param: Tensor,
+        group: Mapping[str, Any],
+        *,
+        may_skip: bool = False,
+    ) -> Storage:
         """may_skip: whether a step may turn out to be none, which only the parameter's device knows."""
         lists = {
             key: options.state_type(param, group, key, wide=wide)
@@ -187,7 +201,7 @@ class Storage:
         for companion in found:
             if companion != self.companion:
                 del state[companion[0]]
-        if wide is not None:
+        if wide is not None and self.companion is not None:
             name, dtype = self.companion
             state[name] = wide if name == "master" else torch.zeros_like(param, dtype=dtype)
             if found:

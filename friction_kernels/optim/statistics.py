@@ -16,7 +16,7 @@ class FrictionStats(NamedTuple):
 
     mean: float
     std: float
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of tuple.count
 
 
 def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
@@ -25,16 +25,23 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     S is 1/2 (sigmoid) or 1 (tanh) where friction does nothing. A standard deviation near zero says
     that it does nothing anywhere, which is usual for friction_input="product"; try "normalized".
 
+    Source of S: arXiv 2408.11839; what is measured of it is this library's.
+
     Args:
         opt: one of the friction optimizers, after at least one step.
 
-    Returns one FrictionStats(mean, std, count) for each group. S needs the gradient that a step
+    Returns:
+        one FrictionStats(mean, std, count) for each group.
+
+    S needs the gradient that a step
     replaces, so a native step leaves two sums for every eighth block of 2,048 elements (the first of
     each tensor always), and the statistics are put together from them when asked for: they are exact
     for tensors of up to 2,048 elements, and a sample of an eighth for larger ones. After a reference
     step they are over all elements.
 
-    Raises TypeError for another optimizer, RuntimeError before the first step.
+    Raises:
+        TypeError: another optimizer, which has no friction.
+        RuntimeError: no step has been made yet.
     """
     if not isinstance(opt, FrictionAdam):
         raise TypeError(

@@ -16,7 +16,8 @@ class Walk(NamedTuple):
     def of(cls, param: Tensor, rows_first: bool) -> Walk:
         """By falling stride; `rows_first`: dimension 0 stays outermost, whatever its stride."""
         # Dimensions of size one come last, where their strides cannot tell equal orders apart.
-        dims = sorted(range(param.dim()), key=lambda d: (param.shape[d] == 1, -param.stride(d)))
+        stride = param.stride()
+        dims = sorted(range(param.dim()), key=lambda d: (param.shape[d] == 1, -stride[d]))
         if rows_first and dims:
             dims.remove(0)
             dims.insert(0, 0)

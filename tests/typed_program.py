@@ -1,0 +1,113 @@
+"""A user's program, typed strictly: what the public API takes and returns, as a type checker sees it.
+
+It is read by mypy (test_types.py, and .ci/check_install.py where the package is installed) and never run. A
+`type: ignore` that hides no error is itself an error there: each one says that a mistake is seen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from typing_extensions import assert_type
+
+from friction_kernels import (
+    OPTIMIZERS,
+    RSGDM,
+    FrictionStats,
+    GLoss,
+    GLossStats,
+    GraphMemory,
+    SigSignAdamP,
+    SigSignAdamW,
+    SigSignGrad,
+    TanhSignAdamP,
+    TanhSignAdamW,
+    TanhSignGrad,
+    __version__,
+    clip_grad_norm_,
+    count_launches,
+    friction_stats,
+    gaussian_sigma,
+    label_propagation,
+    losses,
+    optim,
+    release_gradients,
+)
+
+
+def construct(model: nn.Module) -> list[torch.optim.Optimizer]:
+    groups = [{"params": model.parameters(), "lr": 1e-2}, {"params": [], "weight_decay": 0.0}]
+    return [
+        SigSignGrad(model.parameters()),
+        TanhSignGrad(model.named_parameters(), lr=torch.tensor(1e-3), maximize=True),
+        SigSignAdamW(groups, 1e-3, (0.9, 0.999), beta3=2.0, friction_input="normalized"),
+        TanhSignAdamW(model.parameters(), betas=(torch.tensor(0.9), 0.999), capturable=True),
+        SigSignAdamP(model.parameters(), delta=0.1, wd_ratio=0.1, nesterov=True),
+        TanhSignAdamP(model.parameters(), state_dtype={"prev_grad": "8bit", "exp_avg": None}),
+        RSGDM(model.parameters(), momentum=0.9, master="split", max_grad_norm=1.0),
+        optim.RSGDM(model.parameters(), rounding="stochastic", seed=3, skip_nonfinite=True),
+        OPTIMIZERS["SigSignAdamW"](model.parameters(), lr=1e-3),
+    ]
+
+
+def train(model: nn.Module, batch: Tensor) -> None:
+    opt = SigSignAdamW(model.parameters(), max_grad_norm=1.0)
+    scheduler = CosineAnnealingLR(opt, T_max=10)
+
+    def closure() -> float:
+        opt.zero_grad()
+        loss: Tensor = model(batch).square().mean()
+        loss.backward()
+        return loss.item()
+
+    assert_type(opt.step(closure), float)
+    opt.step()
+    scheduler.step()
+    assert_type(opt.grad_norm, Tensor | None)
+    assert_type(opt.memory_report().bytes_per_parameter, float)
+    assert_type(friction_stats(opt), list[FrictionStats])
+    assert_type(friction_stats(opt)[0].count, int)
+    assert_type(clip_grad_norm_(model.parameters(), 1.0), Tensor)
+    with count_launches() as launches:
+        opt.step()
+    assert_type(launches.total, int)
+    assert_type(launches["friction_adam"], int)
+    opt.load_state_dict(opt.state_dict())
+    release = release_gradients(model, opt)
+    assert_type(release, optim.GradientRelease)
+    release.remove()
+
+
+def graph(embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    loss_fn = GLoss(num_classes=4, sigma="root", gamma=0.7, form="log", generator=generator)
+    assert_type(loss_fn(embeddings, labels), Tensor)
+    assert_type(loss_fn.last, GLossStats | None)
+    assert_type(loss_fn.sigma, float | Tensor | str)
+    memory = GraphMemory(capacity=100, dim=embeddings.shape[1])
+    memory.add(embeddings, labels)
+    assert_type(len(memory), int)
+    assert_type(memory.rows(), tuple[Tensor, Tensor])
+    losses.GLoss(4, sigma=nn.Parameter(torch.ones(())), class_weight=torch.ones(4), memory=memory)
+    assert_type(gaussian_sigma(embeddings, rule="median"), float)
+    assert_type(label_propagation(embeddings, labels, 4, sigma=0.5), Tensor)
+    assert_type(__version__, str)
+
+
+def mistakes(model: nn.Module, embeddings: Tensor, labels: Tensor) -> None:
+    SigSignAdamW(model.parameters(), lr="fast")  # type: ignore[arg-type]
+    SigSignAdamW(model.parameters(), beta_3=1.0)  # type: ignore[call-arg]
+    SigSignAdamW(model.parameters(), betas=0.9)  # type: ignore[arg-type]
+    SigSignAdamW()  # type: ignore[call-arg]
+    TanhSignGrad(model)  # type: ignore[arg-type]
+    RSGDM(model.parameters(), beta3=1.0)  # type: ignore[call-arg]
+    RSGDM(model.parameters(), state_dtype=torch.bfloat16)  # type: ignore[arg-type]
+    RSGDM(model.parameters()).grad_norm.item()  # type: ignore[union-attr]
+    friction_stats(RSGDM(model.parameters()))  # type: ignore[arg-type]
+    release_gradients(model, torch.optim.SGD(model.parameters()))  # type: ignore[arg-type]
+    GLoss()  # type: ignore[call-arg]
+    GLoss(4, memory=100)  # type: ignore[arg-type]
+    GLoss(4)(embeddings)  # type: ignore[call-arg]
+    _ = GLoss(4).last.accuracy  # type: ignore[union-attr]
+    label_propagation(embeddings, labels)  # type: ignore[call-arg]
+    label_propagation(embeddings, labels, 4, 0.5)  # type: ignore[call-arg]
