@@ -1,1 +1,1 @@
-"""Benchmarks: run them from the repository root, as ``python -m bench.bench_optimizers``."""
+"""Benchmarks: run them from the repository root, as ``python -m bench``."""

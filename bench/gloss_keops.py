@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 if TYPE_CHECKING:
-    from bench.gloss_baselines import Problem
+    from bench.gloss_forms import Problem
 
 TOL, MOST_STEPS = 1e-5, 64
 

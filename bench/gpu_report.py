@@ -1,16 +1,16 @@
 """Everything that only a GPU settles, in one command: less than 8 minutes for the optimizers, and for G-Loss.
 
-``python bench/gpu_report.py`` builds for the card found, runs the tests marked ``gpu``, measures every
-model, runs compute-sanitizer, and writes ``bench/results/<device>/optimizers.json`` and ``.md``; then it
-measures compressed states and clipping (90 seconds: ``scale.json`` and ``.md``), tests G-Loss's kernels
-and runs its benchmark (``gloss.json``, ``.md`` and ``.png``). A part that fails is reported and the rest
-goes on; the exit status says whether all went well. Nothing is installed, and the card's settings are
-left alone.
+``python bench/gpu_report.py`` builds for the card found, runs the tests marked ``gpu``, measures the suite
+`optimizers`, runs compute-sanitizer, measures `scale` (90 seconds), tests G-Loss's kernels and measures
+`gloss`; it writes each suite's results, the report about them (``report.md``) and what became of every part
+(``gpu_report.json`` and ``.md``) to ``bench/results/<device>/``. A part that fails is reported and the rest
+goes on; the exit status says whether all went well. Nothing is installed, and the card's settings are left
+alone.
 
 Where a command may not take that long, two share the work: ``--only build tests benchmarks sanitizers``
 and ``--only build scale gloss``. Anything less than a full run of the optimizers, or of a later part, on
 a card (fewer parts, ``--quick``, ``--device cpu``) writes to ``build/gpu_report`` instead. Where $OUT is
-set, results and logs are copied there as well.
+set, results and logs are copied there as well; pictures are made of them by ``python -m bench report``.
 """
 
 import argparse
@@ -23,30 +23,31 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
-from bench import gpu_gloss, gpu_scale  # noqa: E402
+# Nothing that loads what is built here: that is imported late, and by other processes.
 from bench.gpu_machine import find_device, slug  # noqa: E402
 from bench.gpu_process import last_line, run  # noqa: E402
+from bench.gpu_suites import APART, counted, faults, suite_command  # noqa: E402
 
 SECONDS = 450  # of G-Loss's part, and of the optimizers'; 8 minutes with starting and writing
 OF_OPTIMIZERS = ("build", "tests", "benchmarks", "sanitizers")
 PARTS = (*OF_OPTIMIZERS, "scale", "gloss")
-# Seconds a part may take, at most, and rounds of each model's benchmark.
+# Seconds a part may take, at most.
 LIMITS = {"build": 120, "tests": 120, "benchmarks": 60, "sanitizers": 50}
-ROUNDS = {"resnet50": 24, "vit_b_16": 24, "llama_1b": 16, "llama_7b_layers": 16, "tiny": 24}
+BEGIN_WITHIN = 40  # seconds, in which a model's benchmark begins what it measures
 BENCHMARKS = [
-    *((model, "float32") for model in ("vit_b_16", "resnet50", "tiny", "llama_1b")),
-    ("llama_7b_layers", "float32"),
+    *((model, "float32") for model in ("vit_b_16", "resnet50", "tiny", "gpt2", "llama_1b")),
+    ("llama_7b_8_of_32_layers", "float32"),
     ("vit_b_16", "bfloat16"),
     ("llama_1b", "bfloat16"),
 ]
-DRY_BENCHMARKS = [("resnet50", "float32"), ("tiny", "float32")]
+DRY_BENCHMARKS = [("resnet50", "float32")]
+QUICK_ROUNDS = 6
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
 
 
@@ -91,9 +92,8 @@ class Report:
         for log in self.logs.glob("*.log"):
             log.unlink()
         self.outcomes: list[Outcome] = []
-        self.models: dict[str, Any] = {}
-        self.more_goals: list[dict[str, str]] = []  # of parts with results of their own
-        self.files: list[Path] = []
+        self.goals: list[dict[str, str]] = []
+        self.files: list[Path] = []  # results
 
     def folder(self, full: bool) -> Path:
         """Of results: those of a full run are kept with the project."""
@@ -161,22 +161,45 @@ class Report:
             self.note(part, start, not nothing_ran, last_line(output).strip("= "))
 
     def benchmarks(self) -> None:
+        """Each model in a process of its own, which may fail or hang; their results are one suite's."""
         chosen = DRY_BENCHMARKS if self.dry else BENCHMARKS
         if self.options.quick and not self.dry:
             chosen = BENCHMARKS[:3]
+        reports = []
         for model, dtype in chosen:
-            name = model if dtype == "float32" else f"{model} {dtype}"
-            path = self.logs / f"{name.replace(' ', '_')}.json"
-            path.unlink(missing_ok=True)
-            rounds = 1 if self.dry else 6 if self.options.quick else ROUNDS[model]
-            command = [sys.executable, "-m", "bench.gpu_measure", "--model", model]
-            command += ["--dtype", dtype, "--device", self.options.device]
-            command += ["--rounds", rounds, "--seconds", 15, "--json", path]
-            start = time.monotonic()
-            ok, output = self.do(name, command, LIMITS["benchmarks"], "benchmarks.log")
+            start, name = time.monotonic(), f"{model} {dtype}"
+            folder = self.scratch / "optimizers" / name.replace(" ", "_")
+            shutil.rmtree(folder, ignore_errors=True)
+            more = ["--models", model, "--dtypes", dtype, "--seconds", BEGIN_WITHIN]
+            if self.options.quick:
+                more += ["--repeats", QUICK_ROUNDS]
+            command = suite_command("optimizers", self.options.device, self.dry, folder, *more)
+            ok, _ = self.do(name, command, LIMITS["benchmarks"], "benchmarks.log")
             if ok:
-                self.models[name] = json.loads(path.read_text())
-                self.note(name, start, True, last_line(output))
+                reports.append(json.loads((folder / "optimizers.json").read_text()))
+                wrong = faults(reports[-1])
+                self.note(name, start, not wrong, "; ".join(wrong) or "measured")
+        if reports:
+            self.keep(self.merged(reports), self.full and len(reports) == len(chosen))
+
+    def merged(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
+        from bench.goals import judge
+
+        found = {**reports[0], "arguments": {"gpu_report": " ".join(self.options.only or PARTS)}}
+        found["scenarios"] = [scenario for report in reports for scenario in report["scenarios"]]
+        found["seconds"] = sum(report["seconds"] for report in reports)
+        return {**found, "goals": judge(found)}
+
+    def keep(self, report: dict[str, Any], full: bool) -> None:
+        from bench.records import save
+
+        report["kind"] = "full run" if full else "dry run on a CPU" if self.dry else "partial run"
+        path = self.folder(full) / f"{report['suite']}.json"
+        save(report, path)
+        self.files.append(path)
+        if not self.dry:
+            suite = report["suite"]
+            self.goals += [{**goal, "goal": f"{suite}: {goal['goal']}"} for goal in report["goals"]]
 
     def sanitizers(self) -> None:
         program = [sys.executable, "-m", "bench.gpu_sanitize", "--device", self.options.device]
@@ -197,48 +220,54 @@ class Report:
                 summary = found[-1] if found else last_line(output)
                 self.note(part, start, bool(found) or self.dry, summary)
 
-    def gloss(self) -> None:
-        self.budget_begins = time.monotonic()
-        if not self.dry:
-            self.run_tests("gloss tests", [*gpu_gloss.TESTS], gpu_gloss.TESTS_LIMIT)
-        self.measure_apart("gloss", gpu_gloss)
-
     def scale(self) -> None:
-        self.budget_begins = time.monotonic()
-        self.measure_apart("scale", gpu_scale)
+        self.measure_apart("scale")
 
-    def measure_apart(self, part: str, of: ModuleType) -> None:
-        """A benchmark in a process of its own, which may fail or hang, with results of its own."""
-        start, folder, log = time.monotonic(), self.scratch / part, f"{part}.log"
+    def gloss(self) -> None:
+        self.measure_apart("gloss")
+
+    def measure_apart(self, suite: str) -> None:
+        """A suite in a process of its own, which may fail or hang: what it measured is kept."""
+        self.budget_begins = time.monotonic()
+        apart = APART[suite]
+        if apart.tests and not self.dry:
+            self.run_tests(f"{suite} tests", [*apart.tests], apart.tests_limit)
+        start, folder, log = time.monotonic(), self.scratch / suite, f"{suite}.log"
         shutil.rmtree(folder, ignore_errors=True)
-        command = of.benchmark(self.options.device, self.options.quick, folder)
-        ok, _ = self.do(part, command, of.LIMIT, log)
-        results = folder / f"{part}.json"
+        more = ["--seconds", apart.begin_within, *(apart.dry if self.dry else ())]
+        command = suite_command(suite, self.options.device, self.options.quick, folder, *more)
+        ok, _ = self.do(suite, command, apart.limit, log)
+        results = folder / f"{suite}.json"
         if results.exists():  # where it failed, too: as far as it came
             found = json.loads(results.read_text())
-            self.more_goals += of.goals(found)
-            where = self.folder(not self.dry and found["kind"] == "full run")
-            self.files += [Path(shutil.copy(file, where)) for file in sorted(folder.iterdir())]
             if ok:
-                self.note(part, start, not of.faults(found), of.summary(found))
+                self.note(suite, start, not faults(found), counted(found))
+            self.keep(found, not self.dry and found["kind"] == "full run")
         elif ok:
-            self.note(part, start, False, f"it wrote no results; see {self.logs / log}")
+            self.note(suite, start, False, f"it wrote no results; see {self.logs / log}")
+
+    def page(self) -> None:
+        """The report about the results, wherever they were put."""
+        for folder in dict.fromkeys(path.parent for path in self.files):
+            start = time.monotonic()
+            command = [sys.executable, "-m", "bench", "report", folder]
+            ok, output = self.do("page", command, 120, "page.log")
+            if ok:
+                self.note("page", start, True, last_line(output))
+                self.files.append(folder / "report.md")
 
     def write(self) -> None:
-        from bench.gpu_markdown import as_markdown, judge, summary
-
+        """What became of each part; results themselves are kept as they come."""
         seconds = time.monotonic() - self.begin
         kind = "full run" if self.full else "dry run on a CPU" if self.dry else "partial run"
-        goals = [] if self.dry else judge(self.models) + self.more_goals
         report = {
             "kind": kind,
             "machine": self.machine,
             "seconds": seconds,
             "parts": [asdict(outcome) for outcome in self.outcomes],
-            "goals": goals,
-            "models": self.models,
+            "goals": self.goals,
         }
-        files = [self.folder(self.full) / f"optimizers.{suffix}" for suffix in ("json", "md")]
+        files = [self.folder(self.full) / f"gpu_report.{suffix}" for suffix in ("json", "md")]
         files[0].write_text(json.dumps(report, indent=1) + "\n")
         files[1].write_text(as_markdown(report))
         if out := os.environ.get("OUT"):
@@ -247,7 +276,22 @@ class Report:
             logs = sorted(self.logs.glob("*.log"))
             texts = [f"== {log.name}\n{log.read_text(errors='replace')}" for log in logs]
             Path(out, "logs.txt").write_text("\n".join(texts))  # one file: few come back
-        print(f"\n{summary(report)}")
+        print(f"\n{as_markdown(report)}")
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    lines = [f"# GPU report: {report['machine']['device']} ({report['kind']})", ""]
+    if report["kind"] != "full run":
+        lines += ["**No full run on a card: these numbers prove nothing about speed.**", ""]
+    lines += [f"- {key}: {value}" for key, value in report["machine"].items()]
+    lines += [f"- took {report['seconds']:.0f} s", "", "## Parts", ""]
+    for part in report["parts"]:
+        verdict = "ok" if part["ok"] else "FAILED"
+        lines.append(f"- {verdict}: {part['part']}, {part['seconds']:.0f} s: {part['summary']}")
+    if report["goals"]:
+        lines += ["", "## Goals", ""]
+        lines += [f"- {g['verdict']}: {g['goal']}: {g['measured']}" for g in report["goals"]]
+    return "\n".join(lines) + "\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -266,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
             getattr(report, part)()
         except Exception as error:  # the rest goes on
             report.note(part, start, False, f"{type(error).__name__}: {error}")
+    report.page()
     report.write()
     return 0 if all(outcome.ok for outcome in report.outcomes) else 1
 

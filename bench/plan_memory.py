@@ -7,13 +7,18 @@ The plan is what the optimizer frees when its plan is dropped.
 
 import ctypes
 import gc
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 import friction_kernels as fk
+from bench.records import ROOT
+from bench.scenarios import StudyScenario
 
 TENSORS = 20_000
 GOAL_BYTES_PER_TENSOR = 1024
@@ -47,24 +52,38 @@ def plan_bytes_per_tensor(cls: type[torch.optim.Optimizer]) -> float:
     return (with_plan - allocated_bytes()) / TENSORS
 
 
-def report() -> None:
+def measure_plan(
+    scenario: StudyScenario,
+    device: str,
+    rounds: int | None,
+    deadline: float,
+    advance: Callable[[float], None],
+) -> dict[str, Any]:
+    """The suite's part of the results: bytes a tensor of every optimizer, found by a process of its own."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.plan_memory"],
+        env={**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": path},
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    rows = [
+        [name, f"{size:.0f}", "met" if size < GOAL_BYTES_PER_TENSOR else "missed"]
+        for name, size in found.items()
+    ]
+    goal = f"goal < {GOAL_BYTES_PER_TENSOR}"
+    return {"tables": [{"header": ["optimizer", "bytes a tensor", goal], "rows": rows}]}
+
+
+def main() -> None:
+    if os.environ.get("PYTHONMALLOC") != "malloc":
+        raise SystemExit("this needs PYTHONMALLOC=malloc; `python -m bench run plan` sets it")
     allocated_bytes()  # the first call allocates
-    for name, cls in fk.OPTIMIZERS.items():
-        measured = plan_bytes_per_tensor(cls)
-        verdict = "met" if measured < GOAL_BYTES_PER_TENSOR else "missed"
-        print(
-            f"{name}: the plan holds {measured:.0f} bytes a tensor "
-            f"(goal < {GOAL_BYTES_PER_TENSOR}: {verdict})"
-        )
-
-
-def report_in_new_process() -> None:
-    environment = {**os.environ, "PYTHONMALLOC": "malloc"}
-    subprocess.run([sys.executable, "-m", "bench.plan_memory"], env=environment, check=True)
+    print(json.dumps({name: plan_bytes_per_tensor(cls) for name, cls in fk.OPTIMIZERS.items()}))
 
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONMALLOC") == "malloc":
-        report()
-    else:
-        report_in_new_process()
+    main()

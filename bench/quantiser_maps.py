@@ -34,26 +34,36 @@ def power(roots: int, levels: int) -> Map:
 
 
 def softsign(levels: int) -> Map:
-    """flashoptim's companding."""
+    """flashoptim's."""
     return Map(lambda r: 2 * r / (1 + r) * levels, lambda code: code / (2 * levels - code), levels)
 
 
-def floating(mantissa: int, levels: int, shifted: bool = False) -> Map:
-    """The upper bits of a float32: 2^mantissa codes an octave down from 1, then zero.
-
-    Shifted: those of r (1 - d) + d, with d the lowest: evenly spaced below d, and zero is exact.
-    """
+def floating(mantissa: int, levels: int) -> Map:
+    """The upper bits of a float32: 2^mantissa codes an octave down from 1, then zero."""
     unit, lowest = 2.0 ** (23 - mantissa), (127 << mantissa) - levels
 
-    def value(code: Tensor) -> Tensor:
-        return ((code + lowest) * unit).int().view(torch.float32)
+    def encode(r: Tensor) -> Tensor:
+        return (r.view(torch.int32) / unit - lowest).clamp_min(0)
 
-    d = value(torch.tensor(0)).item() if shifted else 0.0
+    def decode(code: Tensor) -> Tensor:
+        return torch.where(code > 0, ((code + lowest) * unit).int().view(torch.float32), 0)
+
+    return Map(encode, decode, levels)
+
+
+def companding(mantissa: int, levels: int) -> Map:
+    """Those of r + d, with a d from which the codes reach to 1 + d: even below d, and zero is exact."""
+    unit, octaves = 1 << (23 - mantissa), levels // 2**mantissa + 1
+    d = torch.tensor((octaves + 1 - levels / 2**mantissa) / (2**octaves - 1))
+    offset = d.view(torch.int32)
 
     def encode(r: Tensor) -> Tensor:
-        return ((r * (1 - d) + d).view(torch.int32) / unit - lowest).clamp_min(0)
+        return ((r + d).view(torch.int32) - offset) / unit
 
-    return Map(encode, lambda code: torch.where(code > 0, (value(code) - d) / (1 - d), 0), levels)
+    def decode(code: Tensor) -> Tensor:
+        return (code.int() * unit + offset).view(torch.float32) - d
+
+    return Map(encode, decode, levels)
 
 
 def dynamic(levels: int) -> Map:
@@ -78,7 +88,7 @@ def maps(levels: int) -> dict[str, Map]:
         **{f"power {2**roots}": power(roots, levels) for roots in (1, 2, 3)},
         "softsign": softsign(levels),
         **{f"float M{bits}": floating(bits, levels) for bits in (2, 3, 4)},
-        **{f"shifted M{bits}": floating(bits, levels, shifted=True) for bits in (3, 4, 5)},
+        **{f"companding M{bits}": companding(bits, levels) for bits in (3, 4, 5)},
         "dynamic": dynamic(levels),
         CONTROL: power(1, 2**20),
     }
@@ -125,4 +135,4 @@ class Scheme:
 
 
 # What friction_kernels.optim.packed does.
-BEST = Scheme("power 2", "power 4", "by step")
+BEST = Scheme("companding M4", "companding M4", "by step")

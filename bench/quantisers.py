@@ -1,7 +1,8 @@
 """Which 8-bit maps suit the optimizers' states: errors on the states of real trainings.
 
-``python -m bench.quantisers [--quick]`` trains a vision transformer on scikit-learn's digits and a
-byte-level GPT on the standard library's sources. Per model it prints
+``python -m bench run quantisers``, or ``python -m bench.quantisers [--quick]`` which prints each table as
+it is there, trains a vision transformer on scikit-learn's digits and a byte-level GPT on the standard
+library's sources. The tables are, per model,
 
 1. the relative RMS error of one round trip of each state, and for exp_avg_sq the ratio of its root
    to the exact one: below 1 lengthens a step, above 1 shortens it;
@@ -16,16 +17,19 @@ the gradients' sizes move to other elements.
 
 import argparse
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from statistics import fmean, pstdev
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from bench.markdown import table
+from bench import markdown
 from bench.quantiser_maps import BEST, CONTROL, SIGNED, UNSIGNED, Scheme
 from bench.quantiser_models import TASKS, Training
+from bench.scenarios import DECAY, StudyScenario
 from friction_kernels import RSGDM, SigSignAdamW
 from friction_kernels.equations import friction_direction
 from friction_kernels.optim.packed import BLOCK
@@ -37,8 +41,9 @@ NEAREST = replace(BEST, rounding="nearest")
 COMPARED = [
     *(replace(BEST, signed=name) for name in SIGNED),
     *(replace(NEAREST, unsigned=name) for name in UNSIGNED),
-    *(replace(BEST, unsigned=name) for name in ("power 2", "power 8", "shifted M3", "shifted M4")),
-    replace(BEST, unsigned="dynamic"),
+    *(replace(BEST, unsigned=name) for name in ("power 4", "companding M3", "dynamic")),
+    Scheme("power 2", "power 4", "by step"),
+    Scheme("dynamic", "dynamic", "by step"),
     replace(BEST, rounding="randomly"),
     *(replace(BEST, block=block) for block in (64, 128, 512, LARGEST_BLOCK)),
 ]
@@ -47,26 +52,27 @@ TRAINED = {
         Scheme(CONTROL, CONTROL),
         BEST,
         NEAREST,
-        replace(BEST, unsigned="shifted M4"),
+        Scheme("power 2", "power 4", "by step"),
         Scheme("dynamic", "dynamic"),
         Scheme("linear", "linear"),
     ],
     RSGDM: [
         Scheme(CONTROL),
+        Scheme("companding M4", rounding="by step"),
+        Scheme("companding M4"),
         Scheme("power 2", rounding="by step"),
-        Scheme("power 2"),
         Scheme("linear"),
     ],
 }
 FOLLOWED = [
     replace(BEST, unsigned=unsigned, rounding=rounding)
     for rounding in ("nearest", "randomly", "by step")
-    for unsigned in ("power 2", "power 4", "shifted M3", "shifted M4", "dynamic")
+    for unsigned in ("power 2", "power 4", "companding M3", "companding M4", "dynamic")
 ]
 
 
-def print_table(header: list[str], rows: list[list[str]]) -> None:
-    print(table(header, rows), end="\n\n", flush=True)
+def table(header: list[str], rows: list[list[str]]) -> dict[str, list]:
+    return {"header": header, "rows": rows}
 
 
 def relative_rms(approximate: Tensor, exact: Tensor) -> float:
@@ -85,7 +91,7 @@ def kind(name: str, parameter: Tensor) -> str:
     return "embeddings" if name.startswith(("characters", "positions")) else "matrices"
 
 
-def print_state_errors(training: Training) -> None:
+def state_errors(training: Training) -> Iterator[dict[str, list]]:
     seen = defaultdict(list)  # by state
     for _, look in training.run():
         for name, parameter in training.model.named_parameters() if look else ():
@@ -105,10 +111,10 @@ def print_state_errors(training: Training) -> None:
                 states = torch.cat([state.flatten() for _, state in seen[key]])
                 together = torch.cat([copy.flatten() for copy in copies])
                 rows[-1] += root_ratios(together, states, 0, 0.001, 0.999)
-        print_table([key, *kinds, *extra], rows)
+        yield table([key, *kinds, *extra], rows)
 
 
-def print_direction_errors(training: Training) -> None:
+def direction_errors(training: Training) -> dict[str, list]:
     group = training.optimizer.param_groups[0]
     options = {name: group[name] for name in ("betas", "eps", "friction_input", "beta3")}
     options |= {"coupled_decay": 0.0, "maximize": False, "friction": "sigmoid"}
@@ -155,24 +161,24 @@ def print_direction_errors(training: Training) -> None:
         rows[-1] += ratios[scheme]
     each = ("RMS", "blow-up", "worst")
     header = [f"{when} {measure}" for when in ("once", "stored") for measure in each]
-    print_table(["direction", *header, "root 0.1%", "50%", "99.9%"], rows)
+    return table(["direction", *header, "root 0.1%", "50%", "99.9%"], rows)
 
 
-def print_trainings(name: str, optimizer: type, steps: int, seeds: int) -> None:
+def trainings(name: str, optimizer: type, steps: int, seeds: int) -> dict[str, list]:
     rows = []
     for scheme in (None, *TRAINED[optimizer]):
-        trainings = [Training(name, optimizer, steps, seed) for seed in range(seeds)]
-        losses = torch.stack([training.final_losses(scheme) for training in trainings])
+        runs = [Training(name, optimizer, steps, seed) for seed in range(seeds)]
+        losses = torch.stack([training.final_losses(scheme) for training in runs])
         if scheme is None:
             exact, label, sign = losses, "float32", ""
         else:
             losses, label, sign = losses - exact, str(scheme), "+"
         cells = [f"{fmean(each):{sign}.4f} ± {pstdev(each):.4f}" for each in losses.T.tolist()]
         rows.append([label, *cells])
-    print_table([optimizer.__name__, "training loss", "other data"], rows)
+    return table([optimizer.__name__, "training loss", "other data"], rows)
 
 
-def print_following(steps: int, elements: int = 32 * BLOCK, beta2: float = 0.999) -> None:
+def following(steps: int, elements: int = 32 * BLOCK, beta2: float = 0.999) -> dict[str, list]:
     torch.manual_seed(0)
     sizes, exact = torch.randn(elements).exp(), torch.zeros(elements)
     copies, ratios = dict.fromkeys(FOLLOWED, exact), defaultdict(list)
@@ -186,23 +192,51 @@ def print_following(steps: int, elements: int = 32 * BLOCK, beta2: float = 0.999
         if step == steps:
             sizes = sizes[torch.randperm(elements)]
     rows = [[f"{scheme.unsigned} {scheme.rounding}", *ratios[scheme]] for scheme in FOLLOWED]
-    print_table(["root of exp_avg_sq", "1%", "50%", "99%", "moved 1%", "50%", "99%"], rows)
+    return table(["root of exp_avg_sq", "1%", "50%", "99%", "moved 1%", "50%", "99%"], rows)
+
+
+def tables_of(model: str, quick: bool) -> Iterator[dict[str, list]]:
+    steps, seeds, followed = QUICK if quick else FULL
+    if model == DECAY:
+        yield following(followed)
+        return
+    for optimizer in TRAINED:
+        yield from state_errors(Training(model, optimizer, steps))
+    yield direction_errors(Training(model, SigSignAdamW, steps))
+    for optimizer in TRAINED:
+        yield trainings(model, optimizer, steps, seeds)
+
+
+def measure_quantisers(
+    scenario: StudyScenario,
+    device: str,
+    rounds: int | None,
+    deadline: float,
+    advance: Callable[[float], None],
+) -> dict[str, Any]:
+    """A scenario's part of the results: tables of text. On one thread of the processor."""
+    assert scenario.model in (*TASKS, DECAY), scenario.model
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tables = []
+        for found in tables_of(scenario.model, scenario.quick):
+            tables.append(found)
+            advance(len(tables) / (len(tables) + 3))
+    finally:
+        torch.set_num_threads(threads)
+    return {"tables": tables}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="few steps and one seed")
     quick = parser.parse_args().quick
-    steps, seeds, followed = QUICK if quick else FULL
     torch.set_num_threads(1)
-    for name in TASKS:
-        print(f"## {name}\n")
-        for optimizer in TRAINED:
-            print_state_errors(Training(name, optimizer, steps))
-        print_direction_errors(Training(name, SigSignAdamW, steps))
-        for optimizer in TRAINED:
-            print_trainings(name, optimizer, steps, seeds)
-    print_following(followed)
+    for model in (*TASKS, DECAY):
+        print(f"## {model}\n")
+        for found in tables_of(model, quick):
+            print(markdown.table(found["header"], found["rows"]), end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,116 +1,161 @@
-"""Round-robin timing: every contender steps once a round, on its own parameters.
+"""Timing in rounds: every contender steps once a round, A B C A B C.
 
-A busy machine slows whatever runs at that moment, so two contenders are compared by the ratio
-of their times within a round, and the median of those ratios is reported.
+A busy machine slows whatever runs at that moment, so contenders are compared by the ratio of their times
+within a round, and the median of those ratios is reported.
 """
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from statistics import median, quantiles
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
-from bench.baselines import Contender, Step
-from bench.shapes import Shape
-from friction_kernels import count_launches
+SLOW_EVERY = 4  # rounds, of which a slow contender runs in one
+FEWEST_ROUNDS, FEWEST_LONG_ROUNDS = 3, 2
+LONG_ROUND = 15  # seconds
+MOST_STEPS = 20  # in a row
+HOST_SAMPLES = 15
+LEAD_CYCLES = 2_000_000  # about 1 ms that the card spins before a sample
 
-SLOW_EVERY = 4
-WARMUP_STEPS = 3
+
+class Entry(Protocol):
+    """What steps in rounds."""
+
+    name: str
+    slow: bool
+    new_gradients: bool
+    repeats: int  # steps in a row
+
+    def prepare(self) -> None: ...
+
+    def step(self) -> object: ...
 
 
 @dataclass
 class Times:
-    """Seconds of each contender by round, and how many kernels our contenders launch a step."""
+    """Seconds a step of each contender by round, and until step() returned."""
 
     seconds: dict[str, dict[int, float]] = field(default_factory=dict)
-    launches: dict[str, int] = field(default_factory=dict)
+    host: dict[str, float] = field(default_factory=dict)
 
     def median(self, name: str) -> float:
         return median(self.seconds[name].values())
 
-    def quartiles(self, name: str) -> tuple[float, float]:
-        times = list(self.seconds[name].values())
-        if len(times) < 2:
-            return times[0], times[0]
-        low, _, high = quantiles(times, n=4, method="inclusive")
-        return low, high
+    def quartiles(self, name: str) -> list[float]:
+        values = list(self.seconds[name].values())
+        if len(values) < 2:
+            return [values[0], values[0]]
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        return [low, high]
 
-    def ratio(self, name: str, against: str) -> float:
-        """The median, over the rounds that both ran in, of their times' ratio."""
-        mine, theirs = self.seconds[name], self.seconds[against]
-        return median(mine[i] / theirs[i] for i in mine.keys() & theirs.keys())
+    def pairs(self, name: str, other: str) -> list[tuple[float, float]]:
+        """Of the rounds that both ran in."""
+        mine, theirs = self.seconds.get(name, {}), self.seconds.get(other, {})
+        return [(mine[i], theirs[i]) for i in sorted(mine.keys() & theirs.keys())]
+
+    def ratio(self, name: str, against: str) -> float | None:
+        """The median of their times' ratio."""
+        pairs = self.pairs(name, against)
+        return median(mine / theirs for mine, theirs in pairs) if pairs else None
+
+    def row(self, name: str) -> dict[str, Any]:
+        """What a results file says of a contender's times."""
+        ratios = {other: self.ratio(name, other) for other in self.seconds if other != name}
+        return {
+            "seconds": self.median(name),
+            "quartiles": self.quartiles(name),
+            "rounds": len(self.seconds[name]),
+            "host_seconds": self.host.get(name, self.median(name)),
+            "ratios": {other: ratio for other, ratio in ratios.items() if ratio is not None},
+        }
 
 
-class Entry:
-    """A contender with parameters and state of its own.
+class Clock:
+    """Time of steps on the device, and of the host's share of them.
 
-    The parameters' and gradients' memory is common to all, because 13 copies of a large model would
-    not fit; no time depends on their values.
+    lead: on a card, let it spin first, so that the host is ahead of it as it is behind a backward pass, and
+    its launch of a short step does not count. Who needs more than that millisecond on the host is measured
+    by what the host needs, less the millisecond. Without, time passes from call to result.
     """
 
-    def __init__(self, contender: Contender, values: list[Tensor], grads: list[Tensor]) -> None:
-        self.contender = contender
-        self.grads = grads
-        self.params = [value.detach().requires_grad_() for value in values]
-        self.set_gradients(grads)
-        self.step: Step = contender.build(self.params)
+    def __init__(self, device: str, lead: bool = True) -> None:
+        self.cuda, self.lead = device == "cuda", lead
 
-    def set_gradients(self, grads: list[Tensor]) -> None:
-        for param, grad in zip(self.params, grads, strict=True):
-            param.grad = grad
+    def synchronize(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize()
 
-    def timed_steps(self, steps: int) -> float:
-        return median(self.timed_step() for _ in range(steps))
-
-    def prepare(self) -> None:
-        if self.contender.new_gradients:
-            # Cloned while the last ones still live, so that their addresses change too.
-            self.set_gradients([grad.clone() for grad in self.grads])
-
-    def timed_step(self) -> float:
-        self.prepare()
+    def steps(self, entry: Entry) -> float:
+        """Seconds a step, of some in a row."""
+        repeats = 1 if entry.new_gradients else entry.repeats
+        entry.prepare()
+        self.synchronize()
+        if self.cuda and self.lead:
+            return self._by_events(entry, repeats)
         start = time.perf_counter()
-        self.step()
+        for _ in range(repeats):
+            entry.step()
+        self.synchronize()
+        return (time.perf_counter() - start) / repeats
+
+    def _by_events(self, entry: Entry, repeats: int) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(LEAD_CYCLES)
+        begin.record()
+        for _ in range(repeats):
+            entry.step()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / repeats
+
+    def host(self, entry: Entry) -> float:
+        """Seconds until step() returns, with nothing queued before it."""
+        entry.prepare()
+        self.synchronize()
+        start = time.perf_counter()
+        entry.step()
         return time.perf_counter() - start
 
 
-def tensors_of(shapes: Sequence[Shape]) -> tuple[list[Tensor], list[Tensor]]:
-    """Parameter values and gradients of a plausible size."""
-    torch.manual_seed(0)
-    values = [torch.randn(shape).mul_(0.02) for shape in shapes]
-    return values, [torch.randn(shape).mul_(0.01) for shape in shapes]
+def set_repeats(entries: Iterable[Entry], clock: Clock, sample_seconds: float) -> None:
+    """Steps in a row are as many as fill a sample, within limits."""
+    for entry in entries:
+        if not entry.slow:
+            entry.repeats = max(1, min(MOST_STEPS, int(sample_seconds / clock.steps(entry))))
 
 
 def measure(
-    contenders: Sequence[Contender], shapes: Sequence[Shape], rounds: int, steps: int
+    entries: list[Entry],
+    clock: Clock,
+    rounds: int,
+    seconds: float,
+    advance: Callable[[float], None] = lambda share: None,
 ) -> Times:
-    """Times by round: the median of that many steps in a row.
+    """Times of as many rounds, or of the whole rounds that begin within these seconds, and of a few at least.
 
-    Where a step is short, the first of them mostly waits for what the other contenders drove out
-    of the caches.
+    advance: is told what share of the work is done. On a processor the host's time is the step's.
     """
-    values, grads = tensors_of(shapes)
-    entries = [Entry(contender, values, grads) for contender in contenders]
-    times = Times()
-    for entry in entries:
-        entry.timed_steps(1 if entry.contender.slow else WARMUP_STEPS)
-        if entry.contender.ours:
-            with count_launches() as launches:
-                entry.timed_step()
-            times.launches[entry.contender.name] = launches.total
+    times = Times({entry.name: {} for entry in entries})
+    begin = time.monotonic()
     gc.collect()
     gc.disable()
     try:
         for i in range(rounds):
+            passed = time.monotonic() - begin
+            fewest = FEWEST_LONG_ROUNDS if i and passed / i > LONG_ROUND else FEWEST_ROUNDS
+            if i >= fewest and passed > seconds:
+                break
             for entry in entries:
-                if i % SLOW_EVERY == 0 or not entry.contender.slow:
-                    seconds = times.seconds.setdefault(entry.contender.name, {})
-                    seconds[i] = entry.timed_steps(steps)
+                if i % SLOW_EVERY == 0 or not entry.slow:
+                    times.seconds[entry.name][i] = clock.steps(entry)
+            advance(max((i + 1) / rounds, min(1.0, passed / max(seconds, 1e-9))))
+        if clock.cuda:
+            for entry in entries:
+                samples = 3 if entry.slow else HOST_SAMPLES
+                times.host[entry.name] = median(clock.host(entry) for _ in range(samples))
     finally:
         gc.enable()
-    del entry, entries
-    gc.collect()
     return times

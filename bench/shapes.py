@@ -1,11 +1,11 @@
 """Parameter shapes of the benchmarked models, written out from their architectures.
 
 Only shapes reach an optimizer, so a benchmark needs neither weights nor torchvision.
-``python -m bench.shapes`` checks the counts.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 
 Shape = tuple[int, ...]
@@ -26,8 +26,13 @@ def conv_bn(inputs: int, outputs: int, kernel: int) -> list[Shape]:
     return [(outputs, inputs, kernel, kernel), *batch_norm(outputs)]
 
 
+def transformer_block(width: int) -> list[Shape]:
+    attention = [*layer_norm(width), *linear(width, 3 * width), *linear(width, width)]
+    return [*attention, *layer_norm(width), *linear(width, 4 * width), *linear(4 * width, width)]
+
+
 def resnet50() -> list[Shape]:
-    """161 tensors, 25,557,032 parameters, as torchvision's ``resnet50``."""
+    """As torchvision's ``resnet50``."""
     shapes = conv_bn(3, 64, 7)
     channels = 64
     for width, blocks in zip((64, 128, 256, 512), (3, 4, 6, 3), strict=True):
@@ -43,21 +48,48 @@ def resnet50() -> list[Shape]:
 
 
 def vit_b_16() -> list[Shape]:
-    """152 tensors, 86,567,656 parameters, as torchvision's ``vit_b_16`` at 224 pixels."""
+    """As torchvision's ``vit_b_16`` at 224 pixels."""
     width, patch = 768, 16
     tokens = (224 // patch) ** 2 + 1
     shapes: list[Shape] = [(1, 1, width), (width, 3, patch, patch), (width,), (1, tokens, width)]
     for _ in range(12):
-        shapes += layer_norm(width)
-        shapes += linear(width, 3 * width) + linear(width, width)
-        shapes += layer_norm(width)
-        shapes += linear(width, 4 * width) + linear(4 * width, width)
+        shapes += transformer_block(width)
     return shapes + layer_norm(width) + linear(width, 1000)
 
 
-def tiny() -> list[Shape]:
-    """1,000 tensors of 16 elements: what a step costs when there is almost nothing to compute."""
-    return [(16,)] * 1000
+def gpt2() -> list[Shape]:
+    """GPT-2 small, its head tied to the embedding."""
+    width = 768
+    blocks = [shape for _ in range(12) for shape in transformer_block(width)]
+    return [(50_257, width), (1024, width), *blocks, *layer_norm(width)]
+
+
+def llama_layer(width: int, key_value: int, hidden: int) -> list[Shape]:
+    attention = [(width, width), (key_value, width), (key_value, width), (width, width)]
+    mlp = [(hidden, width), (hidden, width), (width, hidden)]
+    return [*attention, *mlp, (width,), (width,)]
+
+
+def llama_1b(layers: int = 16) -> list[Shape]:
+    """Llama 3.2 1B (its head is tied to the embedding), or as many of its layers."""
+    width = 2048
+    blocks = [shape for _ in range(layers) for shape in llama_layer(width, 512, 8192)]
+    return [(128_256, width), *blocks, (width,)]
+
+
+def llama_7b_layers() -> list[Shape]:
+    """8 of the 32 layers of Llama 2 7B."""
+    return [shape for _ in range(8) for shape in llama_layer(4096, 4096, 11_008)]
+
+
+def vectors(count: int) -> list[Shape]:
+    """Tensors of 16 elements: what a step costs when there is almost nothing to compute."""
+    return [(16,)] * count
+
+
+def miniature() -> list[Shape]:
+    """For trials: of each kind of tensor one."""
+    return [(64, 3, 7, 7), (64,), (129, 257), (), (5000,)]
 
 
 @dataclass(frozen=True)
@@ -68,19 +100,19 @@ class Model:
 
     def check(self) -> None:
         shapes = self.shapes()
-        assert len(shapes) == self.tensors, (len(shapes), self.tensors)
-        total = sum(prod(shape) for shape in shapes)
-        assert total == self.parameters, (total, self.parameters)
+        found = len(shapes), sum(prod(shape) for shape in shapes)
+        assert found == (self.tensors, self.parameters), found
 
 
+COUNTS = (10, 100, 1000, 10_000)  # of tensors
 MODELS = {
     "resnet50": Model(resnet50, tensors=161, parameters=25_557_032),
     "vit_b_16": Model(vit_b_16, tensors=152, parameters=86_567_656),
-    "tiny": Model(tiny, tensors=1000, parameters=16_000),
+    "gpt2": Model(gpt2, tensors=148, parameters=124_439_808),
+    "llama_1b": Model(llama_1b, tensors=146, parameters=1_235_814_400),
+    "llama_1b_4_of_16_layers": Model(partial(llama_1b, 4), tensors=38, parameters=505_956_352),
+    "llama_7b_8_of_32_layers": Model(llama_7b_layers, tensors=72, parameters=1_619_066_880),
+    "tiny": Model(partial(vectors, 1000), tensors=1000, parameters=16_000),
+    **{f"vectors_{n}": Model(partial(vectors, n), tensors=n, parameters=16 * n) for n in COUNTS},
+    "miniature": Model(miniature, tensors=5, parameters=47_626),
 }
-
-
-if __name__ == "__main__":
-    for name, model in MODELS.items():
-        model.check()
-        print(f"{name}: {model.tensors:,} tensors, {model.parameters:,} parameters")

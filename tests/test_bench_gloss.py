@@ -1,36 +1,37 @@
 """GLoss's benchmark: that its baselines compute what GLoss computes, and what it makes of its numbers."""
 
-import json
-import math
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from graph_cases import relative
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
-from bench import bench_gloss, gloss_cases, gloss_measure
-from bench.bench_gloss import SIZES
-from bench.gloss_baselines import (
+from bench import counting, graphs
+from bench.gloss_contenders import (
     AUTHORS,
     CONTENDERS,
     FP32,
     KEOPS,
+    LABEL_PROPAGATION,
+    LABEL_SPREADING,
     LEAN,
     OURS,
-    Contender,
-    Problem,
+    OURS_FORWARD,
+    PASSES,
+    Graph,
     Step,
-    authors,
-    contenders_for,
-    make_problem,
 )
-from bench.gloss_goals import BATCH, GOALS, HUGE, LARGE, Goal, judge
-from bench.gloss_measure import Limits, Times, measure, slope, why_not
+from bench.gloss_forms import Problem, authors, make_problem
+from bench.graphs import measure_graphs, peak_in_process, why_not
+from bench.reading import slope
+from bench.scenarios import GraphScenario
+from friction_kernels import label_propagation
 
 by_name = {contender.name: contender for contender in CONTENDERS}
 
@@ -44,7 +45,7 @@ def one_thread():
 def test_contenders_compute_the_same(name):
     problem = make_problem(90, 24, 4)
     theirs, ours = Step(by_name[AUTHORS], problem), Step(by_name[name], problem)
-    assert ours().item() == pytest.approx(theirs().item(), rel=1e-5)
+    assert ours.step().item() == pytest.approx(theirs.step().item(), rel=1e-5)
     assert relative(ours.embeddings.grad, theirs.embeddings.grad) < 5e-5
 
 
@@ -64,7 +65,7 @@ def test_the_authors_form_is_theirs(golden_dir, name):
         return torch.nn.functional.cross_entropy(f, truth, weight)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.gloss_baselines.cross_entropy", weighted)
+        patch.setattr("bench.gloss_forms.cross_entropy", weighted)
         loss = authors(problem)(embeddings)
     loss.backward()
     assert loss.item() == pytest.approx(float(golden["loss"]), rel=1e-10)
@@ -83,20 +84,75 @@ def test_problems_are_like_documents():
     assert make_problem(2, 3, 8).num_labelled == 1
 
 
-def test_who_is_left_out_and_why():
-    contender = Contender("x", authors, power=3, bytes_per_pair=100, most_nodes=1000)
-    limits = Limits(step_seconds=1, bytes=1e6)
-    assert why_not(contender, 100, None, limits) is None
-    assert why_not(contender, 100, (50, 0.124), limits) is None
-    assert "a step would take about 1 s" in why_not(contender, 100, (50, 0.126), limits)
-    assert "would need about 0 GiB" in why_not(contender, 101, None, limits)
-    assert "not tried beyond N = 1,000" in why_not(contender, 2000, None, limits)
-    patient = Contender("x", authors, bytes_per_pair=1, sure_up_to=100)
-    assert why_not(patient, 100, (50, 1e9), limits) is None
-    absent = Contender("y", authors, needs="no_such_module")
-    assert why_not(absent, 2, None, limits) == "no_such_module is not installed"
-    compiling = Contender("z", authors, compiles=True)
-    assert "compiles" in why_not(compiling, 2, None, Limits(compiling=False))
+@pytest.mark.parametrize("name", (LABEL_PROPAGATION, LABEL_SPREADING))
+def test_scikit_learn_recovers_what_gloss_recovers(name, monkeypatch):
+    """Its T is another, so that only the classes can agree."""
+    problem, found = make_problem(200, 24, 3), {}
+
+    def keep(f, truth):
+        found["f"] = f
+        return torch.zeros(())
+
+    monkeypatch.setattr("bench.gloss_forms.cross_entropy", keep)
+    Step(by_name[name], problem).step()
+    ours = label_propagation(problem.embeddings, problem.labels, 3, labelled=problem.labelled)
+    same = found["f"].argmax(dim=1) == ours[problem.num_labelled :].argmax(dim=1)
+    assert same.double().mean() > 0.9
+
+
+def test_operations_of_the_passes():
+    """At a size at which nothing is stored: products of all pairs, or of half of them where the symmetry
+    of the graph is used, and what they are multiplied with."""
+    problem, counts = make_problem(4608, 16, 3), {}
+    for graph in PASSES:
+        step = Step(graph, problem)
+        with counting.matrix_operations() as counted:
+            step.step()
+        counts[graph.name] = counted.get_total_flops() / (2 * 4608**2)
+    assert 16 / 2 < counts["pass logsumexp"] < 16 + 1
+    assert counts["pass apply"] == pytest.approx(16 + 3, rel=0.01)
+    assert counts["pass gradient"] > 16 / 2 + 16
+
+
+def test_operations_of_a_solve_are_counted():
+    with counting.matrix_operations() as counted:
+        torch.linalg.solve(torch.eye(30) * 2, torch.ones(30, 4))
+    assert counted.get_total_flops() == pytest.approx(2 / 3 * 30**3 + 2 * 30**2 * 4)
+    step = Step(by_name[AUTHORS], make_problem(64, 16, 3))
+    with counting.matrix_operations() as counted:
+        step.step()
+    assert counted.get_total_flops() > 6 * 64**3  # two products with D, forward and backward
+
+
+def scenario(nodes, *contenders, **options):
+    return GraphScenario(nodes, contenders, dim=16, classes=3, rounds=2, seconds=1, **options)
+
+
+def test_who_is_left_out_and_why(monkeypatch):
+    monkeypatch.setattr("bench.memory.available_bytes", lambda device: 1e6 / 0.85 + 1)
+
+    def reason(graph, nodes, last):
+        last = {graph.name: last} if last else {}
+        return why_not(graph, scenario(nodes, graph, step_seconds=1), "cpu", last)
+
+    graph = Graph("x", authors, power=3, bytes_per_pair=100, most_nodes=1000)
+    assert reason(graph, 100, None) is None
+    assert reason(graph, 100, (50, 0.124)) is None
+    assert "a step would take about 1 s" in reason(graph, 100, (50, 0.126))
+    assert "needs about" in reason(graph, 101, None)
+    assert "not tried beyond N = 1,000" in reason(graph, 2000, None)
+    patient = Graph("x", authors, bytes_per_pair=1, sure_up_to=100)
+    assert reason(patient, 100, (50, 1e9)) is None
+    absent = Graph("y", authors, needs="no_such_module")
+    assert reason(absent, 2, None) == "ModuleNotFoundError: No module named 'no_such_module'"
+
+
+def measured(*contenders, nodes=20, last=None, **options):
+    last = {} if last is None else last
+    deadline = time.monotonic() + 60
+    return measure_graphs(
+        scenario(nodes, *contenders, **options), "cpu", None, deadline, lambda share: None, last
+    )
 
 
 def test_a_contender_that_fails_is_named_and_the_others_go_on():
@@ -104,135 +160,48 @@ def test_a_contender_that_fails_is_named_and_the_others_go_on():
         raise RuntimeError("no such card\nand more")
 
     last = {}
-    contenders = [Contender("broken", broken), by_name[OURS]]
-    times = measure(contenders, make_problem(20, 8, 3), "cpu", Limits(bytes=1e9), last, 2)
-    assert times.missing == {"broken": "RuntimeError: no such card"}
-    assert list(times.seconds) == [OURS] and len(times.seconds[OURS]) == 2
-    assert last[OURS][0] == 20 and last[OURS][1] == times.median(OURS)
+    found = measured(Graph("broken", broken), by_name[OURS], by_name[OURS_FORWARD], last=last)
+    assert found["missing"] == {"broken": "RuntimeError: no such card"}
+    assert list(found["rows"]) == [OURS, OURS_FORWARD]
+    row = found["rows"][OURS]
+    assert row["rounds"] == 2 and row["flops"] > 0 and row["ours"]
+    assert row["bytes"] == 2 * 20 * 16 * 4  # embeddings read, their gradient written
+    assert found["rows"][OURS_FORWARD]["bytes"] == 20 * 16 * 4
+    assert last[OURS] == (20, row["seconds"])
 
 
-def test_ratios_are_of_rounds_in_common():
-    times = Times({"a": {0: 1.0, 1: 2.0, 2: 30.0}, "b": {1: 1.0, 2: 3.0, 3: 9.0}})
-    assert times.ratio("a", "b") == 6.0
-    assert times.quartiles("a") == [1.5, 16.0]
+def test_what_is_late_is_not_begun():
+    begin = time.monotonic()
+    found = measure_graphs(
+        scenario(20, by_name[OURS]), "cpu", None, begin - 1, lambda share: None, {}
+    )
+    assert found["missing"] == {OURS: "the time was used up"} and not found["rows"]
+
+
+def test_memory_of_a_form_that_stores_the_graph(monkeypatch):
+    found = measured(by_name[FP32], by_name[KEOPS], nodes=1024)
+    # It keeps several N x N matrices of float32 for backward.
+    assert 3 * 4 * 1024**2 < found["rows"][FP32]["peak_bytes"] < 40 * 4 * 1024**2
+    assert found["rows"][FP32]["operators"] > 20
+
+
+def test_peak_of_a_process():
+    small, large = (peak_in_process(FP32, scenario(n, by_name[FP32])) for n in (64, 1024))
+    assert large["process_bytes"] - small["process_bytes"] > 3 * 4 * 1024**2
+    broken = peak_in_process("nobody", scenario(64, by_name[FP32]))
+    assert "invalid choice" in broken["process_missing"]
+
+
+def test_a_card_is_told_the_operations_of_plain_torch():
+    """Counted where plain torch stores nothing, and scaled with N^2."""
+    large = replace(scenario(9216, by_name[OURS]), step_seconds=1e9)
+    small = replace(large, nodes=4608)
+    counts = [graphs.operations_on_card(by_name[OURS], each) for each in (small, large)]
+    assert counts[1] == pytest.approx(4 * counts[0])
+    assert counts[0] > 4 * 2 * 16 * 4608**2  # three normalisers and a gradient at least
 
 
 def test_slopes():
     assert slope([(n, 3 * n**2.5) for n in (2, 10, 64)]) == pytest.approx(2.5)
     assert slope([(64, 1.0)]) is None
     assert slope([(64, 0.0), (128, 1.0)]) is None
-
-
-def report_of(**found):
-    return {"device": "cpu", "sizes": {}, "memory": {}, "cases": {}, **found}
-
-
-def test_goals():
-    goal = Goal("cpu", "speed-up", 512, at_least=4)
-    row = {"seconds": 1, "ratios": {OURS: 4.5}}
-    report = report_of(sizes={"512": {"rows": {AUTHORS: row}, "missing": {}}})
-    assert goal.verdict(report) == {
-        "goal": "N = 512: ≥ 4 times as fast as the authors' float64 form",
-        "measured": "4.5 times",
-        "verdict": "met",
-    }
-    row["ratios"][OURS] = 3.9
-    assert goal.verdict(report)["verdict"] == "missed"
-    missing = report_of(sizes={"512": {"rows": {}, "missing": {AUTHORS: "too large"}}})
-    assert goal.verdict(missing)["measured"] == f"{AUTHORS}: too large"
-    assert goal.verdict(report_of())["verdict"] == "not measured"
-
-    memory = Goal("cpu", "process", 20_000, at_most=1.5 * 2**30)
-    assert str(memory) == "N = 20,000: the whole process ≤ 1.5 GiB"
-    measured = report_of(memory={"20000": {OURS: {"process_bytes": 2**30}}})
-    assert memory.verdict(measured)["verdict"] == "met"
-    assert memory.verdict(measured)["measured"] == "1 GiB"
-
-
-def test_goals_of_a_card():
-    cases = {
-        BATCH: {"launches": 1},
-        LARGE: {"seconds": 0.07, "extra_bytes": 0.4e9},
-        HUGE: {"missing": "out of memory"},
-    }
-    verdicts = judge({**report_of(cases=cases), "device": "cuda"})
-    assert [v["verdict"] for v in verdicts] == [
-        "met",
-        "not measured",
-        "missed",
-        "met",
-        "not measured",
-    ]
-    assert verdicts[-1] == {
-        "goal": f"{HUGE}: runs",
-        "measured": "out of memory",
-        "verdict": "not measured",
-    }
-    assert verdicts[2]["goal"].endswith("forward and backward ≤ 60 ms")
-    assert Goal("cuda", "seconds", case=HUGE).verdict({"cases": {HUGE: {"seconds": 9}}})[
-        "verdict"
-    ] == ("met")
-    assert {goal.device for goal in GOALS} == {"cpu", "cuda"}
-    named = {case.name for case in gloss_cases.CASES}
-    assert all(goal.case in named for goal in GOALS if goal.case)
-
-
-def test_report_of_tiny_sizes(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench_gloss, "FEWEST_NODES_FOR_MEMORY", 48)
-    only = [contender for contender in CONTENDERS if contender.name in (OURS, AUTHORS, KEOPS)]
-    monkeypatch.setattr(bench_gloss, "contenders_for", lambda device: only)
-    monkeypatch.setattr(
-        bench_gloss, "peak_in_process", lambda *_: {"extra_bytes": 2**20, "process_bytes": 2**28}
-    )
-    assert bench_gloss.main(["--quick", "--sizes", "64", "32", "--out", str(tmp_path)]) == 0
-    report = json.loads((tmp_path / "gloss.json").read_text())
-    assert report["kind"] == "partial run" and list(report["sizes"]) == ["32", "64"]
-    rows = report["sizes"]["64"]["rows"]
-    assert set(rows) == {OURS, AUTHORS}
-    assert rows[AUTHORS]["ratios"][OURS] == pytest.approx(1 / rows[OURS]["ratios"][AUTHORS], rel=1)
-    assert report["sizes"]["64"]["missing"].keys() == {KEOPS}
-    assert list(report["memory"]) == ["64"]
-    assert math.isfinite(report["slopes"][OURS]["time"])
-    assert {goal["verdict"] for goal in report["goals"]} == {"not measured"}
-    text = (tmp_path / "gloss.md").read_text()
-    assert (
-        "## N = 64" in text and "Not measured: PyKeOps" in text and "not measured: N = 512" in text
-    )
-    with Image.open(tmp_path / "gloss.png") as plot:
-        assert plot.format == "PNG" and min(plot.size) > 300
-    assert "not measured: N = 20,000" in capsys.readouterr().out
-
-
-def test_what_was_measured_is_kept_whatever_comes_then(tmp_path, monkeypatch, capsys):
-    def add_size(report, nodes, quick, last):
-        if nodes == 64:
-            raise RuntimeError("the card is gone")
-        report["sizes"][str(nodes)] = {"rows": {}, "missing": {OURS: "tried"}}
-
-    monkeypatch.setattr(bench_gloss, "add_size", add_size)
-    with pytest.raises(RuntimeError, match="the card is gone"):
-        bench_gloss.gloss_report("cpu", True, tmp_path, sizes=[32, 64])
-    report = json.loads((tmp_path / "gloss.json").read_text())
-    assert list(report["sizes"]) == ["32"] and report["kind"] == "partial run"
-    bench_gloss.gloss_report("cpu", False, tmp_path, seconds=0)
-    report = json.loads((tmp_path / "gloss.json").read_text())
-    assert report["kind"] == "partial run" and len(report["left_out"]) == len(SIZES["cpu"])
-    assert "Left out, the time was used up: N = 64; N = 128" in (tmp_path / "gloss.md").read_text()
-    assert "N = 20,000: left out, the time is used up" in capsys.readouterr().out
-
-
-def test_peak_of_a_process():
-    found = gloss_measure.peak_in_process(by_name[FP32], 1024, 16, 4, 1)
-    # It keeps several N x N matrices of float32 for backward.
-    assert 3 * 4 * 1024**2 < found["extra_bytes"] < 40 * 4 * 1024**2
-    assert found["process_bytes"] > found["extra_bytes"]
-
-
-def test_cases_without_a_card(monkeypatch):
-    case = gloss_cases.CASES[0]
-    assert gloss_cases.measure_case(case, "cpu", quick=True)["seconds"] > 0
-    broken = gloss_cases.measure_case(case, "no-device")
-    assert "missing" in broken
-    with pytest.raises(SystemExit):
-        bench_gloss.main(["--sizes", "1"])
-    assert contenders_for("cpu")[0].name == OURS

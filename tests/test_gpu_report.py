@@ -3,8 +3,10 @@ numbers, and that the checks of gpu_cases.py hold where they should and fail whe
 
 import argparse
 import json
+import re
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,20 +33,10 @@ from hypothesis import Phase, assume, given, settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
-from bench import gpu_gloss, gpu_report
-from bench.gpu_contenders import (
-    ADAMW,
-    FRICTION_ADAMP,
-    MOMENTUM,
-    Contender,
-    bytes_per_parameter,
-    contenders_for,
-)
-from bench.gpu_contenders import FRICTION as FRICTION_LISTS
-from bench.gpu_goals import GOALS, Goal
-from bench.gpu_markdown import as_markdown, judge, summary
-from bench.gpu_measure import Clock, enter, measure, ratio, tensors_of
-from bench.gpu_shapes import GPU_MODELS
+from bench import __main__, gpu_report
+from bench.gpu_report import as_markdown
+from bench.gpu_suites import APART, counted, faults
+from bench.scenarios import scenarios_of
 from friction_kernels import OPTIMIZERS
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -122,86 +114,6 @@ def test_schedules_are_followed(name):
     check_eager_steps_between(name, "cpu", graphed=False, shapes=[(5,)] * 7, layout="gaps")
 
 
-# Numbers.
-
-
-def test_models_have_the_parameters_they_say():
-    for model in GPU_MODELS.values():
-        model.check()
-
-
-@pytest.mark.parametrize(
-    ("lists", "size", "expected"),
-    [
-        (ADAMW, 4, 28),
-        (FRICTION_LISTS, 4, 36),
-        (MOMENTUM, 4, 20),
-        (FRICTION_ADAMP, 4, 56),
-        (FRICTION_LISTS, 2, 26),
-    ],
-)
-def test_bytes_of_a_step(lists, size, expected):
-    assert bytes_per_parameter(lists, size, wide=4) == expected
-
-
-def test_every_goals_contenders_exist():
-    for goal in GOALS:
-        names = {contender.name for contender in contenders_for(goal.model, "cuda")}
-        assert {goal.contender, goal.against or goal.contender} <= names
-
-
-def model_with(rows, missing=None):
-    return {"resnet50": {"rows": rows, "missing": missing or {}}}
-
-
-def test_goals_are_met_missed_or_not_measured():
-    share = Goal("resnet50", "A", at_least=0.92)
-    times = Goal("resnet50", "A", "B", at_most=1.0)
-    host = Goal("resnet50", "A", "B", at_most=0.5, of="host time")
-    rows = {
-        "A": {"share_of_copy": 0.93, "ratios": {"B": 1.01}, "host_seconds": 1.0},
-        "B": {"host_seconds": 4.0},
-    }
-    verdicts = [goal.verdict(model_with(rows)) for goal in (share, times, host)]
-    assert [v["verdict"] for v in verdicts] == ["met", "missed", "met"]
-    assert [v["measured"] for v in verdicts] == ["93.0% of copy", "1.01x", "0.25x"]
-    absent = times.verdict(model_with({}, {"B": "B is not installed"}))
-    assert absent["verdict"] == "not measured" and "B is not installed" in absent["measured"]
-    assert all(v["verdict"] == "not measured" for v in judge({}))
-
-
-def test_ratios_are_of_the_same_rounds():
-    times = {"A": {0: 2.0, 1: 3.0, 2: 50.0}, "B": {0: 1.0, 1: 2.0, 3: 0.1}}
-    assert ratio(times, "A", "B") == 1.75
-    assert ratio(times, "A", "C") is None
-
-
-def test_who_cannot_step_is_named_and_the_rest_measured():
-    def broken(params):
-        raise RuntimeError("not on this card\nsecond line")
-
-    contenders = [
-        Contender("broken", broken, ADAMW),
-        Contender("absent", broken, ADAMW, needs="no_such_module_at_all"),
-        *(c for c in contenders_for("resnet50", "cpu") if c.name in ("RSGDM", "torch AdamW fused")),
-    ]
-    values, grads = tensors_of([(3, 4), (5,)], "cpu", torch.float32)
-    entries, missing = enter(contenders, values, grads)
-    assert missing == {
-        "broken": "RuntimeError: not on this card",
-        "absent": "no_such_module_at_all is not installed",
-    }
-    times, host = measure(entries, Clock("cpu"), rounds=2, seconds=60)
-    assert {name: len(rounds) for name, rounds in times.items()} == {
-        "torch AdamW fused": 2,
-        "RSGDM": 2,
-    }
-    assert all(seconds > 0 for seconds in host.values())
-    # One set of moments for all.
-    moments = [entry.opt.state[entry.params[0]] for entry in entries]
-    assert moments[0]["momentum_buffer"] is moments[1]["exp_avg"]
-
-
 # The script.
 
 
@@ -246,63 +158,71 @@ def test_a_missing_sanitizer_is_said_plainly(tmp_path, monkeypatch):
     assert all("compute-sanitizer is missing" in o.summary for o in report.outcomes)
 
 
+def kept_results():
+    return {file: file.stat().st_mtime for file in (gpu_report.ROOT / "bench/results").rglob("*")}
+
+
 def test_a_dry_run_measures_and_writes_beside_the_results(tmp_path, monkeypatch, capsys):
-    results = gpu_report.ROOT / "bench" / "results"
-    before = sorted(results.rglob("*"))
-    out = tmp_path / "out"
+    before, out = kept_results(), tmp_path / "out"
     out.mkdir()
     monkeypatch.setenv("OUT", str(out))
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # compiling C++ takes a minute
-    monkeypatch.setattr(gpu_report, "DRY_BENCHMARKS", [("tiny", "float32")])
     arguments = ["--device", "cpu", "--only", "benchmarks", "--folder", str(tmp_path / "dry")]
     assert gpu_report.main(arguments) == 0
-    assert sorted(results.rglob("*")) == before
-    report = json.loads((tmp_path / "dry" / "results" / "optimizers.json").read_text())
-    assert report["kind"] == "dry run on a CPU" and report["goals"] == []
-    rows = report["models"]["tiny"]["rows"]
-    assert rows["SigSignAdamW"]["launches"] == {"friction_adam": 1}
-    assert sum(rows["SigSignAdamP"]["launches"].values()) == 3
-    text = (tmp_path / "dry" / "results" / "optimizers.md").read_text()
-    assert "prove nothing about speed" in text and "| SigSignAdamW " in text
-    assert {"optimizers.json", "optimizers.md"} <= {file.name for file in out.iterdir()}
-    printed = capsys.readouterr().out
-    assert printed.rstrip().endswith(summary(report).rstrip())
-    assert as_markdown(report) == text
+    assert kept_results() == before
+    results = tmp_path / "dry" / "results"
+    report = json.loads((results / "optimizers.json").read_text())
+    assert report["kind"] == "dry run on a CPU" and report["suite"] == "optimizers"
+    (scenario,) = report["scenarios"]
+    assert scenario["rows"]["SigSignAdamW"]["launches"] == {"friction_adam": 1}
+    assert sum(scenario["rows"]["SigSignAdamP"]["launches"].values()) == 3
+    text = (results / "gpu_report.md").read_text()
+    assert "prove nothing about speed" in text and "- ok: resnet50 float32" in text
+    assert as_markdown(json.loads((results / "gpu_report.json").read_text())) == text
+    assert re.search(r"\| SigSignAdamW ", (results / "report.md").read_text())
+    kept = {"gpu_report.json", "gpu_report.md", "optimizers.json", "report.md", "logs.txt"}
+    assert {file.name for file in out.iterdir()} == kept
+    assert capsys.readouterr().out.rstrip().endswith(text.rstrip())
 
 
-def gloss_outcome(report):
-    (outcome,) = [outcome for outcome in report.outcomes if outcome.part == "gloss"]
+def outcome_of(part, report):
+    (outcome,) = [outcome for outcome in report.outcomes if outcome.part == part]
     return outcome
 
 
 def test_a_dry_run_of_gloss_writes_beside_the_results(tmp_path, monkeypatch, capsys):
-    results = gpu_report.ROOT / "bench" / "results"
-    before = {file: file.stat().st_mtime for file in results.rglob("*")}
-    out = tmp_path / "out"
+    before, out = kept_results(), tmp_path / "out"
     out.mkdir()
     monkeypatch.setenv("OUT", str(out))
     arguments = ["--device", "cpu", "--only", "gloss", "--folder", str(tmp_path / "dry")]
     assert gpu_report.main(arguments) == 0
-    assert {file: file.stat().st_mtime for file in results.rglob("*")} == before
+    assert kept_results() == before
     found = json.loads((tmp_path / "dry" / "results" / "gloss.json").read_text())
-    assert list(found["sizes"]) == ["64"] and found["kind"] == "partial run"
-    assert "ok     gloss: partial run, 1 sizes, 0 cases" in capsys.readouterr().out
+    assert [s["nodes"] for s in found["scenarios"]] == [64]
+    assert "ok     gloss: partial run, 1 scenarios" in capsys.readouterr().out
     names = {file.name for file in out.iterdir()}
-    assert {"gloss.json", "gloss.md", "gloss.png", "logs.txt"} < names and len(names) <= 8
+    assert {"gloss.json", "report.md", "logs.txt"} < names and len(names) <= 8
 
 
-def pretend_gloss(monkeypatch, **found):
+SCENARIO = {"name": "N = 128, d = 768, C = 8, fp32", "rows": {}, "missing": {}}
+MET = {"goal": "as fast", "measured": "60 times", "verdict": "met"}
+
+
+def pretended(**found):
+    report = {"schema": 1, "suite": "gloss", "kind": "full run", "machine": {"kind": "cuda"}}
+    return {**report, "scenarios": [SCENARIO], "goals": [], "seconds": 1.0, **found}
+
+
+def pretend(monkeypatch, then="", **found):
     """A benchmark that writes this report and then does what `then` says."""
-    then = found.pop("then", "")
-    report = {"kind": "full run", "sizes": {}, "cases": {}, "left_out": [], "goals": [], **found}
 
-    def command(device, quick, folder):
+    def command(suite, device, quick, folder, *more):
         program = f"import pathlib, sys, time; p = pathlib.Path({str(folder)!r}); p.mkdir(); "
-        program += f"(p / 'gloss.json').write_text({json.dumps(report)!r}); {then}"
+        program += f"(p / 'gloss.json').write_text({json.dumps(pretended(**found))!r}); {then}"
         return [sys.executable, "-c", program]
 
-    monkeypatch.setattr(gpu_gloss, "benchmark", command)
-    monkeypatch.setattr(gpu_gloss, "TESTS", ("--version",))
+    monkeypatch.setattr(gpu_report, "suite_command", command)
+    quick_tests = replace(APART["gloss"], tests=("--version",))
+    monkeypatch.setitem(gpu_report.APART, "gloss", quick_tests)
 
 
 def card_report_in(folder, **options):
@@ -311,20 +231,19 @@ def card_report_in(folder, **options):
     return report
 
 
-GOAL = {"goal": "N = 128: as fast", "measured": "60 times", "verdict": "met"}
-
-
 def test_results_of_a_full_run_of_gloss_are_kept(tmp_path, monkeypatch):
-    pretend_gloss(monkeypatch, goals=[GOAL])
+    pretend(monkeypatch, goals=[MET])
     report = card_report_in(tmp_path, only=["gloss"])
     report.gloss()
-    assert gloss_outcome(report).ok
-    assert gloss_outcome(report).summary == "full run, 0 sizes, 0 cases; goals: 1 met"
+    assert outcome_of("gloss", report).ok
+    assert outcome_of("gloss", report).summary == "full run, 1 scenarios; goals: 1 met"
     assert (tmp_path / "kept" / "gloss.json").exists()
     report.write()  # of optimizers nothing was measured
-    (text,) = tmp_path.rglob("optimizers.md")
-    assert text.parent == tmp_path / "results"
-    assert "- met: G-Loss, N = 128: as fast: 60 times" in text.read_text()
+    text = (tmp_path / "results" / "gpu_report.md").read_text()
+    assert "- met: gloss: as fast: 60 times" in text
+
+
+NOT_MEASURED = {**SCENARIO, "missing": {"GLoss": "out of memory", "PyKeOps": "not installed"}}
 
 
 @pytest.mark.parametrize(
@@ -332,31 +251,67 @@ def test_results_of_a_full_run_of_gloss_are_kept(tmp_path, monkeypatch):
     (
         ({"then": "sys.exit('no card')"}, "exit status 1; no card"),
         ({"then": "time.sleep(60)"}, "stopped after 1 s"),
-        ({"cases": {"huge": {"missing": "out of memory"}}}, "huge: out of memory"),
-        ({"sizes": {"128": {"missing": {"GLoss": "no"}}}}, "GLoss at N = 128: no"),
-        ({"left_out": ["N = 512"]}, "left out, the time was used up: N = 512"),
+        ({"scenarios": [NOT_MEASURED]}, f"{SCENARIO['name']}, GLoss: out of memory"),
+        ({"scenarios": [{"name": "huge", "skipped": "it is late"}]}, "huge: it is late"),
     ),
 )
 def test_what_gloss_did_not_measure_is_said(tmp_path, monkeypatch, found, said):
-    pretend_gloss(monkeypatch, kind="partial run", **found)
-    monkeypatch.setattr(gpu_gloss, "LIMIT", 1 if "time.sleep" in found.get("then", "") else 60)
+    pretend(monkeypatch, kind="partial run", **found)
+    limit = 1 if "time.sleep" in found.get("then", "") else 60
+    monkeypatch.setitem(gpu_report.APART, "gloss", replace(gpu_report.APART["gloss"], limit=limit))
     report = card_report_in(tmp_path)
     report.gloss()
-    assert not gloss_outcome(report).ok and said in gloss_outcome(report).summary
+    assert not outcome_of("gloss", report).ok and said in outcome_of("gloss", report).summary
+    assert "PyKeOps" not in outcome_of("gloss", report).summary  # a peer may be missing
     assert (tmp_path / "results" / "gloss.json").exists()  # as far as it came
 
 
 def test_gloss_without_results_is_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_gloss, "benchmark", lambda *_: [sys.executable, "-c", "pass"])
+    monkeypatch.setattr(gpu_report, "suite_command", lambda *_: [sys.executable, "-c", "pass"])
     report = report_in(tmp_path)
     report.gloss()
-    assert not gloss_outcome(report).ok and "no results" in gloss_outcome(report).summary
+    assert not outcome_of("gloss", report).ok
+    assert "no results" in outcome_of("gloss", report).summary
 
 
-def test_gloss_has_minutes_of_its_own(tmp_path):
+def test_models_are_one_suite_and_a_missing_one_makes_it_no_full_run(tmp_path, monkeypatch):
+    def command(suite, device, quick, folder, *more):
+        model = more[1]
+        if model == "tiny":
+            return [sys.executable, "-c", "raise SystemExit('the card is gone')"]
+        scenario = {"name": f"{model} float32", "rows": {}, "missing": {}}
+        found = pretended(suite="optimizers", scenarios=[scenario])
+        program = f"import pathlib; p = pathlib.Path({str(folder)!r}); p.mkdir(parents=True); "
+        program += f"(p / 'optimizers.json').write_text({json.dumps(found)!r})"
+        return [sys.executable, "-c", program]
+
+    monkeypatch.setattr(gpu_report, "suite_command", command)
+    models = [("resnet50", "float32"), ("tiny", "float32"), ("gpt2", "float32")]
+    monkeypatch.setattr(gpu_report, "BENCHMARKS", models)
+    report = card_report_in(tmp_path)
+    report.full = True
+    report.benchmarks()
+    assert [o.ok for o in report.outcomes] == [True, False, True]
+    found = json.loads((tmp_path / "results" / "optimizers.json").read_text())
+    assert found["kind"] == "partial run"
+    assert [s["name"] for s in found["scenarios"]] == ["resnet50 float32", "gpt2 float32"]
+    assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
+
+
+def test_commands_and_their_time(tmp_path):
     """Each budget leaves something of 8 minutes for starting and writing."""
-    assert gpu_gloss.TESTS_LIMIT + gpu_gloss.LIMIT <= gpu_report.SECONDS <= 450
-    assert gpu_gloss.BEGIN_WITHIN < gpu_gloss.LIMIT
-    command = [*map(str, gpu_gloss.benchmark("cuda", False, tmp_path))]
-    assert command[command.index("--seconds") + 1] == str(gpu_gloss.BEGIN_WITHIN)
-    assert "--quick" not in command
+    gloss = APART["gloss"]
+    assert gloss.tests_limit + gloss.limit <= gpu_report.SECONDS <= 450
+    assert APART["scale"].limit <= 90
+    assert all(apart.begin_within < apart.limit for apart in APART.values())
+    command = gpu_report.suite_command("gloss", "cuda", False, tmp_path, "--seconds", 200)
+    options = __main__.run_parser().parse_args([*map(str, command[4:])])
+    assert (options.suites, options.device, options.seconds) == (["gloss"], "cuda", 200)
+    assert not options.quick
+    assert "--quick" in gpu_report.suite_command("scale", "cpu", False, tmp_path)
+
+
+def test_every_model_that_is_measured_has_a_scenario():
+    names = {scenario.name for scenario in scenarios_of("optimizers", "cuda")}
+    assert {f"{model} {dtype}" for model, dtype in gpu_report.BENCHMARKS} <= names
+    assert faults(pretended()) == [] and counted(pretended()).startswith("full run, 1 scenarios")

@@ -1,0 +1,125 @@
+"""What the suite `scale` compares, as data: ways to keep parameters and states, and to clip."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+import friction_kernels as fk
+from bench.contenders import (
+    ADAMW_FUSED,
+    COPY,
+    EAGER_ADAMW,
+    TORCH_FUSED,
+    Build,
+    Contender,
+    Copy,
+    native,
+    optimizer,
+)
+from bench.peers import BF16, OF_STATES
+
+MAX_NORM = 1.0
+FP32 = torch.float32
+
+
+class ClippedFirst:
+    """Another optimizer's step behind torch's clipping, which reads gradients for the norm, then reads and
+    writes them."""
+
+    def __init__(self, opt: torch.optim.Optimizer) -> None:
+        self.inner, self.state, self.param_groups = opt, opt.state, opt.param_groups
+        self.params = opt.param_groups[0]["params"]
+
+    def step(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
+        self.inner.step()
+
+
+def clipped_first(contender: Contender) -> Contender:
+    return replace(
+        contender,
+        name=f"clip_grad_norm_, {contender.name}",
+        build=lambda params: ClippedFirst(contender.build(params)),
+        reads="gggg",
+        alone=contender.name,
+    )
+
+
+def scaled(build: Build) -> Callable[[list[Tensor]], fk.SigSignAdamW]:
+    """As a GradScaler leaves the optimizer when it calls step()."""
+
+    def build_scaled(params: list[Tensor]) -> fk.SigSignAdamW:
+        opt = build(params)
+        opt.grad_scale = torch.full((), 2.0**16, device=params[0].device)
+        opt.found_inf = torch.zeros((), device=params[0].device)
+        return opt
+
+    return build_scaled
+
+
+def ours(state: str, dtype: torch.dtype = FP32, **options) -> Contender:
+    kept = state if dtype == FP32 else f"bf16 {state}"
+    name = f"SigSignAdamW {kept}".replace(" plain", "")
+    return native(
+        name,
+        fk.SigSignAdamW,
+        options=options,
+        state=state,
+        dtype=dtype,
+        plain=EAGER_ADAMW,
+        baseline=ADAMW_FUSED,
+    )
+
+
+def clipped(contender: Contender, **options) -> Contender:
+    """The same with clipping inside the step, for which gradients are read once more."""
+    build = optimizer(fk.SigSignAdamW, backend="native", max_grad_norm=MAX_NORM, **options)
+    name = f"{contender.name}, max_grad_norm"
+    return replace(contender, name=name, build=build, reads="gg", alone=contender.name)
+
+
+def unscaled(contender: Contender) -> Contender:
+    return replace(contender, name=f"{contender.name}, unscale", build=scaled(contender.build))
+
+
+EIGHT = {"state_dtype": "8bit"}
+PLAIN = ours("plain")
+ALL_8BIT = ours("8bit", **EIGHT)
+GRAD_8BIT = ours("prev_grad 8bit", state_dtype={"prev_grad": "8bit"})
+CLIPPED = clipped(PLAIN)
+CLIPPED_UNSCALED = unscaled(CLIPPED)
+CLIPPED_BEFORE = clipped_first(PLAIN)
+SPLIT = ours("split 8bit", BF16, master="split", **EIGHT)
+
+# In the order of a round: those whose ratio is a goal run near each other.
+WAYS = [
+    Contender(COPY, Copy, reads=""),
+    GRAD_8BIT,
+    TORCH_FUSED,
+    ALL_8BIT,
+    PLAIN,
+    CLIPPED,
+    CLIPPED_UNSCALED,
+    CLIPPED_BEFORE,
+    clipped_first(TORCH_FUSED),
+    clipped(ALL_8BIT, **EIGHT),
+    ours("state bf16", state_dtype="bf16"),
+    ours(
+        "moments bf16, prev_grad 8bit",
+        state_dtype={"exp_avg": "bf16", "exp_avg_sq": "bf16", "prev_grad": "8bit"},
+    ),
+    ours(
+        "exp_avg_sq fp32, rest 8bit",
+        state_dtype={"exp_avg": "8bit", "exp_avg_sq": "fp32", "prev_grad": "8bit"},
+    ),
+    replace(TORCH_FUSED, name=f"{ADAMW_FUSED}, bf16", dtype=BF16),
+    ours("plain", BF16),
+    ours("state fp32", BF16, state_dtype="fp32"),
+    SPLIT,
+    ours("split8 8bit", BF16, master="split8", **EIGHT),
+    ours("master fp32 8bit", BF16, master="fp32", **EIGHT),
+    ours("stochastic 8bit", BF16, rounding="stochastic", **EIGHT),
+    *OF_STATES,
+]

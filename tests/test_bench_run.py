@@ -1,0 +1,401 @@
+"""``python -m bench``: filters, results that are kept whatever happens, goals, the page and its pictures."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
+
+from bench import __main__ as command
+from bench import goals, machine, records, runner
+from bench.contenders import ADAMW_FUSED
+from bench.gloss_contenders import AUTHORS, OURS
+from bench.goals import GOALS, Goal, judge, of_graph
+from bench.reading import full_graphs, roofline_points
+from bench.records import ROOT
+from bench.report import page_of, read
+from bench.scenarios import SUITES, scenarios_of
+
+HEAD = {
+    "device": "a machine",
+    "kind": "cpu",
+    "torch threads": 1,
+    "copy_gb_s": 10.0,
+    "matrix_gflop_s": {"float32": 100.0},
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick_machine(monkeypatch):
+    """Measuring what the machine can do takes seconds."""
+    monkeypatch.setattr(machine, "record", lambda device: dict(HEAD))
+
+
+def options(*arguments):
+    return command.run_parser().parse_args(list(arguments))
+
+
+def picked(suite, *arguments):
+    return {s.name: s for s in runner.pick(suite, options(suite, *arguments))}
+
+
+def names(scenario):
+    return [contender.name for contender in scenario.contenders]
+
+
+def test_what_is_run_without_filters():
+    chosen = picked("optimizers")
+    assert list(chosen)[:3] == ["vit_b_16 float32", "resnet50 float32", "tiny float32"]
+    assert {"gpt2 float32", "llama_1b float32", "vit_b_16 bfloat16"} < set(chosen)
+    assert "resnet50 bfloat16" not in chosen and "llama_1b_4_of_16_layers float32" not in chosen
+    assert options().suites == ["optimizers", "scale", "gloss", "host", "plan"]
+
+
+def test_filters_choose_scenarios():
+    assert list(picked("optimizers", "--models", "llama_1b_4_of_16_layers")) == [
+        "llama_1b_4_of_16_layers float32"
+    ]
+    of_bf16 = picked("optimizers", "--models", "resnet50", "--dtypes", "bfloat16")
+    assert list(of_bf16) == ["resnet50 bfloat16"]
+    assert list(picked("optimizers", "--dtypes", "bfloat16")) == ["vit_b_16 bfloat16"]
+    assert list(picked("gloss", "--nodes", "100")) == ["N = 100, d = 384, C = 8, fp32"]
+    assert not picked("gloss", "--dtypes", "bf16")
+    assert not picked("optimizers", "--models", "no_such_model")
+
+
+def test_filters_choose_contenders():
+    few = ["--optimizers", "rsgdm", "--baselines", "fused", "copy"]
+    vit = picked("optimizers", *few)["vit_b_16 float32"]
+    assert names(vit) == ["RSGDM", "torch SGD nesterov fused", "copy", ADAMW_FUSED]
+    (scale,) = picked("scale", "--states", "8bit", "--baselines", "nothing").values()
+    assert names(scale) == ["SigSignAdamW 8bit", "SigSignAdamW 8bit, max_grad_norm"]
+    (scale,) = picked("scale", "--dtypes", "bfloat16", "--baselines", "nothing").values()
+    assert all("bf16" in name for name in names(scale)) and len(names(scale)) == 6
+
+
+def test_filters_that_leave_nothing_are_told(capsys):
+    assert command.main(["run", "optimizers", "--models", "no_such_model"]) == 2
+    assert "nothing of optimizers is left" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command.main(["run", "no-such-suite"])
+    assert "no suite is called no-such-suite" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        command.main(["run", "gloss", "--nodes", "1"])
+    assert "at least two nodes" in capsys.readouterr().err
+
+
+def test_a_filtered_run_does_not_replace_kept_results(monkeypatch):
+    defaults = options()
+    assert runner.is_whole(options("gloss", "--threads", "1"), defaults)
+    for narrowed in (["--quick"], ["--repeats", "3"], ["--nodes", "64"], ["--baselines", "x"]):
+        assert not runner.is_whole(options(*narrowed), defaults), narrowed
+
+
+def test_list_names_everything_and_why_what_is_absent_is_absent(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optimi", None)
+    assert command.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    for name, suite in SUITES.items():
+        assert f"{name}: {suite.what}" in printed
+        for scenario in scenarios_of(name, "cpu"):
+            assert f"| {scenario.name} " in printed
+            assert all(
+                c.ours or f"| {c.name} " in printed for c in getattr(scenario, "contenders", ())
+            )
+    assert re.search(r"\| optimi.AdamW +\| +ModuleNotFoundError: import of optimi halted", printed)
+    assert re.search(r"\| torch AdamW fused +\| +here", printed)
+
+
+FEW = ["--optimizers", "RSGDM", "--baselines", "fused"]
+
+
+def test_results_and_page_of_a_run(tmp_path, quick_machine, capsys):
+    run = ["run", "optimizers", "host", "--quick", *FEW, "--out", str(tmp_path)]
+    assert command.main(run) == 0
+    report = json.loads((tmp_path / "optimizers.json").read_text())
+    assert report["schema"] == records.SCHEMA and report["kind"] == "partial run"
+    assert report["machine"] == HEAD
+    assert report["arguments"]["optimizers"] == ["RSGDM"]
+    (plain, half) = report["scenarios"]
+    assert (plain["name"], half["name"]) == ("miniature float32", "miniature bfloat16")
+    assert plain["rows"]["RSGDM"]["launches"] == {"rsgdm": 1}
+    assert {goal["verdict"] for goal in report["goals"]} == {"not measured"}
+    printed = capsys.readouterr().out
+    assert "optimizers: miniature float32: RSGDM" in printed and "min left" in printed
+
+    command.main(
+        [
+            "run",
+            "gloss",
+            "--quick",
+            "--nodes",
+            "32",
+            "64",
+            "--baselines",
+            "dense fp32, e",
+            "--out",
+            str(tmp_path),
+        ]
+    )
+    assert command.main(["report", str(tmp_path)]) == 0
+    page = (tmp_path / "report.md").read_text()
+    for heading in (
+        "# Benchmarks on a machine",
+        "## Goals",
+        "## optimizers",
+        "## gloss",
+        "### N = 64, d = 384",
+    ):
+        assert f"\n{heading}" in f"\n{page}"
+    assert re.search(r"\| RSGDM .*torch SGD nesterov fused .*1 launches", page)
+    assert "exponent of N, fitted" in page
+    for name in ("roofline.png", "optimizers.png", "gloss.png", "host.png"):
+        assert f"]({name})" in page
+        with Image.open(tmp_path / name) as picture:
+            assert picture.format == "PNG" and min(picture.size) > 200
+
+
+def test_ctrl_c_keeps_what_is_done(tmp_path):
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    process = subprocess.Popen(
+        [
+            *(
+                sys.executable,
+                "-m",
+                "bench",
+                "run",
+                "host",
+                "--models",
+                "vectors_10",
+                "vectors_10000",
+            ),
+            *("--optimizers", "RSGDM", "--baselines", "fused", "--threads", "1"),
+            *("--repeats", "1000000", "--out", str(tmp_path)),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    printed = []
+    for line in process.stdout:
+        printed.append(line)
+        if line.startswith("host: vectors_10000"):  # the first is done, the second begins
+            time.sleep(1)
+            process.send_signal(signal.SIGINT)
+    assert process.wait(60) == runner.INTERRUPTED
+    assert printed[-2:] == ["stopped\n", f"1 scenarios are kept in {tmp_path / 'host.json'}\n"]
+    report = json.loads((tmp_path / "host.json").read_text())
+    assert [s["name"] for s in report["scenarios"]] == ["vectors_10 float32"]
+    assert report["kind"] == "partial run" and report["machine"]["copy_gb_s"] > 0
+    assert set(report["scenarios"][0]["rows"]) >= {"RSGDM", ADAMW_FUSED}
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_scenario_that_fails_is_named_and_the_rest_goes_on(tmp_path, quick_machine, monkeypatch):
+    def measure(scenario, *_):
+        if scenario.model == "vectors_100":
+            raise RuntimeError("the card is gone\nand more")
+        return {"rows": {}, "missing": {}}
+
+    monkeypatch.setattr(runner, "measurer", lambda suite: measure)
+    assert command.main(["run", "host", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "host.json").read_text())
+    skipped = {s["name"]: s["skipped"] for s in report["scenarios"]}
+    assert skipped["vectors_100 float32"] == "RuntimeError: the card is gone"
+    assert skipped["vectors_10 float32"] == "nobody could be measured"
+    assert len(skipped) == len(scenarios_of("host", "cpu"))
+
+
+def test_nothing_is_begun_when_time_is_up(tmp_path, quick_machine, monkeypatch):
+    monkeypatch.setattr(runner, "measurer", lambda suite: pytest.fail)
+    assert command.main(["run", "host", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    report = json.loads((tmp_path / "host.json").read_text())
+    assert {s["skipped"] for s in report["scenarios"]} == {records.TIME_IS_UP}
+    assert report["kind"] == "partial run"
+
+
+def test_only_a_whole_run_is_called_full_and_kept_with_the_project(
+    tmp_path, quick_machine, monkeypatch
+):
+    folders = {"results": tmp_path / "results", "partial": tmp_path / "build" / "bench"}
+
+    def measure(scenario, *_):
+        # Until the last scenario is done, nothing lies where whole results do.
+        assert not (folders["results"] / "host.json").exists()
+        return {"tables": [{"header": ["a", "b"], "rows": [["1", "2"]]}]}
+
+    monkeypatch.setattr(runner, "measurer", lambda suite: measure)
+    monkeypatch.setattr(runner, "results_folder", lambda device: folders["results"])
+    monkeypatch.setattr(runner, "ROOT", tmp_path)
+    command.main(["run", "host", "--models", "vectors_10"])
+    partial = json.loads((folders["partial"] / "host.json").read_text())
+    command.main(["run", "host"])
+    full = json.loads((folders["results"] / "host.json").read_text())
+    assert (partial["kind"], full["kind"]) == ("partial run", "full run")
+    assert len(full["scenarios"]) == len(scenarios_of("host", "cpu"))
+
+
+def test_a_killed_write_leaves_the_last_results(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    records.save({"schema": 1, "x": 1 / 3}, path)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        records.save({"schema": 1, "x": 2}, path)
+    assert records.load(path) == {"schema": 1, "x": 0.333333}
+
+
+def test_results_of_another_schema_are_refused(tmp_path):
+    (tmp_path / "host.json").write_text('{"schema": 0}')
+    with pytest.raises(ValueError, match="has schema 0, and this reads 1; measure anew"):
+        read(tmp_path)
+    with pytest.raises(SystemExit, match="holds no results"):
+        command.main(["report", str(tmp_path / "nowhere")])
+
+
+def test_a_study_is_given_its_own_options(tmp_path, monkeypatch):
+    (tmp_path / "a_study.py").write_text(
+        "def add_arguments(parser): parser.add_argument('--seeds', type=int, default=5)\n"
+        "def run(arguments, out): (out / 'said').write_text(f'{arguments.seeds}')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(command.STUDIES, "friction", ("a_study", "S over training"))
+    assert command.main(["run", "friction", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "said").read_text() == "2"
+
+
+def test_pages_of_studies_join_the_report(tmp_path):
+    (tmp_path / "friction.json").write_text("{}")
+    (tmp_path / "friction.md").write_text("# Which beta3?\n\ntext\n\n## S\n")
+    page = page_of(tmp_path, {}, {})
+    assert page.startswith("## Which beta3?") and "### S" in page
+
+
+# Goals.
+
+
+def report_of(suite, rows, scenario, device="cpu", **found):
+    one = {"name": scenario, "rows": rows, "missing": {}, "parameters": 1000, **found}
+    return {"suite": suite, "machine": {"kind": device}, "scenarios": [one]}
+
+
+def verdict(goal, rows, **found):
+    said = goal.verdict(report_of(goal.suite, rows, goal.scenario, **found))
+    return said["verdict"], said["measured"]
+
+
+def test_goals_are_met_missed_or_not_measured():
+    ratio = Goal("optimizers", "cpu", "vit", "A", "B", at_most=1.0)
+    rows = {
+        "A": {"seconds": 2.0, "ratios": {"B": 1.01}, "host_seconds": 1.0},
+        "B": {"host_seconds": 4.0},
+    }
+    assert verdict(ratio, rows) == ("missed", "1.01 times")
+    assert str(ratio) == "vit: A / B ≤ 1 times"
+    host = Goal("optimizers", "cpu", "vit", "A", "B", at_most=0.5, of="host time")
+    assert verdict(host, rows) == ("met", "0.25 times")
+    seconds = Goal("optimizers", "cpu", "vit", "A", at_most=500e-6)
+    assert verdict(seconds, {"A": {"seconds": 723e-6}}) == ("missed", "723 µs")
+    share = Goal("optimizers", "cpu", "vit", "A", at_least=0.92, of="share of copy")
+    assert verdict(share, {"A": {"share_of_copy": 0.93}}) == ("met", "93.0% of copy")
+    assert verdict(ratio, {}, missing={"B": "B is absent"}) == ("not measured", "B: B is absent")
+    assert verdict(ratio, {}, skipped="needs 9 GiB") == ("not measured", "needs 9 GiB")
+    assert ratio.verdict({"scenarios": []})["measured"] == "vit was not run"
+
+
+def test_goals_of_memory_and_added_work():
+    added = Goal("scale", "cpu", "vit", "A", "B", at_most=0.6, of="added time")
+    rows = {"A": {"added_seconds": 2.0}, "B": {"added_seconds": 3.0}}
+    assert verdict(added, rows) == ("missed", "0.667 times")
+    rows["B"]["added_seconds"] = -1.0  # noise is no ratio
+    assert verdict(added, rows)[0] == "not measured"
+    kept = Goal("scale", "cpu", "vit", "A", at_most=7.2, of="memory")
+    assert verdict(kept, {"A": {"memory": {"in all": 7.05}}}) == ("met", "7.05 bytes a parameter")
+    traffic = Goal("scale", "cuda", "vit", "A", at_most=4.2, of="added traffic")
+    rows = {"A": {"added_seconds": 1e-6}, "copy": {"gb_s": 4.0}}
+    assert verdict(traffic, rows) == ("met", "4.00 bytes a parameter")
+    process = Goal("gloss", "cpu", "N", OURS, at_most=1.5 * goals.GIB, of="process memory")
+    assert verdict(process, {OURS: {"process_bytes": 2**30}}) == ("met", "1 GiB")
+    runs = Goal("gloss", "cuda", "N", OURS, of="runs")
+    assert verdict(runs, {OURS: {"seconds": 9.0}})[0] == "met"
+    launches = Goal("gloss", "cuda", "N", OURS, at_most=1, of="launches")
+    assert verdict(launches, {OURS: {"launches": {"batch": 1}}}) == ("met", "1")
+
+
+def test_every_goal_is_of_what_is_measured():
+    for goal in GOALS:
+        found = {s.name: s for s in scenarios_of(goal.suite, goal.device) if s.default}
+        assert goal.scenario in found, goal
+        contenders = {c.name for c in found[goal.scenario].contenders}
+        assert {goal.contender, goal.against or goal.contender} <= contenders, goal
+
+
+def test_a_report_is_judged_by_its_own_goals():
+    rows = {AUTHORS: {"seconds": 1.0, "ratios": {OURS: 4.5}}, OURS: {"seconds": 1.0, "ratios": {}}}
+    found = judge(report_of("gloss", rows, of_graph(512)))
+    assert len(found) == sum(g.suite == "gloss" and g.device == "cpu" for g in GOALS)
+    met = [each for each in found if each["verdict"] == "met"]
+    assert [each["measured"] for each in met] == ["4.5 times"]
+
+
+# Numbers of the pictures.
+
+
+def graph(nodes, name=None, dim=384, **row):
+    rows = {OURS: {"seconds": 1.0, "ours": True, "flops": 8e9, "bytes": 4e9, **row}}
+    shape = {"nodes": nodes, "dim": dim, "classes": 8, "precision": "fp32"}
+    return {"name": name or of_graph(nodes, dim), **shape, "rows": rows}
+
+
+def test_what_lies_on_the_roofline():
+    steps = {
+        "SigSignAdamW": {"ours": True, "seconds": 2.0, "flops": 6e9, "bytes": 12e9},
+        "RSGDM": {"ours": True, "seconds": 2.0, "bytes": 12e9},
+        ADAMW_FUSED: {"seconds": 2.0, "flops": 6e9, "bytes": 12e9},
+    }
+    reports = {
+        "optimizers": report_of("optimizers", steps, "vit", parameters=10**8),
+        "gloss": {"scenarios": [graph(64), graph(128), {"name": "x", "skipped": "late"}]},
+    }
+    points = roofline_points(reports)
+    assert [(p["name"], p["intensity"], p["rate"]) for p in points] == [
+        ("SigSignAdamW", 0.5, 3e9),
+        (OURS, 2.0, 8e9),
+        (OURS, 2.0, 8e9),
+    ]
+
+
+def test_curves_are_of_one_shape():
+    report = {
+        "scenarios": [graph(128), graph(64), graph(64, dim=768), graph(256, "passes N = 256")]
+    }
+    assert [s["nodes"] for s in full_graphs(report)] == [64, 128]
+
+
+def test_the_machines_record_measures():
+    machine_head = machine.describe()
+    assert machine_head["device"] == machine.cpu_model() and machine_head["torch threads"] == 1
+    assert 0.1e9 < machine.copy_bandwidth() < 1e13
+    assert 1e8 < machine.matrix_rate("float64") < 1e15
+    before = torch.get_float32_matmul_precision()
+    with pytest.raises(AttributeError):
+        machine.matrix_rate("no_such_type")
+    assert torch.get_float32_matmul_precision() == before
