@@ -1,37 +1,139 @@
-"""Every option is documented: by its name, and with the default that it has."""
+"""Docstrings of everything public: each argument with its shape or unit and its default, what comes back,
+what is raised, and the source."""
 
 import ast
 import inspect
 import re
 
 import pytest
+from markdown_pages import ROOT
+from torch.optim import Optimizer
 
-from friction_kernels import OPTIMIZERS, clip_grad_norm_
+import friction_kernels
+from friction_kernels import OPTIMIZERS, GLoss, GraphMemory
+from friction_kernels.optim import GradientRelease
+from friction_kernels.optim.base import PlannedOptimizer
+from friction_kernels.optim.memory import MemoryReport
 
-DOCUMENTED = {**OPTIMIZERS, "clip_grad_norm_": clip_grad_norm_}
+REFERENCE = sorted((ROOT / "docs/reference").glob("*.md"))
+OBJECTS = {
+    name: getattr(friction_kernels, name)
+    for name in friction_kernels.__all__
+    if callable(getattr(friction_kernels, name))
+}
+# Those that are called with arguments by users; the others are given to them, or take none.
+CALLED = {
+    name: thing
+    for name, thing in OBJECTS.items()
+    if name not in ("GLossStats", "FrictionStats", "LaunchCounts", "count_launches")
+}
+METHODS = {
+    f"{cls.__name__}.{name}": method
+    for cls in (PlannedOptimizer, GLoss, GraphMemory, GradientRelease, MemoryReport)
+    for name, method in vars(cls).items()
+    if not name.startswith("_")
+    and (callable(method) or isinstance(method, (property, classmethod)))
+}
+SHAPE = re.compile(  # (N, d), (N,), (), or in words
+    r"\((\w+(, \w+)*,?)?\)|scalar|one[- ]element|any dense layout|any shape|parameters' shapes"
+)
 
 
-def defaults_in_docstring(documented):
-    """What stands under Args, by name: the value after "default", or Parameter.empty."""
-    args = re.search(r"\n    Args:(\n.*?)\n\n", documented.__doc__, re.DOTALL).group(1)
-    found = {}
-    for entry in re.split(r"\n {8}(?=\w+: )", args)[1:]:
-        name, text = " ".join(entry.split()).split(": ", 1)
-        default = re.search(r"\(default (.*)\)\.$", text)
-        found[name] = ast.literal_eval(default.group(1)) if default else inspect.Parameter.empty
+def parameters_of(thing) -> dict[str, inspect.Parameter]:
+    found = dict(inspect.signature(thing).parameters)
+    found.pop("self", None)
     return found
 
 
-@pytest.mark.parametrize("name", DOCUMENTED)
-def test_docstring_has_every_option_with_its_default(name):
-    shown = inspect.signature(DOCUMENTED[name]).parameters
-    assert defaults_in_docstring(DOCUMENTED[name]) == {
-        option: parameter.default for option, parameter in shown.items()
+def arguments_in(doc: str) -> dict[str, str]:
+    """What stands under Args, by name."""
+    section = re.search(r"\nArgs:\n(.*?)(?:\n\n|\Z)", inspect.cleandoc(doc), re.DOTALL)
+    entries = re.split(r"\n {4}(?=\w+: )", "\n" + section.group(1)) if section else [""]
+    pairs = (" ".join(entry.split()).split(": ", 1) for entry in entries[1:])
+    return dict(pairs)
+
+
+def default_of(description: str):
+    """The value after "default" at the end of an argument's description, or Parameter.empty."""
+    found = re.search(r"\(default (.*)\)\.$", description)
+    return ast.literal_eval(found.group(1)) if found else inspect.Parameter.empty
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_docstring_has_every_argument_with_its_default(name):
+    described = arguments_in(CALLED[name].__doc__)
+    parameters = parameters_of(CALLED[name])
+    assert {argument: default_of(text) for argument, text in described.items()} == {
+        argument: parameter.default for argument, parameter in parameters.items()
     }
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_docstring_says_the_shapes_of_tensors(name):
+    described = arguments_in(CALLED[name].__doc__)
+    of_all_numbers = "like the numbers below it may be a one-element tensor" in described.get(
+        "lr", ""
+    )
+    for argument, parameter in parameters_of(CALLED[name]).items():
+        is_number = "float | Tensor" in str(parameter.annotation)
+        if "Tensor" in str(parameter.annotation) and not (is_number and of_all_numbers):
+            said = described[argument].partition(" (default")[0]
+            assert SHAPE.search(said), (argument, said)
+
+
+@pytest.mark.parametrize("name", CALLED)
+def test_docstring_says_what_is_raised(name):
+    doc = inspect.cleandoc(CALLED[name].__doc__)
+    raised = doc.partition("\nRaises:\n")[2]
+    assert re.findall(r"^ {4}(\w+Error(?:, \w+Error)*): ", raised, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLED if not inspect.isclass(CALLED[name])])
+def test_docstring_says_what_comes_back(name):
+    assert "\nReturns:\n" in inspect.cleandoc(CALLED[name].__doc__)
+
+
+@pytest.mark.parametrize(
+    "name", [*OPTIMIZERS, "GLoss", "GraphMemory", "label_propagation", "gaussian_sigma"]
+)
+def test_docstring_names_its_source(name):
+    source = re.search(r"\nSource: .*?\n\n", inspect.cleandoc(OBJECTS[name].__doc__), re.DOTALL)
+    assert re.search(r"arXiv \d{4}\.\d{5}", source.group())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_say_what_they_do_and_take(name):
+    method = METHODS[name]
+    doc = inspect.getdoc(method)
+    assert doc
+    function = method.__func__ if isinstance(method, classmethod) else method
+    if isinstance(method, property):
+        return
+    for argument, parameter in parameters_of(function).items():
+        if "Tensor" in str(parameter.annotation):
+            described = re.search(rf"^ *{argument}: (.*)$|{argument}: ([^;]*)", doc, re.MULTILINE)
+            said = described.group() if described else doc
+            assert SHAPE.search(said), (argument, said)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_docstring_names_every_state(name):
-    doc = DOCUMENTED[name].__doc__
+    doc = OPTIMIZERS[name].__doc__
     for state in ("step", *OPTIMIZERS[name].state_lists, "residual", "master"):
         assert f"`{state}`" in doc
+
+
+def test_everything_public_is_in_the_reference():
+    pages = "".join(page.read_text() for page in REFERENCE)
+    shown = set(re.findall(r"^::: friction_kernels\.(\w+)$", pages, re.MULTILINE))
+    assert shown == set(OBJECTS)
+    for name in set(friction_kernels.__all__) - set(OBJECTS):
+        assert f"friction_kernels.{name}`" in pages
+    adds = {
+        name
+        for name, value in vars(PlannedOptimizer).items()
+        if not name.startswith("_") and (callable(value) or isinstance(value, property))
+    }
+    first = pages.partition("::: friction_kernels.SigSignGrad\n")[2].partition(":::")[0]
+    assert set(re.search(r"members: \[(.*)\]", first).group(1).split(", ")) == adds
+    assert adds - set(vars(Optimizer)) == {"grad_norm", "memory_report"}

@@ -1,0 +1,112 @@
+"""The optimizers' pages: equations that compute what the classes do; arguments, defaults and bytes."""
+
+import ast
+import inspect
+
+import pytest
+import torch
+from markdown_pages import ROOT, blocks_of, tables_of
+
+from friction_kernels import OPTIMIZERS
+
+FOLDER = ROOT / "docs/optimizers"
+INPUTS = {"product": {}, "normalized": {"# x = ": "x = "}}
+
+
+def page_of(name):
+    return FOLDER / f"{name.lower()}.md"
+
+
+def equations_of(name):
+    """The update that a page, or the README, shows for an optimizer."""
+    blocks = [b for b in blocks_of(page_of(name)) if b.equations == name]
+    assert len(blocks) == 1
+    return blocks[0].text
+
+
+def projection():
+    text = next(b.text for b in blocks_of(page_of("SigSignAdamP")) if b.equations == "project")
+    names = {"torch": torch}
+    exec(text, names)
+    return names["project"]
+
+
+def assert_equations_are_those_of(name, equations, options):
+    cls = OPTIMIZERS[name]
+    torch.manual_seed(0)
+    for shape in ((6, 5), (7,), (4, 3, 2)):
+        theirs = torch.randn(shape, dtype=torch.float64)
+        ours = theirs.clone().requires_grad_()
+        opt = cls([ours], **options)
+        names = {**opt.defaults, "torch": torch, "project": projection(), "p": theirs}
+        names.update(zip(("beta1", "beta2"), opt.defaults.get("betas", ()), strict=False))
+        names.update({state: torch.zeros_like(theirs) for state in cls.state_lists})
+        for step in range(1, 5):
+            gradient = torch.randn(shape, dtype=torch.float64)
+            ours.grad = gradient
+            opt.step()
+            names.update(g=gradient.clone(), t=step)
+            exec(equations, names)
+            torch.testing.assert_close(ours.detach(), theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("friction_input", INPUTS)
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "RSGDM"])
+def test_a_pages_equations_are_those_of_its_class(name, friction_input):
+    equations = equations_of(name)
+    for commented, alone in INPUTS[friction_input].items():
+        assert commented in equations
+        equations = equations.replace(commented, alone)
+    options = {"weight_decay": 0.1, "beta3": 0.7, "friction_input": friction_input}
+    if name.endswith("AdamP"):  # rows that pass the test are rare: most pass this one
+        for delta, nesterov in ((0.1, False), (2.0, True)):
+            options |= {"delta": delta, "nesterov": nesterov}
+            assert_equations_are_those_of(name, equations, options)
+    assert_equations_are_those_of(name, equations, options)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_the_pages_equations_are_those_of_rsgdm(decoupled):
+    options = {"weight_decay": 0.1, "decoupled_weight_decay": decoupled}
+    assert_equations_are_those_of("RSGDM", equations_of("RSGDM"), options)
+
+
+@pytest.mark.parametrize("name", ["SigSignAdamW", "RSGDM"])
+def test_the_readmes_equations_are_those_of_the_classes(name):
+    blocks = [b for b in blocks_of(ROOT / "README.md") if b.equations == name]
+    assert len(blocks) == 1
+    assert_equations_are_those_of(name, blocks[0].text, {})
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_arguments_and_defaults_are_those_of_the_class(name):
+    tables = [*tables_of(page_of(name)), *tables_of(FOLDER / "options.md")]
+    rows = [row for table in tables for row in table if "default" in row]
+    shown = {
+        next(iter(row.values())).strip("`"): ast.literal_eval(row["default"].strip("`"))
+        for row in rows
+    }
+    parameters = dict(inspect.signature(OPTIMIZERS[name]).parameters)
+    del parameters["params"]
+    assert shown == {option: parameter.default for option, parameter in parameters.items()}
+
+
+def rows_of_costs():
+    friction, rsgdm, *_ = tables_of(FOLDER / "cost.md")
+    return [("SigSignAdamW", row) for row in friction] + [("RSGDM", row) for row in rsgdm]
+
+
+@pytest.mark.parametrize(("name", "row"), rows_of_costs())
+def test_bytes_are_what_is_kept_and_moved(name, row):
+    option, states = row["`master` or `rounding`"].strip("`"), row["`state_dtype`"].strip("`")
+    options = {"state_dtype": ast.literal_eval(states) if states else None}
+    if option:
+        value = ast.literal_eval(option)
+        options["rounding" if value == "stochastic" else "master"] = value
+    param = torch.zeros(512, 512, dtype=getattr(torch, row["parameter"])).requires_grad_()
+    opt = OPTIMIZERS[name]([param], **options)
+    param.grad = torch.zeros_like(param)
+    opt.step()
+    kept = opt.memory_report().bytes_per_parameter
+    assert float(row["kept"]) == pytest.approx(kept, abs=5e-3)
+    assert float(row["moved"]) == pytest.approx(2 * kept + param.element_size(), abs=5e-3)
