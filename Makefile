@@ -6,7 +6,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test bench bench-gloss bench-scale gpu-report lint format wheel
+.PHONY: example test test-integrations bench bench-report gpu-report lint format docs wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -14,29 +14,36 @@ example: .venv/installed  ## train a ViT and a ResNet on real images with every 
 test: .venv/installed  ## run every test
 	$(BIN)/pytest $(ARGS)
 
-bench: .venv/installed  ## measure against eager code and every peer
-	$(BIN)/python -m bench.bench_optimizers $(ARGS)
+test-integrations: .venv/installed  ## run those of other libraries' examples too; installs some 800 MB
+	$(BIN)/pip install --quiet 'friction-kernels[integrations]'
+	$(BIN)/pytest tests/test_integrations_*.py $(ARGS)
 
-bench-gloss: .venv/installed  ## measure G-Loss against the authors' form
-	$(BIN)/python -m bench.bench_gloss $(ARGS)
+bench: .venv/installed  ## measure against eager code and every peer: ARGS="scale gloss" for some suites
+	$(BIN)/python -m bench run $(ARGS)
 
-bench-scale: .venv/installed  ## measure compressed states, bf16 parameters and clipping
-	$(BIN)/python -m bench.bench_scale $(ARGS)
+bench-report: .venv/installed  ## results as one page with pictures
+	$(BIN)/python -m bench report $(ARGS)
 
 gpu-report:  ## settle on a GPU what only a GPU can: tests, sanitizers, benchmarks; installs nothing
 	$(PYTHON) bench/gpu_report.py $(ARGS)
 
-lint: .venv/installed  ## check style
+lint: .venv/installed  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP) $(CPP_TESTS)
+	$(BIN)/mypy
 
 format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
 
-wheel: .venv/installed
-	$(BIN)/pip wheel --no-deps --wheel-dir dist .
+docs: .venv/dev  ## build the documents into build/site; a warning is an error
+	$(BIN)/mkdocs build --strict
+
+wheel: .venv/dev  ## an sdist, and a wheel that is built from it, in dist/
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -45,4 +52,9 @@ wheel: .venv/installed
 .venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt $(CPP)
 	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+# What the project, as it is installed, asks for beside: the project itself is not built again.
+.venv/dev: .venv/installed
+	$(BIN)/pip install --quiet 'friction-kernels[dev]'
 	touch $@
