@@ -14,9 +14,9 @@ example: .venv/installed  ## train a ViT and a ResNet on real images with every 
 test: .venv/installed  ## run every test
 	$(BIN)/pytest $(ARGS)
 
-test-integrations: .venv/installed  ## run those of other libraries' examples too; installs some 800 MB
+test-integrations: .venv/installed  ## run what needs other libraries, too; installs some 800 MB
 	$(BIN)/pip install --quiet 'friction-kernels[integrations]'
-	$(BIN)/pytest tests/test_integrations_*.py $(ARGS)
+	$(BIN)/pytest tests/test_integrations_*.py tests/test_finetune_text.py tests/test_pages.py $(ARGS)
 
 bench: .venv/installed  ## measure against eager code and every peer: ARGS="scale gloss" for some suites
 	$(BIN)/python -m bench run $(ARGS)

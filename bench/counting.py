@@ -36,6 +36,10 @@ NOTHING = frozenset(
 )
 
 
+class UncountableError(Exception):
+    """Nobody said how many operations something is."""
+
+
 class Arithmetic(TorchDispatchMode):
     """Counts the arithmetic operations of elementwise torch code; refuses what it does not know."""
 
@@ -50,7 +54,7 @@ class Arithmetic(TorchDispatchMode):
         if name.startswith("profiler::") or name in NOTHING or bare in NOTHING:
             return result
         if bare not in ELEMENTWISE:
-            raise NotImplementedError(f"nobody said how many operations aten::{name} is")
+            raise UncountableError(f"how many operations aten::{name} is")
         tensors = [t for t in (*args, result) if isinstance(t, torch.Tensor)]
         scaled = (kwargs or {}).get("alpha", 1) != 1 or (bare == "add" and len(args) > 2)
         self.operations += (ELEMENTWISE[bare] + scaled) * max(t.numel() for t in tensors)
@@ -67,7 +71,7 @@ def arithmetic_per_parameter(build: Callable[[list], Any], shape: tuple[int, ...
     with Arithmetic() as counted:
         opt.step()
     if counted.operations == 0:
-        raise NotImplementedError("nothing of it is torch's operators")
+        raise UncountableError("nothing of it is torch's operators")
     return counted.operations / prod(shape)
 
 

@@ -125,7 +125,7 @@ class Field:
         try:
             plain = self.named(contender.plain) or contender
             return counting.arithmetic_per_parameter(plain.build, COUNTED_ON)
-        except NotImplementedError:
+        except counting.UncountableError:
             return None
 
     def row(self, entry: Entry, times: Times) -> dict[str, Any]:

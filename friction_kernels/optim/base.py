@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import chain
 from typing import Any, ClassVar, overload
@@ -27,7 +28,7 @@ from friction_kernels.optim.states import Storage
 from friction_kernels.shards import local, mismatch
 
 
-class PlannedOptimizer(Optimizer):
+class PlannedOptimizer(Optimizer, ABC):
     """Base of the optimizers. Subclasses say which rule and which settings."""
 
     rule: ClassVar[str]  # the plan's name in _native
@@ -41,14 +42,15 @@ class PlannedOptimizer(Optimizer):
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
     _step_supports_amp_scaling = True
 
+    @abstractmethod
     def _check_group(self, group: dict[str, Any]) -> None:
         """Raise for settings of the rule that are out of range."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group's settings by the native rule's names; others may be among them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _reference_update(
         self,
         param: Tensor,
@@ -63,7 +65,6 @@ class PlannedOptimizer(Optimizer):
 
         whole: the parameter as the user has it, which may be complex, or spread over processes.
         """
-        raise NotImplementedError
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
