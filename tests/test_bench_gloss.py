@@ -1,16 +1,12 @@
 """GLoss's benchmark: that its baselines compute what GLoss computes, and what it makes of its numbers."""
 
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from graph_cases import relative
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
 from bench import counting, graphs
 from bench.gloss_contenders import (

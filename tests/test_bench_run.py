@@ -7,13 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
 from bench import __main__ as command
 from bench import goals, machine, records, runner

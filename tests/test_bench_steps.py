@@ -1,14 +1,10 @@
 """The benchmark of steps: miniature runs of it, and that what it says of bytes, memory and counts is so."""
 
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
 import friction_kernels as fk
 from bench import contenders, counting, memory, peers, rounds, steps

@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
-
 from tiny_trainings import tiny_trainings
 
 import friction_kernels as fk

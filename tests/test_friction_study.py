@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
@@ -10,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
-
 from tiny_trainings import tiny_trainings
 
 import friction_kernels as fk

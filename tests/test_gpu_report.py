@@ -7,7 +7,6 @@ import re
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -30,8 +29,6 @@ from gpu_cases import (
 from gpu_graphs import check_eager_steps_between, check_schedule
 from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
 from bench import __main__, gpu_report
 from bench.gpu_report import as_markdown

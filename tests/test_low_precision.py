@@ -1,20 +1,15 @@
 """Low-precision parameters: small updates are kept, and what keeping them takes is what the report says."""
 
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from scale_cases import FRICTION, both_backends, every_optimizer, make_params, noise, run
 from torch import nn
 
+from bench.shapes import vit_b_16
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW
 from friction_kernels.optim.states import read_wide
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
-
-from bench.shapes import vit_b_16
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

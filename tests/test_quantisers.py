@@ -2,12 +2,9 @@
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parents[1]))  # bench is a folder, and not installed
 
 from bench import quantisers
 from bench.quantiser_maps import BEST, SIGNED, UNSIGNED, Scheme
