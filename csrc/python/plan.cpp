@@ -34,6 +34,8 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
   }
   for (const char* key : state_keys)
     state_keys_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)));
+  active_.reserve(entries_.size());
+  gradients_.reserve(entries_.size());
   counts_steps_ = std::string(state_keys[0]) == "step";
   lists_ = 2 + state_keys_.size() - (counts_steps_ ? 1 : 0);
 }
@@ -306,6 +308,8 @@ Table& Plan::table_of(int device, int kernels) {
   Table& table = tables_.emplace_back();
   table.device = device;
   table.kernels = kernels;
+  table.tensors.reserve(entries_.size());  // growing would leave half as much again unused
+  table.active.reserve(entries_.size());
   return table;
 }
 

@@ -7,6 +7,7 @@ import operator
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -101,8 +102,9 @@ class StepPlan:
     params: list[Tensor]  # of all groups
     demand: Demand
     native_devices: list[int]  # -1: the processor
-    # Over which processes sums over parameters are taken, and of which entries; () where they are whole.
-    spreads: dict[tuple[ProcessGroup, ...], set[int]]
+    # Over which processes sums over parameters are taken, and of which entries (whether it is one of them,
+    # for each); () where they are whole.
+    spreads: dict[tuple[ProcessGroup, ...], list[bool]]
     observed: list[list[Tensor]] = field(default_factory=list)  # by the reference, for each group
 
     @classmethod
@@ -129,9 +131,12 @@ class StepPlan:
             for param, entry in zip(params, entries, strict=True)
             if entry.reason is None
         }
-        spreads: dict[tuple[ProcessGroup, ...], set[int]] = {}
+        spreads: dict[tuple[ProcessGroup, ...], list[bool]] = {}
         for index, param in enumerate(params):
-            spreads.setdefault(sharding_groups(param), set()).add(index)
+            processes = sharding_groups(param)
+            if processes not in spreads:
+                spreads[processes] = [False] * len(params)
+            spreads[processes][index] = True
         return cls(
             native=native,
             settings=settings,
@@ -212,8 +217,8 @@ class StepPlan:
         total: Tensor | None = None
         for processes, members in self.spreads.items():
             theirs = [
-                counted[entry.group] and index in members
-                for index, entry in enumerate(self.entries)
+                counted[entry.group] and member
+                for entry, member in zip(self.entries, members, strict=True)
             ]
             device = self._device_of_sums(members)
             part, problem = self._local_squared_norm(opt, groups, theirs, device)
@@ -223,9 +228,9 @@ class StepPlan:
             total = part if total is None else total + part
         return total, None
 
-    def _device_of_sums(self, members: set[int]) -> torch.device:
+    def _device_of_sums(self, members: list[bool]) -> torch.device:
         """Where these entries' sums are reduced: with parameters on GPUs, processes send nothing else."""
-        devices = [self.params[index].device for index in sorted(members)]
+        devices = (param.device for param in compress(self.params, members))
         return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
 
     def _local_squared_norm(
