@@ -215,6 +215,11 @@ def test_rounds_interleave_and_slow_ones_run_in_every_fourth(monkeypatch):
     ran.clear()
     measure([Stub("A", False)], Clock("cpu"), 50, 0)
     assert len(ran) == rounds.FEWEST_ROUNDS  # however little time there is
+    ran.clear()
+    short = Stub("A", False)
+    short.repeats = 3
+    measure([short], Clock("cpu"), 1, 60)
+    assert len(ran) == 1 + 3  # the first is not timed
 
 
 def test_who_cannot_step_is_named_and_the_rest_measured():
