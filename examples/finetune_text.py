@@ -201,7 +201,13 @@ def command_line() -> argparse.ArgumentParser:
     add("--embeddings", type=Path, help="NPZ file with embeddings (N, d) and labels (N,)")
     add("--test", type=Path, help="test documents as a file of the same kind; else a quarter")
     add("--save-embeddings", type=Path, help="embed --data, keep that here, and train a head on it")
-    add("--loss", nargs="+", choices=LOSSES, default=["ce", "ce+gloss"], help="what to compare")
+    add(
+        "--loss",
+        nargs="+",
+        choices=LOSSES,
+        default=["ce", "ce+gloss"],
+        help="what to compare; default ce ce+gloss",
+    )
     add("--form", nargs="+", choices=FORMS, default=["log"], help="of G-Loss; default log")
     add("--weight", type=share, default=0.8, help="of G-Loss in ce+gloss; default 0.8")
     add("--gamma", type=share, default=0.7, help="share of a batch that is labelled; default 0.7")
@@ -213,7 +219,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     add("--memory", type=at_least(0), default=0, help="past embeddings in each graph; default 0")
     add("--temperature", type=positive, default=0.1, help="of supcon; default 0.1")
-    add("--optimizer", nargs="+", default=["SigSignAdamW"], metavar="NAME", help="ours or torch's")
+    add(
+        "--optimizer",
+        nargs="+",
+        default=["SigSignAdamW"],
+        metavar="NAME",
+        help="ours or torch's; default SigSignAdamW",
+    )
     add("--lr", type=float, help="learning rate of the head or encoder; default by optimizer")
     add("--friction-input", choices=["product", "normalized"], default="normalized")
     add("--steps", type=at_least(1), help="default 1000; 40 with an encoder")

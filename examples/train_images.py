@@ -205,19 +205,36 @@ def train_all(contenders: list[Contender], images: ImageSet, args: argparse.Name
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
-    """Keeps the description's lines and shows each option's default."""
+    """Keeps the description's lines and shows each option's default, unless its help says it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=HelpFormatter)
     add = parser.add_argument
-    add("--data", type=Path, help="folder with one sub-folder of images per class")
+    add(
+        "--data",
+        type=Path,
+        help="folder with one sub-folder of images per class (default: handwritten digits)",
+    )
     add("--image-size", type=at_least(8), default=32, help="side of the --data images, in pixels")
-    add("--optimizer", nargs="+", action="extend", metavar="NAME", help="what to compare")
+    add(
+        "--optimizer",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="what to compare, ours or torch's (default: "
+        + ", ".join(sorted({name for name, _ in DEFAULT_CONTENDERS}))
+        + ")",
+    )
     add("--model", choices=[*MODELS, "both"], default="both", help="what to train")
     add("--epochs", type=at_least(1), default=3, help="passes over the training set")
     add("--batch-size", type=at_least(1), default=32, help="images per step")
-    add("--lr", type=float, help="learning rate of all optimizers")
+    add("--lr", type=float, help="learning rate of all optimizers (default: by optimizer)")
     add("--seeds", type=at_least(1), default=2, help="how many seeds to train with")
     add(
         "--friction-input",
@@ -225,7 +242,7 @@ def command_line() -> argparse.ArgumentParser:
         default="normalized",
         help="what the friction is made from: the published product, or this library's own form",
     )
-    add("--beta3", type=float, help="the optimizer's beta3, where it has one")
+    add("--beta3", type=float, help="the optimizer's beta3, where it has one (default: its own)")
     add("--output", type=Path, default=Path("runs/train_images"), help="folder of the PNG")
     add("--quick", action="store_true", help="a smoke run: 1 seed, 2 epochs of few steps")
     return parser

@@ -33,7 +33,8 @@ try:
 except ImportError as error:  # not built, or built for another Python
     native = None  # type: ignore[assignment]
     _import_error = (
-        f"friction_kernels._native cannot be imported ({error}); install with `pip install .`"
+        f"friction_kernels._native cannot be imported ({error}); install with `pip install .`, or with "
+        "`pip install --editable .` where Python is started in the clone, whose folder comes first"
     )
 
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -511,6 +512,25 @@ def test_auto_serves_a_tensor_subclass_by_the_reference(name):
     assert torch.equal(params[0], good)
     assert torch.equal(params[1].as_subclass(torch.Tensor), plain)
     assert isinstance(params[1], Odd)
+
+
+@every_optimizer
+def test_what_auto_gives_to_the_reference_is_warned_of_once(name):
+    def stepped(backend):
+        odd = [noise((5,), seed).as_subclass(Odd).requires_grad_() for seed in range(3)]
+        opt = OPTIMIZERS[name]([{"params": make_params()}, {"params": odd}], backend=backend)
+        for _ in range(3):
+            for param in odd[:2]:  # the third has no gradient
+                param.grad = noise((5,), 7)
+            opt.step()
+
+    says = r"parameter 0 of group 1 \(shape \(5,\)\) and 1 more cannot be served .*: it is a Odd.* backend="
+    with pytest.warns(UserWarning, match=says) as warned:
+        stepped("auto")
+    assert len(warned) == 1 and warned[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stepped("reference")
 
 
 @every_optimizer

@@ -29,7 +29,7 @@ from friction_kernels.graph import small, solvers
 from friction_kernels.graph.backend import Cotangents, Similarity
 from friction_kernels.graph.compiling import uncompiled
 from friction_kernels.graph.transition import Transition
-from friction_kernels.graph.warn import warn
+from friction_kernels.warn import warn
 
 # In units of tol: rows of F sum to one, and how nearly they do is a measure of its error.
 MASS_TOLERANCE = 100

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from friction_kernels.graph.warn import warn
 from friction_kernels.losses.statistics import GLossStats
+from friction_kernels.warn import warn
 
 
 def one_launch_serves(num_nodes: int, num_classes: int) -> bool:

@@ -16,11 +16,11 @@ from friction_kernels.graph.propagation import inverse_square, propagate_nodes
 from friction_kernels.graph.select import GRAPH_BACKENDS, choose
 from friction_kernels.graph.sigma import RULES, gaussian_sigma
 from friction_kernels.graph.tiles import PRECISIONS
-from friction_kernels.graph.warn import warn
 from friction_kernels.losses.batch import Launched, one_launch_loss, one_launch_serves
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
 from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.statistics import GLossStats
+from friction_kernels.warn import warn
 
 FORMS = ("official", "log")
 SIGMA_AT_FIRST = 0.5  # of sigma="learnable"

@@ -22,6 +22,7 @@ from friction_kernels.optim.planning import (
     entries_of,
     is_capturing,
     numbers_of,
+    warn_of_fallbacks,
 )
 from friction_kernels.optim.sharded_rounding import why_no_shard
 from friction_kernels.optim.states import Storage
@@ -197,6 +198,7 @@ class PlannedOptimizer(Optimizer, ABC):
             self._traced = compiled.parameters_of(self)  # without what was taken out
         entries = entries_of(self, groups, first)
         self._prepare(groups, entries, demand)
+        warn_of_fallbacks(self, groups, entries)
         return StepPlan.make(self, groups, entries, demand)
 
     def _prepare(self, groups: list[dict[str, Any]], entries: list[Entry], demand: Demand) -> None:

@@ -20,6 +20,7 @@ from friction_kernels.optim.guards import Demand, Guard, square_sum
 from friction_kernels.optim.sharded_adamp import is_spread, make_together
 from friction_kernels.optim.sharded_rounding import shard_of
 from friction_kernels.shards import all_reduce, local, sharding_groups
+from friction_kernels.warn import warn
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -58,6 +59,26 @@ def entries_of(opt: PlannedOptimizer, groups: list[dict[str, Any]], first: int) 
                     reason = "AdamP's sums over processes are plain torch's"
             entries.append(Entry(group_index, index, first + len(entries), reason))
     return entries
+
+
+def warn_of_fallbacks(
+    opt: PlannedOptimizer, groups: list[dict[str, Any]], entries: list[Entry]
+) -> None:
+    """Say, once for each reason, which parameters with a gradient plain torch serves unasked."""
+    unserved: dict[str, list[int]] = {}
+    for entry in entries:
+        group = groups[entry.group]
+        if entry.reason is None or group["backend"] != "auto":
+            continue
+        if group["params"][entry.index].grad is not None:
+            unserved.setdefault(entry.reason, []).append(entry.ordinal)
+    for reason, (first, *others) in unserved.items():
+        more = f" and {len(others)} more" if others else ""
+        warn(
+            f"{checks.name_at(opt.param_groups, first)}{more} cannot be served by native kernels: "
+            f"{reason}. Plain torch computes the same, many times slower; backend='reference' asks for "
+            "that and is not warned of"
+        )
 
 
 # A group's settings by the native rule's names; a capturable group's may be tensors on a GPU.
