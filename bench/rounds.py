@@ -18,6 +18,7 @@ FEWEST_ROUNDS, FEWEST_LONG_ROUNDS = 3, 2
 LONG_ROUND = 15  # seconds
 MOST_STEPS = 20  # in a row
 HOST_SAMPLES = 15
+PAUSE = 0.04  # seconds; threads of the one before may spin, OpenBLAS's under scikit-learn for 2^26 cycles
 LEAD_CYCLES = 2_000_000  # about 1 ms that the card spins before a sample
 
 
@@ -73,6 +74,13 @@ class Times:
         }
 
 
+def wait_awake(seconds: float) -> None:
+    """A sleeping processor would wake up slow."""
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
 class Clock:
     """Time of steps on the device, and of the host's share of them.
 
@@ -91,6 +99,8 @@ class Clock:
     def steps(self, entry: Entry) -> float:
         """Seconds a step, of some in a row."""
         repeats = 1 if entry.new_gradients else entry.repeats
+        if not self.cuda:
+            wait_awake(PAUSE)
         entry.prepare()
         if repeats > 1:  # none pays for the caches that the one before it left
             entry.step()

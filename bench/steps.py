@@ -21,7 +21,7 @@ from bench.rounds import Clock, Times, measure, set_repeats
 from bench.scenarios import StepScenario
 from bench.shapes import MODELS, miniature
 
-SAMPLE_SECONDS = 4e-3
+SAMPLE_SECONDS = 0.02
 PEER_SECONDS = {"cpu": 120, "cuda": 15}  # until its first step is done; some compile or tune
 PLAIN_TEMPORARIES = (
     10  # tensors in float32 that a step in plain torch has at once, as large as the largest
