@@ -164,7 +164,9 @@ def graphs(report: Report, path: Path) -> Path | None:
         plain_axes(ax)
         ax.set(xlabel="N, nodes of the graph", ylabel=unit, title=f"{title} of a step")
         if ax.has_data():
-            ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12))
+            ax.legend(
+                frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.12)
+            )
     return save(figure, path)
 
 

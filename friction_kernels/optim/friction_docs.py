@@ -48,8 +48,8 @@ _DOC = """{summary}
         capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
             lr, weight_decay, betas and the like are read there at each replay where they are tensors (a
             number is kept as captured) (default False).
-        backend: "auto" (native where it serves, else reference), "native" (raises with the reason
-            where it cannot serve) or "reference" (default "auto").
+        backend: "auto" (native where it serves, else reference, with a warning), "native" (raises with the
+            reason where it cannot serve) or "reference" (default "auto").
 
     State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
     {extra_states}

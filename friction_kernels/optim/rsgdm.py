@@ -48,8 +48,8 @@ _DOC = """Momentum corrected by its own change.
         capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
             lr, momentum and weight_decay are read there at each replay where they are tensors (a number
             is kept as captured) (default False).
-        backend: "auto" (native where it serves, else reference), "native" (raises with the reason
-            where it cannot serve) or "reference" (default "auto").
+        backend: "auto" (native where it serves, else reference, with a warning), "native" (raises with the
+            reason where it cannot serve) or "reference" (default "auto").
 
     State: `step`, `momentum_buffer`.
     {extra_states}
