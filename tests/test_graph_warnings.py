@@ -7,7 +7,7 @@ import pytest
 import torch
 from graph_cases import clusters
 
-from friction_kernels.graph import label_propagation
+from friction_kernels.graph import label_propagation, select
 from friction_kernels.losses import GLoss
 
 UNFINISHED = {"sigma": 0.5, "tol": 1e-14, "max_iter": 3, "backend": "chunked"}
@@ -80,3 +80,23 @@ def test_within_a_compiled_step(caught):
     step(e)
     ours = [place for place in places(caught) if place[2] == FORWARD]
     assert ours and {place[0] for place in ours} == {__file__}
+
+
+class OnGpu:
+    """What `choose` asks of float64 embeddings on a GPU, which Triton's kernels do not take."""
+
+    device = torch.device("cuda", 0)
+
+    def element_size(self):
+        return 8
+
+    def __len__(self):
+        return 300
+
+
+def test_a_gpu_without_the_kernels_is_warned_of(caught):
+    line = here() + 1
+    assert select.choose("auto", OnGpu()) == "dense"
+    assert places(caught) == [(__file__, line, "backend='triton' cannot serve")]
+    assert "backend='dense' asks for that" in str(caught[0].message)
+    assert select.choose("dense", OnGpu()) == "dense" and len(caught) == 1

@@ -9,6 +9,7 @@ from torch import Tensor
 from friction_kernels.graph.backend import Similarity
 from friction_kernels.graph.chunked import ChunkedSimilarity
 from friction_kernels.graph.weighted import LARGEST_EXPONENT, WeightedSimilarity
+from friction_kernels.warn import warn
 
 GRAPH_BACKENDS = ("auto", "triton", "chunked", "dense")
 STORED_BY_AUTO = 4096  # nodes: 64 MiB in float32
@@ -43,9 +44,17 @@ def choose(backend: str, z: Tensor) -> str:
         if reason is not None:
             raise RuntimeError(f"backend={backend!r} cannot serve: {reason}; use backend='auto'")
         return backend
-    if z.device.type == "cuda" and why_not("triton", z) is None:
+    chosen = "dense" if len(z) <= STORED_BY_AUTO else "chunked"
+    if z.device.type != "cuda":
+        return chosen
+    reason = why_not("triton", z)
+    if reason is None:
         return "triton"
-    return "dense" if len(z) <= STORED_BY_AUTO else "chunked"
+    warn(
+        f"backend='triton' cannot serve: {reason}. Plain torch computes the same, more slowly; "
+        f"backend={chosen!r} asks for that and is not warned of"
+    )
+    return chosen
 
 
 def similarity(
