@@ -1,9 +1,13 @@
 """Shared by all tests: hypothesis profiles, thread and instruction-set hygiene, the shared reference data."""
 
 import os
+import sys
 from pathlib import Path
 
 import torch
+
+# bench is a folder, and not installed; last, because tests may run with another build of the library.
+sys.path.append(str(Path(__file__).parents[1]))
 
 if not torch.cuda.is_available():  # before anything imports triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
