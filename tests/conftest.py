@@ -1,6 +1,7 @@
 """Shared by all tests: hypothesis profiles, thread and instruction-set hygiene, the shared reference data."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def leave_global_settings_alone():
     yield
     torch.set_num_threads(threads)
     _native.use_instruction_set(instruction_set)
+
+
+@pytest.fixture
+def interruptible():
+    """What is started hears Ctrl-C, also where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -166,6 +166,7 @@ def test_results_and_page_of_a_run(tmp_path, quick_machine, capsys):
             assert picture.format == "PNG" and min(picture.size) > 200
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_done(tmp_path):
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
     process = subprocess.Popen(

@@ -165,6 +165,7 @@ def test_the_page_tells_what_is_in_the_file(quick_run):
         assert f"({picture})" in page and (folder / picture).exists()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_keeps_what_is_finished(tmp_path):
     command = [sys.executable, "-m", "bench.end_to_end", "--quick", "--out", str(tmp_path)]
     process = subprocess.Popen(
