@@ -39,7 +39,7 @@ def test_step(benchmark, scenario: StepScenario, contender: Contender) -> None:
     benchmark.group = scenario.name
     try:
         entry = Entry(contender, tensors_of(model.shapes(), DEVICE, dtype), Pool())
-    except RuntimeError as error:  # NotImplementedError, too: peers that need a card say so
+    except RuntimeError as error:  # of a peer that needs a card, for one
         if not contender.needs:
             raise
         pytest.skip(str(error))
