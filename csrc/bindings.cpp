@@ -84,9 +84,30 @@ py::object problem_or_none(const Problem& problem) {
   return py::make_tuple(problem.entry, problem.what);
 }
 
+// The plan of a Python object; null while it is not constructed.
+Plan* plan_of(PyObject* object) {
+  const auto found = reinterpret_cast<py::detail::instance*>(object)->get_value_and_holder();
+  return found.holder_constructed() ? &py::cast<Plan&>(py::handle(object)) : nullptr;
+}
+
+// Has Python's garbage collector see what a plan refers to.
+void take_part_in_collection(PyHeapTypeObject* heap_type) {
+  PyTypeObject& type = heap_type->ht_type;
+  type.tp_flags |= Py_TPFLAGS_HAVE_GC;
+  type.tp_traverse = [](PyObject* object, visitproc visit, void* arg) -> int {
+    Py_VISIT(Py_TYPE(object));
+    const Plan* plan = plan_of(object);
+    return plan == nullptr ? 0 : plan->traverse(visit, arg);
+  };
+  type.tp_clear = [](PyObject* object) -> int {
+    if (Plan* plan = plan_of(object)) plan->clear();
+    return 0;
+  };
+}
+
 template <class Rule, class PlanType>
 void bind_plan(py::module_& m, const char* name) {
-  py::class_<PlanType, Plan> plan(m, name);
+  py::class_<PlanType, Plan> plan(m, name, py::custom_type_setup(&take_part_in_collection));
   plan.def(py::init([](std::shared_ptr<TensorReader> reader, py::list entries, py::object allocate,
                        py::list keep) {
              return std::make_unique<PlanType>(
@@ -138,6 +159,9 @@ void bind_rules(py::module_& m, RuleList<Rule...>) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
+  // What is found once is found before anything can fork.
+  kernels();
+  thread_source();
   m.doc() = "Native kernels of friction_kernels; its classes are the public interface.";
   m.attr("compiler") = FRICTION_COMPILER;
   m.attr("cuda_architectures") = py::tuple(py::cast(cuda::architectures()));

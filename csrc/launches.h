@@ -7,7 +7,7 @@
 
 namespace friction {
 
-// A launch on a GPU, a parallel region on the processor.
+// A launch on a GPU, a parallel region on the processor. kernel: a name that lasts.
 void count_launch(const char* kernel);
 
 // Launches so far, by kernel name.

@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "../packed.h"
 
@@ -17,9 +18,7 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
     entries_[i].state = fields[1];
     entries_[i].group = fields[2].cast<int32_t>();
     entries_[i].native = fields[3].cast<bool>();
-    TensorView view;
-    if (entries_[i].native && reader_->read(reader_->part_of(fields[0].ptr()).ptr(), view))
-      entries_[i].dtype = view.dtype;
+    if (entries_[i].native) note_parameter(entries_[i]);
     if (!fields[4].is_none()) {
       entries_[i].companion = fields[4].cast<py::str>();
       entries_[i].has_companion = true;
@@ -35,9 +34,45 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
   for (const char* key : state_keys)
     state_keys_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)));
   active_.reserve(entries_.size());
-  gradients_.reserve(entries_.size());
   counts_steps_ = std::string(state_keys[0]) == "step";
   lists_ = 2 + state_keys_.size() - (counts_steps_ ? 1 : 0);
+  for (PlanEntry& entry : entries_) entry.strides.assign((lists_ + 1) * entry.shape.size(), 0);
+}
+
+void Plan::note_parameter(PlanEntry& entry) const {
+  TensorView view;
+  const py::object part = reader_->part_of(entry.param.ptr());
+  entry.has_memory = reader_->read(part.ptr(), view);
+  if (!entry.has_memory) return;  // not yet
+  entry.dtype = view.dtype;
+  entry.is_complex = view.is_complex;
+  entry.device = view.device;
+  entry.shape.assign(view.shape, view.shape + view.ndim);
+}
+
+int Plan::traverse(visitproc visit, void* arg) const {
+  const auto visit_all = [&](auto&&... objects) {
+    int result = 0;
+    ((result = result != 0 || !objects ? result : visit(objects.ptr(), arg)), ...);
+    return result;
+  };
+  for (const PlanEntry& entry : entries_)
+    if (const int result = visit_all(entry.param, entry.part, entry.state)) return result;
+  for (const py::object& object : held_)
+    if (const int result = visit_all(object)) return result;
+  return visit_all(updated_);
+}
+
+// What goes may run code of the user's, which must find the plan empty, and fit to be asked.
+void Plan::clear() {
+  const auto entries = std::move(entries_);
+  const auto held = std::move(held_);
+  const auto updated = std::exchange(updated_, py::list());
+  entries_.clear();
+  held_.clear();
+  active_.clear();
+  updated_entries_.clear();
+  tables_.clear();
 }
 
 // The groups hold the planned parameters in the planned order, and each one's state is the planned
@@ -48,12 +83,14 @@ Problem Plan::check_structure(const py::dict& state, const py::list& param_group
   size_t planned = 0;
   const Py_ssize_t groups = PyList_GET_SIZE(param_groups.ptr());
   for (Py_ssize_t group = 0; group < groups; ++group) {
+    PyObject* of_group = PyList_GET_ITEM(param_groups.ptr(), group);
     PyObject* params =
-        PyDict_GetItemWithError(PyList_GET_ITEM(param_groups.ptr(), group), params_key.ptr());
-    if (params == nullptr || !PyList_Check(params)) return changed;
-    for (Py_ssize_t i = 0; i < PyList_GET_SIZE(params); ++i, ++planned)
+        PyDict_Check(of_group) ? PyDict_GetItemWithError(of_group, params_key.ptr()) : nullptr;
+    if (params == nullptr || !(PyList_Check(params) || PyTuple_Check(params))) return changed;
+    PyObject** items = PySequence_Fast_ITEMS(params);
+    for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(params); ++i, ++planned)
       if (planned >= entries_.size() || entries_[planned].group != group ||
-          entries_[planned].param.ptr() != PyList_GET_ITEM(params, i))
+          entries_[planned].param.ptr() != items[i])
         return changed;
   }
   if (planned != entries_.size()) return changed;
@@ -98,28 +135,24 @@ const char* Plan::compare_parts(const PlanEntry& entry, const py::object& grad) 
   return nullptr;
 }
 
+bool Plan::is_as_planned(const PlanEntry& entry, const TensorView& param) {
+  return entry.has_memory && entry.dtype == param.dtype && entry.is_complex == param.is_complex &&
+         entry.device == param.device && entry.shape.size() == static_cast<size_t>(param.ndim) &&
+         std::equal(entry.shape.begin(), entry.shape.end(), param.shape);
+}
+
 const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists) {
   const TensorView& param = lists[0];
   if (!reader_->read(entry.part.ptr(), lists[0]) || !is_floating(param.dtype))
     return "it is not a plain dense tensor of a floating or complex type, or has no memory";
-  if (param.dtype != entry.dtype) return "its type has changed since the step was planned";
+  if (!is_as_planned(entry, param))
+    return "its type, shape or device has changed since the step was planned";
   if (!reader_->read(grad, lists[1]) || !is_floating(lists[1].dtype))
     return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
            "memory";
   if (param.device == kElsewhere || lists[1].device != param.device)
     return "it and its gradient are not on one device, the CPU or a GPU";
   if (!lists[1].same_shape(param)) return "its shape differs from its gradient's";
-  const auto dims = static_cast<size_t>(param.ndim);
-  if (entry.is_complex != param.is_complex || entry.shape.size() != dims ||
-      entry.device != param.device ||
-      !std::equal(entry.shape.begin(), entry.shape.end(), param.shape)) {
-    entry.device = param.device;
-    entry.is_complex = param.is_complex;
-    entry.shape.assign(param.shape, param.shape + dims);
-    entry.strides.assign((lists_ + 1) * dims, 0);
-    entry.walk_known = false;
-    for (StateTensor& state : entry.states) state = {};  // to be compared with the new shape
-  }
   note_strides(entry, 0, param);
   note_strides(entry, 1, lists[1]);
   return nullptr;
@@ -160,14 +193,7 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
     entry.packed[list_of(key)] = false;
     note_strides(entry, list_of(key), view);
   }
-  StateTensor& state = entry.states[key];
-  if (state.tensor.ptr() != value || state.data != view.data) {
-    state_moved_ |= state.tensor.ptr() == value;
-    state.tensor = py::reinterpret_borrow<py::object>(value);
-    state.memory = state.tensor.attr("untyped_storage")();
-  }
-  state.data = view.data;
-  state.dtype = view.dtype;
+  entry.states[key] = {view.data, view.dtype};
   return nullptr;
 }
 
@@ -182,7 +208,7 @@ const char* Plan::read_companion(PlanEntry& entry, const TensorView& param,
   return nullptr;
 }
 
-const char* Plan::read_states(PlanEntry& entry, const TensorView& param, bool reread) {
+const char* Plan::read_states(PlanEntry& entry, const TensorView& param) {
   PyObject *key, *value;
   Py_ssize_t position = 0;
   for (size_t k = 0; k < keys_of(entry); ++k) {
@@ -191,9 +217,8 @@ const char* Plan::read_states(PlanEntry& entry, const TensorView& param, bool re
     if (!PyDict_Next(entry.state.ptr(), &position, &key, &value) || key != wanted.ptr())
       value = PyDict_GetItemWithError(entry.state.ptr(), wanted.ptr());
     if (value == nullptr) return "its state lacks a tensor";
-    const bool widened = param.dtype == DType::kFloat64 && entry.states[k].dtype != DType::kFloat64;
-    if (value != entry.states[k].tensor.ptr() || reread || widened)
-      if (const char* problem = read_state(entry, param, k, value)) return problem;
+    held_.push_back(py::reinterpret_borrow<py::object>(value));
+    if (const char* problem = read_state(entry, param, k, value)) return problem;
   }
   return nullptr;
 }
@@ -246,40 +271,42 @@ const char* Plan::find_walk(PlanEntry& entry, const TensorView& param) const {
   return nullptr;
 }
 
-const char* Plan::read_entry(size_t index, bool reread_states) {
+const char* Plan::read_entry(size_t index) {
   PlanEntry& entry = entries_[index];
   py::object grad = reader_->grad(entry.param.ptr());
   if (!grad) throw py::error_already_set();
   if (grad.is_none()) return nullptr;
-  if (entry.state.is_none()) return "it got its first gradient";
+  if (entry.state.is_none()) return "it has a gradient, and no state that was planned for";
   const char* problem = compare_parts(entry, grad);
   if (problem != nullptr) return problem;
   entry.part = reader_->part_of(entry.param.ptr());
   grad = reader_->part_of(grad.ptr());
   TensorView lists[2];
+  const size_t first_state = held_.size();
   problem = read_param_and_grad(entry, grad.ptr(), lists);
-  if (problem == nullptr) problem = read_states(entry, lists[0], reread_states);
+  if (problem == nullptr) problem = read_states(entry, lists[0]);
   if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
   if (problem != nullptr) return problem;
 
-  // torch may keep a conjugation or a minus sign as a flag on a view of a complex tensor. Such a
-  // view is complex, or has gaps, or a single element.
-  if (entry.is_complex || !entry.contiguous || entry.numel == 1) {
-    if (entry.part.attr("is_conj")().cast<bool>() || entry.part.attr("is_neg")().cast<bool>())
-      return "it is a conjugated or negated view";
-    const py::object resolved = grad.attr("resolve_conj")().attr("resolve_neg")();
-    if (!resolved.is(grad)) {
-      grad = resolved;
-      problem = read_param_and_grad(entry, grad.ptr(), lists);
-      if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
-      if (problem != nullptr) return problem;
-    }
+  // torch may keep a conjugation or a minus sign as a flag on a view.
+  const bool may_be_view = entry.is_complex || !entry.contiguous || entry.numel == 1;
+  if (may_be_view) {
+    bool found = reader_->is_lazy_view(entry.part.ptr(), entry.is_complex);
+    for (size_t i = first_state; i < held_.size(); ++i)
+      found = found || reader_->is_lazy_view(held_[i].ptr(), entry.is_complex);
+    if (found) return "it or a state of it is a conjugated or negated view";
+  }
+  if (reader_->is_lazy_view(grad.ptr(), entry.is_complex)) {
+    grad = grad.attr("resolve_conj")().attr("resolve_neg")();
+    problem = read_param_and_grad(entry, grad.ptr(), lists);
+    if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
+    if (problem != nullptr) return problem;
   }
   active_.push_back(index);
-  gradients_.push_back(std::move(grad));
+  held_.push_back(std::move(grad));
   if (entry.numel == 0 && !entry.device_counts) return nullptr;
   TensorEntry tensor{};
-  const StateTensor* states = entry.states + (counts_steps_ ? 1 : 0);
+  const StateAddress* states = entry.states + (counts_steps_ ? 1 : 0);
   for (size_t list = 0; list < lists_; ++list) {
     tensor.data[list] = list < 2 ? lists[list].data : states[list - 2].data;
     tensor.dtype[list] = list < 2 ? lists[list].dtype : states[list - 2].dtype;
@@ -335,8 +362,10 @@ void Plan::lay_out_tables() {
   }
 }
 
-// Keeps each table and its device memory for the step at hand.
-void Plan::clear_tables() {
+// Keeps each table and its device memory for the next step.
+void Plan::forget_step() {
+  active_.clear();
+  held_.clear();
   for (Table& table : tables_) {
     table.tensors.clear();
     table.active.clear();
@@ -346,18 +375,11 @@ void Plan::clear_tables() {
 Problem Plan::read(const py::dict& state, const py::list& param_groups) {
   const Problem changed = check_structure(state, param_groups);
   if (changed.what != nullptr) return changed;
-  active_.clear();
-  gradients_.clear();
-  clear_tables();
-  reread_turn_ = entries_.empty() ? 0 : (reread_turn_ + 1) % entries_.size();
-  state_moved_ = false;
+  forget_step();
   for (size_t i = 0; i < entries_.size(); ++i) {
     if (!entries_[i].native) continue;
-    const bool reread = state_moved_ || active_.empty() || i == reread_turn_;
-    if (const char* what = read_entry(i, reread)) {
-      active_.clear();
-      gradients_.clear();
-      clear_tables();
+    if (const char* what = read_entry(i)) {
+      forget_step();
       return {static_cast<int64_t>(i), what};
     }
   }

@@ -1,26 +1,24 @@
 // A plan: which parameters one step() updates and where their states hang.
 //
-// Safe with raw addresses: those of parameters and gradients are read anew each step. A state's is
-// kept while its tensor is the same object, and the plan keeps that tensor and its memory alive.
-// Since a tensor can also be moved in place (state.data = ...), each step reads the states of one
-// parameter anew, in turn, and the first one's always: whoever moves all states is noticed at once.
+// No address outlives a step: those of parameters, gradients and states are all read anew by each
+// one, which holds the tensors while it runs.
 #pragma once
 
-#include <atomic>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "../layout.h"
 #include "device_memory.h"
+#include "running.h"
 #include "tensor_reader.h"
 
 namespace friction {
 
 constexpr int kMaxStates = kMaxLists - 2 + 1;  // with the step counter and the companion
 
-struct StateTensor {
-  pybind11::object tensor, memory;  // the tensor and its storage, held
+// Where a state lies during the step at hand.
+struct StateAddress {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
 };
@@ -35,17 +33,21 @@ struct PlanEntry {
   uint32_t parameter = 0;  // its number among all parameters, for stochastic rounding
   GlobalIndex global{};    // likewise; row_length 0: it is whole
   int32_t group;
-  DType dtype = DType::kFloat32;  // when it was planned, which decides on a companion
   bool native;  // otherwise the reference serves it, and the plan only checks that it is there
+  // The parameter as it was planned. Another type, shape or device asks for another plan, in which
+  // Python looks at the states.
+  bool has_memory = false;
+  DType dtype = DType::kFloat32;
   bool is_complex = false;
+  int device = kCpu;
+  std::vector<int64_t> shape;
   bool walk_known = false;
   bool contiguous = true;
-  StateTensor states[kMaxStates];
-  int device = kCpu;
+  StateAddress states[kMaxStates];
   bool device_counts = false;  // its step lies on its GPU
 
-  // What the walk is made from: compared each step.
-  std::vector<int64_t> shape, strides;  // [dims], [lists, dims], the companion's last
+  // What the walk is made from, beside the shape: compared each step.
+  std::vector<int64_t> strides;         // [lists, dims], the companion's last
   bool packed[kMaxLists] = {};          // lists that lie in the order of the walk
   std::vector<int64_t> packed_strides;  // the parameter's, whose order packed lists are in
   // The walk. Empty vectors where it is contiguous.
@@ -88,10 +90,24 @@ class Plan {
   pybind11::list updated() const { return updated_; }
   const TensorReader& reader() const { return *reader_; }
 
+  // For the garbage collector: a parameter's hook or attribute may lead back to its optimizer.
+  virtual int traverse(visitproc visit, void* arg) const;
+  virtual void clear();
+
  protected:
+  // One step, or a norm of its gradients: the only one of this plan, it holds what it reads.
+  class Reading {
+   public:
+    explicit Reading(Plan& plan) : running_(plan.running_), plan_(plan) {}
+    ~Reading() { plan_.held_.clear(); }
+
+   private:
+    Running running_;
+    Plan& plan_;
+  };
+
   // Checks that the optimizer is as it was planned and finds every address. Nothing is changed.
   Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
-  void release_gradients() { gradients_.clear(); }
   // Which of a GPU's kernels serve a tensor; negative: none.
   virtual int kernels_of(const TensorEntry& tensor) const = 0;
 
@@ -99,14 +115,15 @@ class Plan {
   std::vector<size_t> active_;  // entries with a gradient
   std::vector<Table> tables_;   // of the active ones that have elements, or steps to be counted
   std::shared_ptr<const TensorReader> reader_;
-  std::atomic_flag running_ = ATOMIC_FLAG_INIT;
 
  private:
   Problem check_structure(const pybind11::dict& state, const pybind11::list& param_groups) const;
-  const char* read_entry(size_t index, bool reread_states);
+  void note_parameter(PlanEntry& entry) const;
+  static bool is_as_planned(const PlanEntry& entry, const TensorView& param);
+  const char* read_entry(size_t index);
   const char* compare_parts(const PlanEntry& entry, const pybind11::object& grad) const;
   const char* read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists);
-  const char* read_states(PlanEntry& entry, const TensorView& param, bool reread);
+  const char* read_states(PlanEntry& entry, const TensorView& param);
   const char* read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value);
   const char* read_companion(PlanEntry& entry, const TensorView& param, const TensorView& view);
   size_t keys_of(const PlanEntry& entry) const { return state_keys_.size() + entry.has_companion; }
@@ -114,15 +131,14 @@ class Plan {
   const char* find_walk(PlanEntry& entry, const TensorView& param) const;
   void note_strides(PlanEntry& entry, size_t list, const TensorView& view) const;
   Table& table_of(int device, int kernels);
-  void clear_tables();
+  void forget_step();
   void lay_out_tables();
 
   std::vector<pybind11::str> state_keys_;
   bool counts_steps_, projects_rows_;
   size_t lists_;
-  size_t reread_turn_ = 0;
-  bool state_moved_ = false;                 // found in this step: read all that follow anew
-  std::vector<pybind11::object> gradients_;  // alive while a step runs without the GIL
+  RunningProcess running_{0};
+  std::vector<pybind11::object> held_;  // what the step at hand reads: alive without the GIL
   pybind11::list updated_;
   std::vector<size_t> updated_entries_;  // what updated_ lists
 };

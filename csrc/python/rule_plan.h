@@ -18,19 +18,6 @@ struct GroupObservation {
   double sum = 0, square_sum = 0;
 };
 
-// Refuses a second step of one plan while the first runs without the GIL.
-class Running {
- public:
-  explicit Running(std::atomic_flag& flag) : flag_(flag) {
-    if (flag_.test_and_set())
-      throw std::runtime_error("step() of this optimizer is already running in another thread");
-  }
-  ~Running() { flag_.clear(); }
-
- private:
-  std::atomic_flag& flag_;
-};
-
 template <class Rule>
 class RulePlan : public Plan {
  public:
@@ -48,14 +35,16 @@ class RulePlan : public Plan {
   Problem step(const pybind11::dict& state, const pybind11::list& param_groups,
                const std::vector<GroupSettings>& groups, int threads,
                const std::vector<DeviceGuards>& guards = {}) {
-    const Running running(running_);
+    const Reading reading(*this);
     has_run_ = false;
     Problem problem = read(state, param_groups);
     if (problem.what == nullptr) problem = check_tables(groups, guards);
     if (problem.what != nullptr) return problem;
     find_group_steps();
-    if (group_steps_.size() > size_t{UINT16_MAX})
-      return {-1, "there are more than 65,535 pairs of a group and a step"};
+    const bool on_gpu = std::any_of(tables_.begin(), tables_.end(),
+                                    [](const Table& table) { return table.device != kCpu; });
+    if (on_gpu && group_steps_.size() > size_t{UINT16_MAX})
+      return {-1, "a launch on a GPU takes up to 65,535 pairs of a group and a step; merge groups"};
     for (Table& table : tables_) {
       if (table.device == kCpu)
         run_on_cpu(table, groups, threads);
@@ -64,7 +53,6 @@ class RulePlan : public Plan {
     }
     count_steps();
     has_run_ = true;
-    release_gradients();
     return {};
   }
 
@@ -72,7 +60,8 @@ class RulePlan : public Plan {
   Problem squared_norm(const pybind11::dict& state, const pybind11::list& param_groups,
                        const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
                        int threads) {
-    const Running running(running_);
+    const Reading reading(*this);
+    has_run_ = false;
     Problem problem = read(state, param_groups);
     if (problem.what != nullptr) return problem;
     std::map<int, std::vector<TensorEntry>> of_device;
@@ -94,7 +83,6 @@ class RulePlan : public Plan {
       norms_[target.device].launch(tensors, target.address, allocator_,
                                    {target.device, reader_->current_stream(target.device)});
     }
-    release_gradients();
     return {};
   }
 
@@ -118,6 +106,17 @@ class RulePlan : public Plan {
       }
     }
     return sums;
+  }
+
+  int traverse(visitproc visit, void* arg) const override {
+    Py_VISIT(allocator_.allocate.ptr());
+    Py_VISIT(allocator_.keep.ptr());
+    return Plan::traverse(visit, arg);
+  }
+
+  void clear() override {
+    allocator_ = {};
+    Plan::clear();
   }
 
  protected:
@@ -185,7 +184,7 @@ class RulePlan : public Plan {
     return {static_cast<int64_t>(active_[table.active[tensor]]), what};
   }
 
-  static double step_of(const StateTensor& step) {
+  static double step_of(const StateAddress& step) {
     return step.dtype == DType::kFloat64 ? *static_cast<double*>(step.data)
                                          : *static_cast<float*>(step.data);
   }
@@ -220,7 +219,7 @@ class RulePlan : public Plan {
     for (const size_t index : active_) {
       const PlanEntry& entry = entries_[index];
       if (entry.device_counts) continue;
-      const StateTensor& step = entry.states[0];
+      const StateAddress& step = entry.states[0];
       if (step.dtype == DType::kFloat64)
         *static_cast<double*>(step.data) += 1;
       else

@@ -27,7 +27,11 @@ bool has_memory(PyObject* tensor) {
 }  // namespace
 
 TensorReader::TensorReader(py::type tensor, py::type parameter)
-    : tensor_(std::move(tensor)), parameter_(std::move(parameter)), grad_(tensor_.attr("grad")) {
+    : tensor_(std::move(tensor)),
+      parameter_(std::move(parameter)),
+      grad_(tensor_.attr("grad")),
+      is_neg_(tensor_.attr("is_neg")),
+      is_conj_(tensor_.attr("is_conj")) {
   get_grad_ = Py_TYPE(grad_.ptr())->tp_descr_get;
   const py::object capsule = py::getattr(tensor_, "__dlpack_c_exchange_api__", py::none());
   if (capsule.is_none() || get_grad_ == nullptr)
@@ -92,9 +96,11 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
   out.shape = tensor.shape;
   out.strides = tensor.strides;
   // A storage that was resized to nothing leaves a view its offset for an address, which is small.
+  // A zero tensor of autograd's has none.
   constexpr uintptr_t kSuspiciouslyLow = uintptr_t{1} << 40;
   const bool suspicious = reinterpret_cast<uintptr_t>(out.data) < kSuspiciouslyLow;
-  return !suspicious || out.numel() == 0 || has_memory(object);
+  if (!suspicious || out.numel() == 0) return true;
+  return out.data != nullptr && has_memory(object);
 }
 
 void* TensorReader::current_stream(int device) const {

@@ -44,6 +44,12 @@ class TensorReader {
   // False where the object is no plain strided tensor of a type in DType or complex, with memory.
   bool read(PyObject* object, TensorView& out) const;
 
+  // Whether a tensor is a view that conjugates or negates what lies in its memory. Only complex
+  // ones can be conjugated.
+  bool is_lazy_view(PyObject* tensor, bool is_complex) const {
+    return is_true(is_neg_, tensor) || (is_complex && is_true(is_conj_, tensor));
+  }
+
   // The stream that torch's operators on a CUDA device run on now.
   void* current_stream(int device) const;
 
@@ -54,9 +60,16 @@ class TensorReader {
   }
 
  private:
+  static bool is_true(const pybind11::object& method, PyObject* tensor) {
+    PyObject* answer = PyObject_CallOneArg(method.ptr(), tensor);
+    if (answer == nullptr) throw pybind11::error_already_set();
+    Py_DECREF(answer);  // True and False are never freed
+    return answer == Py_True;
+  }
+
   pybind11::type tensor_, parameter_;
   pybind11::object dtensor_;
-  pybind11::object grad_;
+  pybind11::object grad_, is_neg_, is_conj_;
   descrgetfunc get_grad_;
   const dlpack::ExchangeApi* api_;
 };

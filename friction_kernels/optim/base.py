@@ -70,7 +70,7 @@ class PlannedOptimizer(Optimizer, ABC):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
-        self._number = compiled.register(self)
+        compiled.register(self)
         self._check_options(defaults)
         super().__init__(params, defaults)
 
@@ -174,7 +174,7 @@ class PlannedOptimizer(Optimizer, ABC):
             self._guard = None
         if plan is None or not plan.fits(groups, demand):
             plan = self._make_plan(groups, first, demand)
-        elif plan.reference:
+        elif plan.reference:  # the native plan looks at its own parameters itself
             self._prepare(groups, plan.reference, demand)
         problem = plan.run(self, groups, numbers)
         if problem is not None:
@@ -244,7 +244,10 @@ class PlannedOptimizer(Optimizer, ABC):
                 )
             unready.append((param, storage))
         for param, storage in unready:
-            storage.bring(local(param), self.state[param])
+            # Whoever interrupts finds a state as it was or as it should be, and never a half-made one.
+            state = dict(self.state.get(param, {}))
+            storage.bring(local(param), state)
+            self.state[param] = state
 
     def memory_report(self) -> MemoryReport:
         """Bytes of parameters and states, gradients left aside; print it for a table.
@@ -308,7 +311,7 @@ class PlannedOptimizer(Optimizer, ABC):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
-        self._number = compiled.register(self)
+        compiled.register(self)
         self._traced = compiled.parameters_of(self)
         self.__dict__.setdefault("_graph_memory", [])
         self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups

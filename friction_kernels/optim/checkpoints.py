@@ -17,7 +17,8 @@ from torch.nn.parameter import is_lazy
 
 from friction_kernels.optim import checks
 from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, OWN, PACKED
-from friction_kernels.optim.states import COPIES, ORDER, Storage, numbers_of
+from friction_kernels.optim.packed import packed_otherwise
+from friction_kernels.optim.states import COPIES, NOTES, Storage, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
 
 if TYPE_CHECKING:
@@ -37,12 +38,16 @@ def export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
         group.update(opt._kind())
     params = list(chain.from_iterable(group["params"] for group in opt.param_groups))
     states = state_dict["state"]
-    for number, param in zip(_numbers(state_dict), params, strict=True):
+    for ordinal, (number, param) in enumerate(zip(_numbers(state_dict), params, strict=True)):
         state = states.get(number, {})
         packed = [key for key in opt.state_lists if key in state and state[key].dtype == PACKED]
         if packed:
+            problem = packed_otherwise(local(param), state)
+            if problem is not None:
+                name = checks.name_at(opt.param_groups, ordinal)
+                raise RuntimeError(f"state_dict(): {name} {problem}")
             numbers = {key: numbers_of(local(param), state, key) for key in packed}
-            kept = {key: value for key, value in state.items() if key != ORDER}
+            kept = {key: value for key, value in state.items() if key not in NOTES}
             state = states[number] = {**kept, **numbers}
         if is_dtensor(param) and state:
             lists = [key for key in (*opt.state_lists, *COMPANION_NAMES) if key in state]
@@ -147,7 +152,7 @@ def _as_kept_here(opt: PlannedOptimizer, saved: Saved) -> dict[str, Any]:
             value = storage.keep(value, key)
         state[key] = value.short() if value.dtype == torch.int32 else value
     storage.place_step(part, state)
-    storage.note_order(state)
+    storage.note_order(part, state)
     storage.bring_lists(part, state)
     return state
 
@@ -155,7 +160,7 @@ def _as_kept_here(opt: PlannedOptimizer, saved: Saved) -> dict[str, Any]:
 def without_states(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict less what `new_states` made of it, which torch would cast to the parameters' types."""
     options = {*_TORCHS_OPTIONS, *opt._kind()}
-    keys = {"step", *opt.state_lists, *COMPANION_NAMES, *_TORCHS_STATES, ORDER}
+    keys = {"step", *opt.state_lists, *COMPANION_NAMES, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]
     return {
         **state_dict,

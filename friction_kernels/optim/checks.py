@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from friction_kernels.backends import BACKENDS, native_reason
-from friction_kernels.optim.packed import packed_size
+from friction_kernels.optim.packed import packed_otherwise, packed_size
 
 _COMPANION_TYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
 
@@ -185,6 +185,7 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
         raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
     if shares_memory(param):
         raise RuntimeError(f"{name} has elements that share memory; make it of a clone()")
+    check_memory(name, "", param)
     if grad.layout != torch.strided:
         raise RuntimeError(
             f"{name} has a sparse gradient ({grad.layout}); make it dense (for nn.Embedding: "
@@ -204,6 +205,22 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
         grad.is_complex() or grad.is_floating_point()
     ):
         raise RuntimeError(f"{name} has type {param.dtype} and its gradient {grad.dtype}")
+    check_memory(name, "gradient", grad)
+
+
+def check_memory(name: object, what: str, tensor: Tensor) -> None:
+    """Raise for elements without an address: of a storage resized to nothing, or autograd's zero tensors.
+
+    what: which tensor of the parameter it is; empty for the parameter itself. Subclasses may keep their
+    elements elsewhere.
+    """
+    if type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
+        return
+    if tensor.untyped_storage().nbytes() == 0 or tensor.data_ptr() == 0:
+        which = f"{name}: its {what}" if what else str(name)
+        raise RuntimeError(
+            f"{which} has no memory; bring its storage back, or clone() a zero tensor"
+        )
 
 
 def shares_memory(tensor: Tensor) -> bool:
@@ -237,7 +254,9 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_lis
         )
 
 
-def check_state(name: object, param: Tensor, state: Mapping[str, Any], keys: Iterable[str]) -> None:
+def check_state(
+    name: object, param: Tensor, state: Mapping[str, Any], keys: Collection[str]
+) -> None:
     """Raise where a parameter's state does not fit it."""
     remedy = "; load states with load_state_dict(), which converts them"
     step = state.get("step")
@@ -252,6 +271,10 @@ def check_state(name: object, param: Tensor, state: Mapping[str, Any], keys: Ite
             f"{name} has a state 'step' of type {step.dtype}, shape {tuple(step.shape)}, on "
             f"{step.device}, and not one float32 number on the CPU or its device{remedy}"
         )
+    if any(isinstance(state.get(key), Tensor) and state[key].dtype == torch.uint8 for key in keys):
+        problem = packed_otherwise(param, state)
+        if problem is not None:
+            raise RuntimeError(f"{name} {problem}")
     companions = {key: dtypes for key, dtypes in _COMPANION_TYPES.items() if key in state}
     for key in (*keys, *companions):
         value = state.get(key)
@@ -259,6 +282,10 @@ def check_state(name: object, param: Tensor, state: Mapping[str, Any], keys: Ite
             raise RuntimeError(f"{name} has no state '{key}'{remedy}")
         if shares_memory(value):
             raise RuntimeError(f"{name} has state '{key}' whose elements share memory; clone() it")
+        if value.is_neg() or value.is_conj():
+            raise RuntimeError(
+                f"{name} has state '{key}' that is a negated or conjugated view; clone() it"
+            )
         packed = value.dtype == torch.uint8 and key not in companions
         count = param.numel() * (2 if param.is_complex() else 1)
         shape = (packed_size(count),) if packed else param.shape
@@ -271,11 +298,14 @@ def check_state(name: object, param: Tensor, state: Mapping[str, Any], keys: Ite
             raise RuntimeError(
                 f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}"
             )
+        check_memory(name, f"state '{key}'", value)
         if key in companions:
             right = value.dtype in companions[key]
         elif param.dtype in (torch.float64, torch.complex128):
             right = value.dtype == param.dtype
+        elif param.is_complex():
+            right = packed or value.is_complex()
         else:
-            right = packed or value.is_complex() == param.is_complex()
+            right = packed or value.is_floating_point()
         if not right:
             raise RuntimeError(f"{name} is {param.dtype}, state '{key}' {value.dtype}{remedy}")

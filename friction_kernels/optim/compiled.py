@@ -23,11 +23,14 @@ _optimizers: WeakValueDictionary[int, PlannedOptimizer] = WeakValueDictionary()
 _numbers = itertools.count()
 
 
-def register(opt: PlannedOptimizer) -> int:
-    """The number by which the operator finds an optimizer, for as long as it lives."""
-    number = next(_numbers)
-    _optimizers[number] = opt
-    return number
+def register(opt: PlannedOptimizer) -> None:
+    """Give an optimizer its number, by which the operator finds it for as long as it lives.
+
+    Once: a compiled step has the number in it.
+    """
+    if "_number" not in opt.__dict__:
+        opt._number = next(_numbers)
+        _optimizers[opt._number] = opt
 
 
 @torch.library.custom_op("friction_kernels::step", mutates_args=("params",))

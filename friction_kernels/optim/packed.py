@@ -10,12 +10,17 @@ runs through [0, 1) from step to step. With 1/2, packing what `unpack` gave lose
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 256
+# The key under which a state notes the shape of the parameter that its packed tensors are of: they have
+# none themselves.
+PACKED_SHAPE = "packed_shape"
 _ALIGNMENT = 16
 _SMALLEST_NORMAL = 2.0**-126
 
@@ -103,3 +108,14 @@ def unpack(packed: Tensor, count: int, *, signed: bool) -> Tensor:
     scales = packed[: 4 * blocks].view(torch.float32)
     codes = pad(packed[start:], (0, blocks * BLOCK - count)).view(blocks, BLOCK)
     return (_signed_values if signed else _unsigned_values)(codes, scales[:, None]).view(-1)[:count]
+
+
+def packed_otherwise(param: Tensor, state: Mapping[str, Any]) -> str | None:
+    """Why a state in 8 bits is not this parameter's any more; None where it is."""
+    shape = tuple(state.get(PACKED_SHAPE, param.shape))
+    if shape == tuple(param.shape):
+        return None
+    return (
+        f"has a state in 8 bits of a parameter of shape {shape}; delete its state, or load one with "
+        "load_state_dict()"
+    )

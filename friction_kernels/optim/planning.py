@@ -7,7 +7,7 @@ import operator
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, field
-from itertools import compress
+from itertools import chain, compress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -19,6 +19,7 @@ from friction_kernels.optim import checks, options, reference
 from friction_kernels.optim.guards import Demand, Guard, square_sum
 from friction_kernels.optim.sharded_adamp import is_spread, make_together
 from friction_kernels.optim.sharded_rounding import shard_of
+from friction_kernels.optim.states import Storage
 from friction_kernels.shards import all_reduce, local, sharding_groups
 from friction_kernels.warn import warn
 
@@ -120,7 +121,7 @@ class StepPlan:
     entries: list[Entry]
     reference: list[Entry]
     choices: list[dict[str, Any]]  # what each group asks for
-    params: list[Tensor]  # of all groups
+    members: list[list[Tensor]]  # the parameters of each group
     demand: Demand
     native_devices: list[int]  # -1: the processor
     # Over which processes sums over parameters are taken, and of which entries (whether it is one of them,
@@ -142,7 +143,7 @@ class StepPlan:
             plan_type = getattr(backends.native, opt.rule)
             native = plan_type(
                 backends.tensor_reader(),
-                [_native_entry(opt, groups, entry) for entry in entries],
+                [_native_entry(opt, groups, entry, demand) for entry in entries],
                 backends.device_bytes,
                 opt._graph_memory,
             )
@@ -164,7 +165,7 @@ class StepPlan:
             entries=entries,
             reference=[entry for entry in entries if entry.reason],
             choices=[{k: copy(group[k]) for k in options.OWN} for group in groups],
-            params=params,
+            members=[list(group["params"]) for group in groups],
             demand=demand,
             native_devices=sorted(devices),
             spreads=spreads,
@@ -172,16 +173,18 @@ class StepPlan:
         )
 
     def fits(self, groups: list[dict[str, Any]], demand: Demand) -> bool:
-        """Whether the groups ask for what was planned. A native plan checks its parameters itself."""
+        """Whether the groups ask for what was planned."""
         if demand != self.demand or len(groups) != len(self.choices):
             return False
         for group, choice in zip(groups, self.choices, strict=True):
             if any(group[option] != value for option, value in choice.items()):
                 return False
-        if self.native is not None:
-            return True
-        params = [param for group in groups for param in group["params"]]
-        return len(params) == len(self.params) and all(map(operator.is_, params, self.params))
+        if not self.reference:
+            return True  # the native plan looks itself
+        return all(
+            len(group["params"]) == len(params) and all(map(operator.is_, group["params"], params))
+            for group, params in zip(groups, self.members, strict=True)
+        )
 
     def run(
         self, opt: PlannedOptimizer, groups: list[dict[str, Any]], numbers: list[Numbers]
@@ -199,6 +202,7 @@ class StepPlan:
             # What the host must know: whether the step is one, and the factors.
             if self.reference or -1 in self.native_devices:
                 if guard.skips():
+                    self.observed = [[] for _ in groups]
                     return None
                 factors = [guard.factor(group["max_grad_norm"]) for group in groups]
         problem = self._native_step(opt, groups, numbers, guard, factors)
@@ -251,7 +255,8 @@ class StepPlan:
 
     def _device_of_sums(self, members: list[bool]) -> torch.device:
         """Where these entries' sums are reduced: with parameters on GPUs, processes send nothing else."""
-        devices = (param.device for param in compress(self.params, members))
+        params = chain.from_iterable(self.members)
+        devices = (param.device for param in compress(params, members))
         return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
 
     def _local_squared_norm(
@@ -358,13 +363,31 @@ def _guard_settings(
     }
 
 
+def _is_ready(
+    opt: PlannedOptimizer,
+    entry: Entry,
+    group: dict[str, Any],
+    state: Mapping[str, Any],
+    demand: Demand,
+) -> bool:
+    """Whether a state is kept as the group's options ask for."""
+    part = local(group["params"][entry.index])
+    try:
+        checks.check_state("it", part, state, opt.state_lists)
+    except RuntimeError:
+        return False
+    return Storage.of(opt, part, group, may_skip=demand.may_skip).fits(part, state)
+
+
 def _native_entry(
-    opt: PlannedOptimizer, groups: list[dict[str, Any]], entry: Entry
+    opt: PlannedOptimizer, groups: list[dict[str, Any]], entry: Entry, demand: Demand
 ) -> tuple[object, ...]:
     """A parameter as the extension's plans take it."""
     group = groups[entry.group]
     param, native = group["params"][entry.index], entry.reason is None
-    state = (opt.state[param] if native and param in opt.state else None) or None
+    state = opt.state.get(param) if native else None
+    if not state or (param.grad is None and not _is_ready(opt, entry, group, state, demand)):
+        state = None  # to be looked at when there is a gradient
     companion = options.companion(param, group)
     rounding = None
     if options.rounds_stochastically(param, group):

@@ -12,15 +12,16 @@ from torch import Tensor
 from friction_kernels.optim import options
 from friction_kernels.optim.companions import join, split
 from friction_kernels.optim.options import COMPANION_NAMES, PACKED
-from friction_kernels.optim.packed import pack, packed_size, threshold_of, unpack
+from friction_kernels.optim.packed import PACKED_SHAPE, pack, packed_size, threshold_of, unpack
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.walk import Walk
 
 if TYPE_CHECKING:
     from friction_kernels.optim.base import PlannedOptimizer
 
-# In which order a parameter's packed states walk, where that is not the order of a contiguous tensor.
+# In which order packed states walk their parameter, where that is not a contiguous tensor's.
 ORDER = "packed_order"
+NOTES = (PACKED_SHAPE, ORDER)  # what a state has beside its tensors
 _UNSIGNED = ("exp_avg_sq",)
 COPIES = ("prev_grad",)  # no averages, and known to start at zero
 
@@ -170,14 +171,17 @@ class Storage:
                 state[key] = self._zeros(param, dtype)
             elif not self._list_fits(param, state, key):
                 state[key] = self.keep(numbers_of(param, state, key), key)
-        self.note_order(state)
+        self.note_order(param, state)
 
-    def note_order(self, state: dict[str, Any]) -> None:
-        """Say of states that were packed for this storage in which order they walk."""
-        state.pop(ORDER, None)
+    def note_order(self, param: Tensor, state: dict[str, Any]) -> None:
+        """Say of states that were packed for this storage what they are of, and in which order they walk."""
+        for note in NOTES:
+            state.pop(note, None)
         lists = [state[key] for key in self.lists if key in state]
-        if not self.walk.is_flat and any(value.dtype == PACKED for value in lists):
-            state[ORDER] = self.walk.order
+        if any(value.dtype == PACKED for value in lists):
+            state[PACKED_SHAPE] = tuple(param.shape)
+            if not self.walk.is_flat:
+                state[ORDER] = self.walk.order
 
     def _zeros(self, param: Tensor, dtype: torch.dtype) -> Tensor:
         if dtype == PACKED:

@@ -1,0 +1,28 @@
+// Refuses a second step of one plan while the first runs without the GIL.
+#pragma once
+
+#include <unistd.h>
+
+#include <atomic>
+#include <stdexcept>
+
+namespace friction {
+
+// Which process a step runs in: a child that was forked meanwhile lacks the thread that would end
+// it.
+using RunningProcess = std::atomic<pid_t>;
+
+class Running {
+ public:
+  explicit Running(RunningProcess& process) : process_(process) {
+    const pid_t mine = getpid();
+    if (process_.exchange(mine) == mine)
+      throw std::runtime_error("step() of this optimizer is already running in another thread");
+  }
+  ~Running() { process_ = 0; }
+
+ private:
+  RunningProcess& process_;
+};
+
+}  // namespace friction
