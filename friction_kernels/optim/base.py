@@ -143,13 +143,28 @@ class PlannedOptimizer(Optimizer, ABC):
         """
         loss = None
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            loss = self._evaluate(closure)
         if torch.compiler.is_compiling():
             compiled.step(self)
         else:
             self._step()
         return loss
+
+    def _evaluate(self, closure: Callable[[], float]) -> float:
+        """The closure's loss.
+
+        GradScaler takes no closures, so their gradients are unscaled. Said here, because Lightning
+        clips within the closure, and refuses to where step() is still to unscale.
+        """
+        if torch.compiler.is_compiling():
+            with torch.enable_grad():
+                return closure()
+        self._step_supports_amp_scaling = False
+        try:
+            with torch.enable_grad():
+                return closure()
+        finally:
+            del self._step_supports_amp_scaling
 
     # Schedulers wrap step() to see that it was called, in a function that torch.compile cannot trace. This
     # one says so itself.
