@@ -151,20 +151,15 @@ class PlannedOptimizer(Optimizer, ABC):
         return loss
 
     def _evaluate(self, closure: Callable[[], float]) -> float:
-        """The closure's loss.
-
-        GradScaler takes no closures, so their gradients are unscaled. Said here, because Lightning
-        clips within the closure, and refuses to where step() is still to unscale.
-        """
-        if torch.compiler.is_compiling():
-            with torch.enable_grad():
-                return closure()
-        self._step_supports_amp_scaling = False
+        # GradScaler takes no closures: whoever asks within one finds gradients that nobody is to unscale.
+        # Lightning does, and refuses to clip there unless this is said.
+        if not torch.compiler.is_compiling():
+            self._step_supports_amp_scaling = False
         try:
             with torch.enable_grad():
                 return closure()
         finally:
-            del self._step_supports_amp_scaling
+            self.__dict__.pop("_step_supports_amp_scaling", None)
 
     # Schedulers wrap step() to see that it was called, in a function that torch.compile cannot trace. This
     # one says so itself.
