@@ -114,6 +114,16 @@ def report(arguments: list[str]) -> int:
 
 
 COMMANDS = {"list": show, "run": run, "report": report}
+MEASURING = ("list", "run")
+
+
+def why_nothing_to_measure(arguments: list[str]) -> str | None:
+    """Why ours is not there to be measured: plain torch would be compared with itself."""
+    if arguments[0] not in MEASURING or {"-h", "--help"} & set(arguments):
+        return None
+    from friction_kernels.backends import native_reason
+
+    return native_reason()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -127,6 +137,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="list: suites, scenarios, baselines; run: measure; report: one page and pictures",
     )
     command = parser.parse_args(arguments[:1]).command
+    if reason := why_nothing_to_measure(arguments):
+        parser.exit(2, f"{parser.prog}: error: there are no native kernels to measure: {reason}\n")
     return COMMANDS[command](arguments[1:])
 
 

@@ -54,7 +54,8 @@ def memory_of(opt: Any) -> MemoryReport:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
                     sizes[key] = sizes.get(key, 0) + tensor.nbytes
-    return MemoryReport(sum(param.numel() for param in params), sizes)
+    parameters = sum(param.numel() for param in params)
+    return MemoryReport(parameters, sizes, parameters, sizes)  # none is frozen
 
 
 def status_bytes(key: str) -> int:

@@ -37,6 +37,25 @@ def writable_folder(folder: Path) -> Path:
         ) from error
 
 
+def options_given(parser: argparse.ArgumentParser) -> set[str]:
+    """The options that stand on the command line, also where they say what is the default."""
+    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
+    parsed = vars(parser.parse_args(namespace=blank))
+    return {name for name, value in parsed.items() if value is not None}
+
+
+def refuse_without_effect(
+    parser: argparse.ArgumentParser, conditions: dict[str, tuple[bool, str]]
+) -> None:
+    """conditions: for an option whether it has an effect beside the others, and what it is for."""
+    given = options_given(parser)
+    for option, (has_effect, purpose) in conditions.items():
+        if option in given and not has_effect:
+            raise InputError(
+                f"--{option.replace('_', '-')} would have no effect: it is {purpose}; leave it out"
+            )
+
+
 def at_least(minimum: int) -> Callable[[str], int]:
     def whole_number(text: str) -> int:
         value = int(text)

@@ -18,6 +18,7 @@ classifier: beside them one learns by cross-entropy from the embeddings and does
 
 Prints macro-F1, accuracy, silhouette and time per step, and draws OUTPUT/curves.png and
 OUTPUT/projection.png. At each seed, all start from the same weights and see the same batches.
+Ctrl-C shows what is trained by then.
 """
 
 import argparse
@@ -30,17 +31,25 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import ctrl_c
 import torch
-from command_line import InputError, at_least, known_optimizer, writable_folder
+from command_line import (
+    InputError,
+    at_least,
+    known_optimizer,
+    refuse_without_effect,
+    writable_folder,
+)
 from text_data import Part, TextSet, read_csv, read_embeddings, save_embeddings
 from text_losses import FORMS, LOSSES, check_library, make_loss
 from text_models import Encoder, Head, load_encoder
-from text_optimizers import BESIDE, NEW, PRETRAINED, TORCH_OPTIMIZERS, make_optimizer
+from text_optimizers import BESIDE, NEW, PRETRAINED, TORCH_OPTIMIZERS, make_optimizer, try_out
 from text_report import Run, draw_curves, draw_projections, print_table, score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
+from friction_kernels import OPTIMIZERS
 from friction_kernels.graph.sigma import RULES
 
 # What is quick with a head takes long with an encoder.
@@ -135,15 +144,16 @@ def batches(documents: int, args: argparse.Namespace, seed: int) -> Iterator[Ten
         order = order[size:]
 
 
-def train_all(texts: TextSet, encoder: Encoder | None, args: argparse.Namespace) -> list[Run]:
+def train_all(
+    texts: TextSet, encoder: Encoder | None, args: argparse.Namespace, runs: list[Run]
+) -> None:
+    """Append each run as soon as it is finished."""
     # Seeds are outermost, so that the noise of the machine meets every contender alike.
     trainings = list(itertools.product(range(args.seeds), contenders(args)))
-    runs = []
     with tqdm(total=len(trainings) * args.steps, unit="step", smoothing=0) as progress:
         for seed, each in trainings:
             progress.set_description(f"seed {seed}, {' '.join(filter(None, each))}")
             runs.append(train(each, seed, texts, encoder, args, progress))
-    return runs
 
 
 def read(args: argparse.Namespace) -> tuple[TextSet, Encoder | None]:
@@ -153,8 +163,8 @@ def read(args: argparse.Namespace) -> tuple[TextSet, Encoder | None]:
     if args.embeddings:
         if args.save_embeddings:
             raise InputError("--save-embeddings makes embeddings of --data: leave --embeddings out")
-        return read_embeddings(args.embeddings, args.test), None
-    texts = read_csv(args.data, args.test)
+        return read_embeddings(args.embeddings, args.test, args.drop_rare), None
+    texts = read_csv(args.data, args.test, args.drop_rare)
     encoder = load_encoder(args.model, args.max_tokens).to(args.device)
     if not args.save_embeddings:
         return texts, encoder
@@ -200,6 +210,7 @@ def command_line() -> argparse.ArgumentParser:
     add("--data", type=Path, nargs="+", help="CSV files, or a folder with train.csv and test.csv")
     add("--embeddings", type=Path, help="NPZ file with embeddings (N, d) and labels (N,)")
     add("--test", type=Path, help="test documents as a file of the same kind; else a quarter")
+    add("--drop-rare", action="store_true", help="leave out classes too small to be split")
     add("--save-embeddings", type=Path, help="embed --data, keep that here, and train a head on it")
     add(
         "--loss",
@@ -247,32 +258,66 @@ def show_warning(message: Warning | str, *_: object) -> None:
         tqdm.write(f"warning: {message}", file=sys.stderr)
 
 
+def check_options(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse options without effect, and optimizers that cannot train what is to be trained."""
+    losses, forms, names = map(set, zip(*contenders(args), strict=True))
+    has_gloss, of_gloss = bool(forms - {""}), "for --loss gloss and ce+gloss"
+    has_encoder, of_encoder = args.embeddings is None, "for an encoder of --data"
+    has_friction = bool(names & set(OPTIMIZERS) - {"RSGDM"})
+    refuse_without_effect(
+        command,
+        {
+            **dict.fromkeys(("form", "gamma", "sigma", "memory"), (has_gloss, of_gloss)),
+            "weight": ("ce+gloss" in losses, "for --loss ce+gloss"),
+            "temperature": ("supcon" in losses, "for --loss supcon"),
+            "friction_input": (has_friction, "for optimizers with friction"),
+            **dict.fromkeys(("model", "max_tokens"), (has_encoder, of_encoder)),
+        },
+    )
+    for name in names:
+        trains_sigma = has_gloss and args.sigma == "learnable"
+        try_out(name, args.lr, args.friction_input, trains_sigma)
+
+
+def set_defaults(args: argparse.Namespace, has_encoder: bool) -> None:
+    evaluations = args.evaluations
+    for option, value in (OF_ENCODER if has_encoder else OF_HEAD).items():
+        if getattr(args, option) is None:
+            setattr(args, option, value)
+    if evaluations is not None and evaluations > args.steps:
+        raise InputError(
+            f"--evaluations {evaluations} are more than {args.steps} steps: give fewer"
+        )
+    args.evaluations = min(args.evaluations, args.steps)
+
+
 def main() -> None:
     warnings.showwarning = show_warning
     command = command_line()
     args = command.parse_args()
     try:
-        contenders(args)
+        check_options(command, args)
         output = writable_folder(args.output)
         texts, encoder = read(args)
-        for option, value in (OF_ENCODER if encoder else OF_HEAD).items():
-            if getattr(args, option) is None:
-                setattr(args, option, value)
-        args.evaluations = min(args.evaluations, args.steps)
+        set_defaults(args, has_encoder=encoder is not None)
         print(texts)
         tested = texts.test.sample(args.test_documents)
         if len(tested) < len(texts.test):
             print(f"Tested on {len(tested)} of them, drawn at random (--test-documents).")
         texts = TextSet(texts.name, texts.classes, texts.train, tested)
-        runs = train_all(texts, encoder, args)
+        runs: list[Run] = []
+        with ctrl_c.Interruption() as interruption:
+            train_all(texts, encoder, args, runs)
     except InputError as error:
         # Not command.error: the usage that it prints first would bury the message.
         command.exit(2, f"{command.prog}: error: {error}\n")
-    print_table(runs)
-    draw_curves(runs, output / "curves.png")
-    draw_projections(runs, texts.test.labels, texts.classes, output / "projection.png")
-    print(f"Curves: {output / 'curves.png'}")
-    print(f"Projection: {output / 'projection.png'}")
+    if runs:
+        print_table(runs)
+        draw_curves(runs, output / "curves.png")
+        draw_projections(runs, texts.test.labels, texts.classes, output / "projection.png")
+        print(f"Curves: {output / 'curves.png'}")
+        print(f"Projection: {output / 'projection.png'}")
+    interruption.end()
 
 
 if __name__ == "__main__":

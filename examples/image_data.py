@@ -117,10 +117,23 @@ def entries(folder: Path) -> list[Path]:
         raise InputError(f"cannot list {folder} ({error.strerror}): make it readable") from error
 
 
+def as_rgb(image: Image.Image) -> Image.Image:
+    """In 8 bits a channel. PIL itself would make white of all numbers above 255."""
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("RGB")
+    white = 1.0 if image.mode == "F" else 65535.0  # I is what 16-bit files of some formats become
+    values = np.asarray(image, dtype=np.float64)
+    if not (values.min() >= 0 and values.max() <= white):  # nor are there NaNs
+        raise ValueError(
+            f"its pixels go from {values.min():g} to {values.max():g}, outside of 0 to {white:g}"
+        )
+    return Image.fromarray((values * (255 / white)).round().astype(np.uint8)).convert("RGB")
+
+
 def read_image(file: Path, image_size: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
-            pixels = image.convert("RGB").resize((image_size, image_size))
+            pixels = as_rgb(image).resize((image_size, image_size))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"cannot read image {file} ({error}): replace or remove it") from error
     return np.asarray(pixels).transpose(2, 0, 1)

@@ -81,7 +81,7 @@ def print_table(runs: Runs) -> None:
         for group in runs_of_label.values():
             milliseconds = milliseconds_per_step(group)
             speed_up = ""
-            if baseline:
+            if baseline in runs_of_label:
                 speed_up = f"{milliseconds_per_step(runs_of_label[baseline]) / milliseconds:.2f} x"
             table.add_row(
                 MODEL_NAMES[model],
@@ -116,7 +116,7 @@ def print_differences(runs: Runs) -> None:
 
 
 def loss_difference(ones: Runs, others: Runs, epoch: int) -> float:
-    pairs = zip(ones, others, strict=True)
+    pairs = zip(ones, others, strict=False)  # of the seeds that both were trained with
     return max(abs(one.losses[epoch] - other.losses[epoch]) for one, other in pairs)
 
 

@@ -55,9 +55,9 @@ class TextSet:
         )
 
 
-def read_csv(files: list[Path], test_file: Path | None) -> TextSet:
+def read_csv(files: list[Path], test_file: Path | None, drop_rare: bool = False) -> TextSet:
     """Texts of CSV files, or of a folder's train.csv and test.csv; a quarter is split off for testing
-    where no file is given for that."""
+    where no file is given for that, if need be without rare classes."""
     if len(files) == 1 and files[0].is_dir():
         folder = files[0]
         files, test_file = [folder / "train.csv"], test_file or folder / "test.csv"
@@ -72,8 +72,8 @@ def read_csv(files: list[Path], test_file: Path | None) -> TextSet:
     number = {name: i for i, name in enumerate(classes)}
     labels = torch.tensor([number[name] for name in names])
     if test_file is None:
-        train, test = split(Part(texts, labels), classes, files[0])
-        return TextSet(str(files[0]), classes, train, test)
+        return split(files[0], classes, Part(texts, labels), drop_rare)
+    check_nothing_is_dropped(drop_rare, test_file)
     test_texts, test_names = read_columns(test_file)
     unknown = sorted(set(test_names) - set(classes))
     if unknown:
@@ -120,14 +120,23 @@ def read_columns(file: Path) -> tuple[list[str], list[str]]:
     return texts, names
 
 
-def split(part: Part, classes: list[str], file: Path) -> tuple[Part, Part]:
+def split(file: Path, classes: list[str], part: Part, drop_rare: bool) -> TextSet:
     """Three quarters to train on and one to test on, of each class."""
     counts = torch.bincount(part.labels, minlength=len(classes))
-    if counts.min() < SMALLEST_CLASS:
+    rare = [index for index, count in enumerate(counts.tolist()) if count < SMALLEST_CLASS]
+    if rare and not drop_rare:
+        found = ", ".join(f"class {classes[i]!r} has {int(counts[i])} documents" for i in rare)
         raise InputError(
-            f"{file}: class {classes[int(counts.argmin())]!r} has {int(counts.min())} documents, "
-            f"too few to split a test set off: add some until there are {SMALLEST_CLASS}, or "
-            "give test documents with --test"
+            f"{file}: {found}: too few to split a test set off; add some until there are "
+            f"{SMALLEST_CLASS} of each, leave such classes out with --drop-rare, or give test "
+            "documents with --test"
+        )
+    if rare:
+        classes, part = without(rare, classes, part)
+        print(f"Left out {len(rare)} classes with {int(counts[rare].sum())} documents.")
+    if len(classes) < 2:
+        raise InputError(
+            f"{file} has {len(classes)} classes of {SMALLEST_CLASS} documents: 2 are needed"
         )
     parts = train_test_split(
         torch.arange(len(part)).numpy(),
@@ -136,10 +145,29 @@ def split(part: Part, classes: list[str], file: Path) -> tuple[Part, Part]:
         random_state=0,
     )
     train, test = (torch.from_numpy(index) for index in parts)
-    return Part(part.rows(train), part.labels[train]), Part(part.rows(test), part.labels[test])
+    train, test = (Part(part.rows(index), part.labels[index]) for index in (train, test))
+    return TextSet(str(file), classes, train, test)
 
 
-def read_embeddings(file: Path, test_file: Path | None) -> TextSet:
+def without(rare: list[int], classes: list[str], part: Part) -> tuple[list[str], Part]:
+    """Without the documents of some classes; the others are numbered anew."""
+    kept = [index for index in range(len(classes)) if index not in set(rare)]
+    number = torch.full((len(classes),), -1)
+    number[kept] = torch.arange(len(kept))
+    labels = number[part.labels]
+    rows = (labels >= 0).nonzero().flatten()
+    return [classes[index] for index in kept], Part(part.rows(rows), labels[rows])
+
+
+def check_nothing_is_dropped(drop_rare: bool, test_file: Path) -> None:
+    if drop_rare:
+        raise InputError(
+            "--drop-rare would have no effect: it is for test documents that are split off, and "
+            f"{test_file} has some; leave it out"
+        )
+
+
+def read_embeddings(file: Path, test_file: Path | None, drop_rare: bool = False) -> TextSet:
     """Embeddings of an NPZ file; test documents are its own, those of another file, or split off."""
     arrays = read_arrays(file)
     part = checked(file, arrays.get("embeddings"), arrays.get("labels"))
@@ -155,7 +183,8 @@ def read_embeddings(file: Path, test_file: Path | None) -> TextSet:
     if len(classes) < max(most, 2):
         raise InputError(f"{file} has {len(classes)} classes and labels up to {most - 1}")
     if test is None:
-        return TextSet(str(file), classes, *split(part, classes, file))
+        return split(file, classes, part, drop_rare)
+    check_nothing_is_dropped(drop_rare, test_file or file)
     if part.documents.shape[1] != test.documents.shape[1]:
         raise InputError(
             f"{file} has embeddings of {part.documents.shape[1]} numbers and {test_file} of "

@@ -22,7 +22,23 @@ MOMENTUM = 0.9
 # beside a loss: it overfits nothing, and has to keep up. An RSGDM is an SGD with Nesterov momentum
 # whose learning rate is (1 - momentum) times its own.
 NEW, PRETRAINED, BESIDE = 1e-3, 5e-5, 1e-2
+SHAPES = ((4,), (4, 4))  # of what is trained, but for a sigma
 SGD_FACTORS = {"SGD": 100, "RSGDM": 100 / (1 - MOMENTUM)}
+
+
+def try_out(name: str, lr: float | None, friction_input: str, trains_sigma: bool) -> None:
+    """Take one step, so that an optimizer that cannot train these models fails early."""
+    shapes = [*SHAPES, ()] if trains_sigma else SHAPES
+    parameters = [nn.Parameter(torch.ones(shape)) for shape in shapes]
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer = make_optimizer(name, [(NEW, parameters)], lr, friction_input)
+    try:
+        optimizer.step()
+    except Exception as error:
+        raise InputError(
+            f"{name} cannot train these models ({error}): choose another --optimizer"
+        ) from error
 
 
 def make_optimizer(

@@ -12,7 +12,7 @@ friction_kernels (each in its native and its reference form) or of torch.optim:
 
 Prints a table of test accuracies and of times per optimizer step, and draws the curves of loss
 and accuracy in OUTPUT/curves.png. At each seed, every optimizer starts from the same weights and
-sees the same batches in the same order.
+sees the same batches in the same order. Ctrl-C shows what is trained by then.
 """
 
 import argparse
@@ -25,8 +25,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import ctrl_c
 import torch
-from command_line import InputError, at_least, known_optimizer, writable_folder
+from command_line import (
+    InputError,
+    at_least,
+    known_optimizer,
+    refuse_without_effect,
+    writable_folder,
+)
 from image_data import ImageSet, digits, image_folder
 from image_models import MODELS
 from image_report import Run, draw_curves, print_differences, print_table
@@ -191,17 +198,18 @@ def accuracy(model: nn.Module, images: ImageSet, batch_size: int) -> float:
     return correct / len(images.test_labels)
 
 
-def train_all(contenders: list[Contender], images: ImageSet, args: argparse.Namespace) -> list[Run]:
+def train_all(
+    contenders: list[Contender], images: ImageSet, args: argparse.Namespace, runs: list[Run]
+) -> None:
+    """Append each run as soon as it is finished."""
     models = list(MODELS) if args.model == "both" else [args.model]
     # Seeds are outermost, so that the noise of the machine meets every optimizer alike.
     trainings = list(itertools.product(range(args.seeds), models, contenders))
-    runs = []
     total = len(trainings) * args.epochs * steps_per_epoch(images, args)
     with tqdm(total=total, unit="step", smoothing=0, dynamic_ncols=True) as progress:
         for seed, model_name, each in trainings:
             progress.set_description(f"seed {seed}, {model_name}, {each.label}")
             runs.append(train(model_name, each, seed, images, args, progress))
-    return runs
 
 
 class HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
@@ -248,12 +256,29 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
+def check_options(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    names = args.optimizer or [name for name, _ in DEFAULT_CONTENDERS]
+    names = {known_optimizer(name, TORCH_OPTIMIZERS) for name in names}
+    has_friction = bool(names & set(OPTIMIZERS) - {"RSGDM"})
+    refuse_without_effect(
+        command,
+        {
+            "image_size": (args.data is not None, "for images of --data"),
+            "epochs": (not args.quick, "not for --quick, which has its own"),
+            "seeds": (not args.quick, "not for --quick, which has its own"),
+            "friction_input": (has_friction, "for optimizers with friction"),
+            "beta3": (has_friction, "for optimizers with friction"),
+        },
+    )
+
+
 def main() -> None:
     command = command_line()
     args = command.parse_args()
-    if args.quick:
-        args.seeds, args.epochs = 1, 2
     try:
+        check_options(command, args)
+        if args.quick:
+            args.seeds, args.epochs = 1, 2
         contenders = chosen_contenders(args)
         png = writable_folder(args.output) / "curves.png"
         images = image_folder(args.data, args.image_size) if args.data else digits()
@@ -261,11 +286,15 @@ def main() -> None:
         # Not command.error: the usage that it prints first would bury the message.
         command.exit(2, f"{command.prog}: error: {error}\n")
     print(images)
-    runs = train_all(contenders, images, args)
-    print_table(runs)
-    print_differences(runs)
-    draw_curves(runs, png)
-    print(f"Curves: {png}")
+    runs: list[Run] = []
+    with ctrl_c.Interruption() as interruption:
+        train_all(contenders, images, args, runs)
+    if runs:
+        print_table(runs)
+        print_differences(runs)
+        draw_curves(runs, png)
+        print(f"Curves: {png}")
+    interruption.end()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 A vision transformer learns scikit-learn's handwritten digits, and a small GPT the sources of Python's
 standard library, byte by byte. Prints the memory and the final losses, mean and standard deviation over
 the seeds, and draws the training losses in OUTPUT/curves.png. At each seed, every way to keep the numbers
-starts from the same weights and sees the same batches in the same order.
+starts from the same weights and sees the same batches in the same order. Ctrl-C shows what is trained by
+then.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import ctrl_c
 import matplotlib
 
 matplotlib.use("Agg")
@@ -22,7 +24,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from character_gpt import GPT, Sources
-from command_line import InputError, at_least, writable_folder
+from command_line import InputError, at_least, refuse_without_effect, writable_folder
 from image_data import digits
 from image_models import ViT
 from image_report import COLORS, draw_over_seeds
@@ -125,6 +127,19 @@ def train(task: Task, way: str, seed: int, steps: int, progress: tqdm) -> Run:
     )
 
 
+def train_all(
+    tasks: dict[str, Task], args: argparse.Namespace, runs: dict[tuple[str, str], list[Run]]
+) -> None:
+    """Add each run as soon as it is finished."""
+    # Seeds are outermost, so that the noise of the machine meets every way alike.
+    trainings = list(itertools.product(range(args.seeds), tasks, WAYS))
+    with tqdm(total=len(trainings) * args.steps, unit="step", smoothing=0) as progress:
+        for seed, task, way in trainings:
+            progress.set_description(f"seed {seed}, {task}, {way}")
+            run = train(tasks[task], way, seed, args.steps, progress)
+            runs.setdefault((task, way), []).append(run)
+
+
 def mean_and_deviation(values: Iterable[float], form: str = ".3f") -> str:
     values = list(values)
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -153,21 +168,25 @@ def print_table(runs: dict[tuple[str, str], list[Run]], last: int) -> None:
 
 
 def draw_curves(runs: dict[tuple[str, str], list[Run]], window: int, png: Path) -> None:
-    figure, axes_of_tasks = plt.subplots(1, len(TASKS), figsize=(11, 4.8), layout="constrained")
-    for task, axes in zip(TASKS, axes_of_tasks, strict=True):
+    tasks = list(dict.fromkeys(task for task, _ in runs))
+    figure, grid = plt.subplots(
+        1, len(tasks), figsize=(11, 4.8), squeeze=False, layout="constrained"
+    )
+    for task, axes in zip(tasks, grid[0], strict=True):
         # Curves that lie on each other can all be seen where each is thinner than the one before.
         for color, width, way in zip(COLORS, (8, 5.5, 3, 1), WAYS, strict=False):
             curves = [
                 torch.tensor(run.losses).unfold(0, window, window).mean(1).tolist()
-                for run in runs[task, way]
+                for run in runs.get((task, way), [])
             ]
-            draw_over_seeds(axes, curves, {"color": color, "label": way, "linewidth": width})
+            if curves:
+                draw_over_seeds(axes, curves, {"color": color, "label": way, "linewidth": width})
         axes.set(title=task, xlabel=f"{window} steps each", ylabel="training loss", yscale="log")
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.grid(alpha=0.25, which="both")
         axes.spines[["top", "right"]].set_visible(False)
-    handles, labels = axes_of_tasks[0].get_legend_handles_labels()
+    handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(png, dpi=130)
     plt.close(figure)
@@ -183,24 +202,25 @@ def main() -> None:
     add("--output", type=Path, default=Path("runs/train_low_precision"), help="folder of the PNG")
     add("--quick", action="store_true", help="a smoke run: few steps, two seeds")
     args = command.parse_args()
-    if args.quick:
-        args.steps, args.seeds = QUICK_STEPS, 2
+    own = (not args.quick, "not for --quick, which has its own")
     try:
+        refuse_without_effect(command, {"steps": own, "seeds": own})
+        if args.quick:
+            args.steps, args.seeds = QUICK_STEPS, 2
         png = writable_folder(args.output) / "curves.png"
         tasks = {name: make() for name, make in TASKS.items()}
     except InputError as error:
         command.exit(2, f"{command.prog}: error: {error}\n")
     torch.set_num_threads(1)  # threads would wait for each other longer than such models take
-    runs: dict[tuple[str, str], list[Run]] = {key: [] for key in itertools.product(TASKS, WAYS)}
-    with tqdm(total=len(runs) * args.seeds * args.steps, unit="step", smoothing=0) as progress:
-        # Seeds are outermost, so that the noise of the machine meets every way alike.
-        for seed, (task, way) in itertools.product(range(args.seeds), runs):
-            progress.set_description(f"seed {seed}, {task}, {way}")
-            runs[task, way].append(train(tasks[task], way, seed, args.steps, progress))
-    window = max(1, args.steps // 20)
-    print_table(runs, last=window)
-    draw_curves(runs, window, png)
-    print(f"Curves: {png}")
+    runs: dict[tuple[str, str], list[Run]] = {}
+    with ctrl_c.Interruption() as interruption:
+        train_all(tasks, args, runs)
+    if runs:
+        window = max(1, args.steps // 20)
+        print_table(runs, last=window)
+        draw_curves(runs, window, png)
+        print(f"Curves: {png}")
+    interruption.end()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from functools import cache, lru_cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,16 +28,36 @@ NATIVE_DTYPES = frozenset(
     }
 )
 
+
+def import_failure(package: Path, error: ImportError) -> str:
+    """Why the extension of the package in this folder cannot be imported, and what to do about it."""
+    built = {file.name for file in package.glob("_native.*") if file.suffix != ".pyi"}
+    is_source = (package.parent / "csrc" / "bindings.cpp").is_file()
+    if any(f"_native{suffix}" in built for suffix in EXTENSION_SUFFIXES):
+        reason = str(error)
+    elif built:
+        reason = f"{', '.join(sorted(built))} was built for another Python"
+    elif is_source:
+        reason = f"{package.parent} is the source tree, and nothing is built in it"
+    else:
+        reason = "it was not built"
+    remedy = "install with `pip install .`"
+    if is_source:
+        remedy = (
+            "start Python elsewhere, where it finds the installed package, or install with "
+            "`pip install --editable .`"
+        )
+    return f"friction_kernels._native cannot be imported ({reason}); {remedy}"
+
+
 try:
-    from friction_kernels import _native
+    # Not `from friction_kernels import`, which takes what is missing for a circular import.
+    import friction_kernels._native as _native
 
     native = _native
-except ImportError as error:  # not built, or built for another Python
+except ImportError as error:
     native = None  # type: ignore[assignment]
-    _import_error = (
-        f"friction_kernels._native cannot be imported ({error}); install with `pip install .`, or with "
-        "`pip install --editable .` where Python is started in the clone, whose folder comes first"
-    )
+    _import_error = import_failure(Path(__file__).parent, error)
 
 
 @lru_cache(maxsize=1)

@@ -1,5 +1,6 @@
 """Shared by all tests: hypothesis profiles, thread and instruction-set hygiene, the shared reference data."""
 
+import itertools
 import os
 import signal
 import sys
@@ -41,6 +42,24 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def interrupt_after(monkeypatch):
+    """Ctrl-C after so many steps of a progress bar of tqdm."""
+
+    def after(steps):
+        bar = pytest.importorskip("tqdm").tqdm
+        update, counted = bar.update, itertools.count(1)
+
+        def interrupted(self, n=1):
+            if self.unit == "step" and next(counted) == steps:
+                signal.raise_signal(signal.SIGINT)
+            return update(self, n)
+
+        monkeypatch.setattr(bar, "update", interrupted)
+
+    return after
 
 
 @pytest.fixture

@@ -218,6 +218,30 @@ def test_csv_that_cannot_be_used(tmp_path, refusal, content, complaint) -> None:
     assert str(file) in said and complaint in said
 
 
+def test_all_rare_classes_are_listed_and_can_be_left_out(
+    tmp_path, refusal, finetune_text, capsys
+) -> None:
+    labels = np.repeat([0, 1, 2, 3, 4], [2, 30, 1, 3, 30])
+    noise = np.random.default_rng(0).normal(size=(len(labels), 6)) + labels[:, None] - 2
+    file = tmp_path / "rare.npz"
+    np.savez(file, embeddings=noise, labels=labels, classes=np.array(list("ABCDE")))
+    said = refusal("--embeddings", file)
+    for rare in ("class 'A' has 2", "class 'C' has 1", "class 'D' has 3"):
+        assert rare in said
+    assert "class 'B'" not in said and "--drop-rare" in said
+    finetune_text("--embeddings", file, "--drop-rare", "--loss", "ce", "--steps", 30)
+    printed = capsys.readouterr().out
+    assert "Left out 3 classes with 6 documents" in printed
+    assert "45 documents to train on and 15 to test on, 2 classes" in printed
+    assert table_rows(printed)["ce SigSignAdamW"][1] > 90
+
+
+def test_what_is_left_without_rare_classes_may_be_too_little(tmp_path, refusal) -> None:
+    file = tmp_path / "data.csv"
+    file.write_text("text,label\n" + "one,a\n" * 5 + "two,b\n" * 3)
+    assert "has 1 classes of 4 documents: 2 are needed" in refusal("--data", file, "--drop-rare")
+
+
 def test_label_that_is_tested_and_never_learnt(tmp_path, refusal) -> None:
     (tmp_path / "train.csv").write_text(",text,label\n7,one,a\n8,two,b\n")
     (tmp_path / "test.csv").write_text(",text,label\n7,one,c\n")
@@ -235,6 +259,60 @@ def test_label_that_is_tested_and_never_learnt(tmp_path, refusal) -> None:
 )
 def test_embeddings_that_cannot_be_used(tmp_path, refusal, arrays, complaint) -> None:
     assert complaint in refusal("--embeddings", npz(tmp_path / "e.npz", **arrays))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--loss", "ce", "--form", "log"], "--form"),
+        (["--loss", "ce", "--sigma", "0.5"], "--sigma"),
+        (["--loss", "ce", "--gamma", "0.5"], "--gamma"),
+        (["--loss", "ce", "--memory", "8"], "--memory"),
+        (["--loss", "gloss", "--weight", "0.8"], "--weight"),
+        (["--temperature", "0.1"], "--temperature"),
+        (["--optimizer", "rsgdm", "Adam", "--friction-input", "product"], "--friction-input"),
+        (["--model", "somewhere"], "--model"),
+        (["--max-tokens", "64"], "--max-tokens"),
+    ],
+)
+def test_options_without_effect_are_refused_by_name(tmp_path, refusal, options, complaint) -> None:
+    said = refusal("--embeddings", npz(tmp_path / "e.npz"), *options)
+    assert f"{complaint} would have no effect" in said
+
+
+def test_dropping_is_refused_where_nothing_is_split(tmp_path, refusal) -> None:
+    file, other = npz(tmp_path / "e.npz"), npz(tmp_path / "test.npz")
+    said = refusal("--embeddings", file, "--test", other, "--drop-rare")
+    assert "--drop-rare would have no effect" in said and str(other) in said
+
+
+def test_more_evaluations_than_steps_are_refused(tmp_path, refusal) -> None:
+    given = ["--embeddings", npz(tmp_path / "e.npz"), "--steps", 2]
+    assert "--evaluations 3 are more than 2 steps" in refusal(*given, "--evaluations", 3)
+
+
+@pytest.mark.parametrize("name", ["LBFGS", "Muon"])
+def test_an_optimizer_that_does_not_fit_is_found_before_the_first_training(
+    tmp_path, refusal, name
+) -> None:
+    # Before the documents are read, even.
+    said = refusal("--embeddings", tmp_path / "none.npz", "--optimizer", "SGD", name)
+    assert f"{name} cannot train these models" in said or f"{name} refuses" in said
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_keeps_the_trainings_that_are_finished(
+    tmp_path, finetune_text, interrupt_after, capsys
+) -> None:
+    interrupt_after(25)  # in the third training: the second seed's first
+    given = ["--embeddings", npz(tmp_path / "e.npz"), "--steps", 10, "--seeds", 2]
+    with pytest.raises(SystemExit) as exit_info:
+        finetune_text(*given, "--loss", "ce", "gloss")
+    assert exit_info.value.code == 130
+    said = capsys.readouterr()
+    assert "stopped" in said.err and "Traceback" not in said.err
+    assert list(table_rows(said.out)) == ["ce SigSignAdamW", "gloss log SigSignAdamW"]
+    assert (tmp_path / "plots" / "curves.png").stat().st_size > 1000
 
 
 def test_other_refusals(tmp_path, refusal) -> None:

@@ -93,6 +93,28 @@ def test_gradients_that_were_unscaled_and_clipped_by_hand_are_left_so(backend):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-7)
 
 
+def test_within_a_closure_no_scaler_is_to_be_waited_for():
+    """Who clips there, as Lightning does without a scaler, finds an optimizer like any other."""
+    model = network()
+    opt = SigSignAdamW(model.parameters())
+
+    def says_so():
+        return getattr(opt, "_step_supports_amp_scaling", False)
+
+    assert (
+        says_so()
+    )  # or GradScaler would read and write the gradients once more, and wait for a GPU
+    assert opt.step(says_so) is False
+    assert says_so()
+
+    def fails():
+        raise ValueError
+
+    with pytest.raises(ValueError):
+        opt.step(fails)
+    assert says_so()
+
+
 @both_backends
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
 @pytest.mark.parametrize("unscale", [False, True], ids=["step unscales", "unscaled before"])

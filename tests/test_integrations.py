@@ -1,5 +1,8 @@
 """The examples of examples/integrations that need torch alone, and the builder of optimizers of parts."""
 
+import os
+import signal
+import subprocess
 import sys
 
 import pytest
@@ -32,6 +35,19 @@ def test_importing_the_library_imports_no_other():
 
 def test_timm_style_trains():
     assert accuracy_in(run(FOLDER / "timm_style.py")) > 0.95
+
+
+@pytest.mark.usefixtures("interruptible")
+def test_ctrl_c_ends_an_example_without_a_traceback():
+    command = [sys.executable, "-u", FOLDER / "timm_style.py"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, **pipes) as process:
+        assert process.stdout.readline().startswith("epoch 0")
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert said == "stopped\n" and "test accuracy" not in printed
 
 
 def test_torchtitan_style_trains_and_loads_into_other_parts(tmp_path):

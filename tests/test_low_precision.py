@@ -116,6 +116,23 @@ def test_a_vision_transformer_takes_less_than_7_2_bytes_a_parameter():
     )
 
 
+def test_frozen_parameters_do_not_hide_what_a_trainable_one_takes():
+    frozen = nn.Parameter(torch.zeros(1000), requires_grad=False)
+    stopped, trained = (nn.Parameter(torch.zeros(100)) for _ in range(2))
+    opt = RSGDM([frozen, stopped, trained])
+    run(opt, [stopped, trained], range(1))
+    stopped.requires_grad_(False)  # and keeps its state
+    report = opt.memory_report()
+    assert (report.parameters, report.trainable_parameters) == (1200, 100)
+    state = 4 * 100 + opt.state[trained]["step"].nbytes
+    assert report.bytes_per_trainable_parameter == (4 * 100 + state) / 100
+    assert report.total == 4 * 1200 + 2 * state
+    head, *rows, last = str(report).splitlines()
+    assert head.endswith("bytes a trainable parameter") and "1,200 parameters, 100 of them" in last
+    assert [row.split()[-1] for row in rows] == ["4.000", "0.040", "4.000", "8.040"]
+    assert rows[0].split()[1:3] == ["4,800", "4.000"]
+
+
 @both_backends
 def test_the_table_of_a_report_can_be_read(backend):
     params = make_params(dtype=torch.bfloat16)

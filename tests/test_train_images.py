@@ -1,5 +1,6 @@
 """The training example from its command line: what it prints, what it draws, what it refuses."""
 
+import importlib
 import os
 import re
 import runpy
@@ -113,6 +114,80 @@ def test_unreadable_image(tmp_path: Path, refusal: Callable[..., str]) -> None:
     broken = data / "dogs" / "broken.png"
     broken.write_bytes(b"not an image")
     assert f"cannot read image {broken}" in refusal("--data", data, "--output", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype", "white"),
+    [
+        ("png", np.uint16, 65535),
+        ("tiff", np.uint16, 65535),
+        ("tiff", np.int32, 65535),
+        ("tiff", np.float32, 1),
+        ("png", np.uint8, 255),
+    ],
+)
+def test_grey_of_any_depth_keeps_its_shades(tmp_path, monkeypatch, suffix, dtype, white) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    read_image = importlib.import_module("image_data").read_image
+    shades = np.linspace(0, 255, 64).round().reshape(8, 8)
+    file = tmp_path / f"shades.{suffix}"
+    Image.fromarray((shades * (white / 255)).astype(dtype)).save(file)
+    pixels = read_image(file, 8)
+    assert pixels.shape == (3, 8, 8)
+    for channel in pixels:
+        np.testing.assert_allclose(channel, shades, atol=1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value", "complaint"),
+    [
+        (np.int32, 70000, "from 70000 to 70000, outside of 0 to 65535"),
+        (np.float32, 255, "from 255 to 255, outside of 0 to 1"),
+        (np.float32, np.nan, "outside of 0 to 1"),
+    ],
+)
+def test_image_whose_white_is_not_known(tmp_path, refusal, dtype, value, complaint) -> None:
+    data = image_folder(tmp_path / "data", cats=4, dogs=4)
+    odd = data / "dogs" / "odd.tiff"
+    Image.fromarray(np.full((12, 10), value, dtype)).save(odd)
+    said = refusal("--data", data, "--output", tmp_path)
+    assert f"cannot read image {odd}" in said and complaint in said
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--image-size", 32], "--image-size"),
+        (["--quick", "--seeds", 2], "--seeds"),
+        (["--quick", "--epochs", 3], "--epochs"),
+        (["--optimizer", "rsgdm", "SGD", "--beta3", 0.5], "--beta3"),
+        (["--optimizer", "AdamW", "--friction-input", "product"], "--friction-input"),
+    ],
+)
+def test_options_without_effect_are_refused_by_name(refusal, options, complaint) -> None:
+    assert f"{complaint} would have no effect" in refusal(*options)
+
+
+@pytest.mark.usefixtures("interruptible", "one_thread")
+def test_ctrl_c_keeps_the_trainings_that_are_finished(
+    tmp_path, monkeypatch, interrupt_after, capsys
+) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    options = ["--data", image_folder(tmp_path / "data", cats=8, dogs=8), "--batch-size", 6]
+    options += ["--model", "vit", "--optimizer", "SigSignAdamW", "--epochs", 1]
+    options += ["--image-size", 8, "--output", tmp_path]
+    monkeypatch.setattr(sys, "argv", [EXAMPLE.name, *map(str, options)])
+    interrupt_after(8)  # two steps a training: in the fourth, the second seed's second
+    with pytest.raises(SystemExit) as exit_info:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    assert exit_info.value.code == 130
+    said = capsys.readouterr()
+    assert "stopped" in said.err and "Traceback" not in said.err
+    assert re.search(r"SigSignAdamW +native +\d+\.\d ± ", said.out)
+    assert re.search(r"SigSignAdamW +reference +\d+\.\d % ", said.out)
+    assert "are the same mathematics" in said.out
+    with Image.open(tmp_path / "curves.png") as curves:
+        assert curves.format == "PNG"
 
 
 def test_unknown_optimizer(refusal: Callable[..., str]) -> None:

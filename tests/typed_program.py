@@ -66,6 +66,7 @@ def train(model: nn.Module, batch: Tensor) -> None:
     scheduler.step()
     assert_type(opt.grad_norm, Tensor | None)
     assert_type(opt.memory_report().bytes_per_parameter, float)
+    assert_type(opt.memory_report().bytes_per_trainable_parameter, float)
     assert_type(friction_stats(opt), list[FrictionStats])
     assert_type(friction_stats(opt)[0].count, int)
     assert_type(clip_grad_norm_(model.parameters(), 1.0), Tensor)

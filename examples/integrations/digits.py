@@ -1,5 +1,6 @@
 """The data of these examples: scikit-learn's handwritten digits, and a small network for them."""
 
+import ending  # noqa: F401 - before what takes seconds to load
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split

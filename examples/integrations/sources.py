@@ -6,6 +6,8 @@ import sysconfig
 import tokenize
 from pathlib import Path
 
+import ending  # noqa: F401 - before what takes seconds to load
+
 CLASSES = ("comment", "docstring of a class", "docstring of a function", "message of an error")
 SHORTEST = 30  # characters
 

@@ -143,13 +143,23 @@ class PlannedOptimizer(Optimizer, ABC):
         """
         loss = None
         if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+            loss = self._evaluate(closure)
         if torch.compiler.is_compiling():
             compiled.step(self)
         else:
             self._step()
         return loss
+
+    def _evaluate(self, closure: Callable[[], float]) -> float:
+        # GradScaler takes no closures: whoever asks within one finds gradients that nobody is to unscale.
+        # Lightning does, and refuses to clip there unless this is said.
+        if not torch.compiler.is_compiling():
+            self._step_supports_amp_scaling = False
+        try:
+            with torch.enable_grad():
+                return closure()
+        finally:
+            self.__dict__.pop("_step_supports_amp_scaling", None)
 
     # Schedulers wrap step() to see that it was called, in a function that torch.compile cannot trace. This
     # one says so itself.

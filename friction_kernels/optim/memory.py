@@ -20,23 +20,23 @@ class MemoryReport:
     Gradients are not counted; of DTensors this process's parts are.
 
     Attributes:
-        parameters: how many elements the parameters have.
+        parameters: how many elements the parameters have, frozen ones among them.
         sizes: bytes of the parameters ("parameter") and of each state by its name.
+        trainable_parameters: how many elements have the parameters that require gradients.
+        trainable_sizes: `sizes` of these alone.
     """
 
     parameters: int
     sizes: dict[str, int]
+    trainable_parameters: int
+    trainable_sizes: dict[str, int]
 
     @classmethod
     def of(cls, opt: PlannedOptimizer) -> MemoryReport:
         """What an optimizer's parameters and states take now."""
         params = [param for group in opt.param_groups for param in group["params"]]
-        sizes = {"parameter": sum(_bytes(local(param)) for param in params)}
-        for param in params:
-            for key, value in opt.state.get(param, {}).items():
-                if isinstance(value, Tensor):
-                    sizes[key] = sizes.get(key, 0) + _bytes(value)
-        return cls(sum(local(param).numel() for param in params), sizes)
+        trainable = [param for param in params if param.requires_grad]
+        return cls(*_count(opt, params), *_count(opt, trainable))
 
     @property
     def total(self) -> int:
@@ -53,14 +53,37 @@ class MemoryReport:
         """`total` for one element."""
         return self.total / max(self.parameters, 1)
 
+    @property
+    def bytes_per_trainable_parameter(self) -> float:
+        """Bytes of the trainable parameters and their states, for one element of them."""
+        return sum(self.trainable_sizes.values()) / max(self.trainable_parameters, 1)
+
     def __str__(self) -> str:
         rows = [*self.sizes.items(), ("in all", self.total)]
+        columns = {"bytes a parameter": (dict(rows), self.parameters)}
+        count = f"{self.parameters:,} parameters"
+        if self.trainable_parameters != self.parameters:
+            own = {**self.trainable_sizes, "in all": sum(self.trainable_sizes.values())}
+            columns["bytes a trainable parameter"] = own, self.trainable_parameters
+            count += f", {self.trainable_parameters:,} of them trainable"
         width = max(len(name) for name, _ in rows)
-        lines = [f"{'':{width}}  {'bytes':>16}  bytes a parameter"]
+        lines = ["  ".join([" " * width, f"{'bytes':>16}", *columns])]
         for name, size in rows:
-            lines.append(f"{name:{width}}  {size:>16,}  {size / max(self.parameters, 1):>17.3f}")
-        lines.append(f"{self.parameters:,} parameters; gradients not counted")
-        return "\n".join(lines)
+            line = f"{name:{width}}  {size:>16,}"
+            for title, (sizes, elements) in columns.items():
+                line += f"  {sizes.get(name, 0) / max(elements, 1):>{len(title)}.3f}"
+            lines.append(line)
+        return "\n".join([*lines, f"{count}; gradients not counted"])
+
+
+def _count(opt: PlannedOptimizer, params: list[Tensor]) -> tuple[int, dict[str, int]]:
+    """How many elements the parameters have, and the bytes of them and of their states."""
+    sizes = {"parameter": sum(_bytes(local(param)) for param in params)}
+    for param in params:
+        for key, value in opt.state.get(param, {}).items():
+            if isinstance(value, Tensor):
+                sizes[key] = sizes.get(key, 0) + _bytes(value)
+    return sum(local(param).numel() for param in params), sizes
 
 
 def _bytes(tensor: Tensor) -> int:
