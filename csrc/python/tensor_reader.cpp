@@ -27,7 +27,7 @@ bool has_memory(PyObject* tensor) {
 }  // namespace
 
 TensorReader::TensorReader(py::type tensor, py::type parameter)
-    : tensor_(std::move(tensor)), parameter_(std::move(parameter)), grad_(tensor_.attr("grad")) {
+    : tensor_(tensor), types_{std::move(tensor), std::move(parameter)}, grad_(tensor_.attr("grad")) {
   get_grad_ = Py_TYPE(grad_.ptr())->tp_descr_get;
   const py::object capsule = py::getattr(tensor_, "__dlpack_c_exchange_api__", py::none());
   if (capsule.is_none() || get_grad_ == nullptr)
@@ -50,8 +50,7 @@ py::object TensorReader::part_of(PyObject* object) const {
 }
 
 bool TensorReader::read(PyObject* object, TensorView& out) const {
-  const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != tensor_.ptr() && type != parameter_.ptr()) return false;
+  if (!allows(reinterpret_cast<PyObject*>(Py_TYPE(object)))) return false;
   dlpack::Tensor tensor;
   if (api_->tensor_from_py_object(object, &tensor) != 0) {
     PyErr_Clear();  // sparse, meta and the like: the caller says what it is
