@@ -164,8 +164,7 @@ class PlannedOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def _step(self) -> None:
-        for index, group in enumerate(self.param_groups):
-            checks.check_group(index, group, self._options)
+        checks.check_groups(self.param_groups, self._options)
         checks.check_not_faking()
         if is_capturing():
             checks.check_captured(self.param_groups)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -147,12 +147,17 @@ def check_device(name: object, param: Tensor, first_name: LateName, first: Tenso
         )
 
 
-def check_group(index: int, group: Mapping[str, Any], options: Collection[str]) -> None:
+def check_groups(groups: Iterable[Mapping[str, Any]], options: Set[str]) -> None:
+    for index, group in enumerate(groups):
+        check_group(index, group, options)
+
+
+def check_group(index: int, group: Mapping[str, Any], options: Set[str]) -> None:
     """Raise where a group has no longer what a step reads."""
-    missing = next((key for key in ("params", *options) if key not in group), None)
-    if missing is not None:
+    if "params" not in group or not options <= group.keys():
+        missing = {"params", *options} - group.keys()
         raise ValueError(
-            f"group {index} of param_groups has no {missing!r}; put it back, or add groups with "
+            f"group {index} of param_groups has no {min(missing)!r}; put it back, or add groups with "
             "add_param_group(), which completes them"
         )
     if not isinstance(group["params"], (list, tuple)):

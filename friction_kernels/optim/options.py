@@ -42,7 +42,7 @@ _COMPANIONS = {
 }
 COMPANION_NAMES = ("residual", "master")
 # Options that only torch's optimizers have, with the values that ask for nothing.
-_TORCHS = {
+TORCHS = {
     "foreach": (None, False),
     "fused": (None, False),
     "differentiable": (False,),
@@ -111,13 +111,17 @@ def check_seed(seed: object) -> None:
 
 
 def without_torchs(
-    index: int, group: dict[str, Any], own: Collection[str], kind: Mapping[str, Any], class_name: str
+    index: int,
+    group: dict[str, Any],
+    own: Collection[str],
+    kind: Mapping[str, Any],
+    class_name: str,
 ) -> dict[str, Any]:
     """A new group less the options that only torch's optimizers have; raise where one asks for something.
 
     own: the options that the class has; kind: what it does in any case.
     """
-    known = {**_TORCHS, **{key: (value,) for key, value in kind.items()}}
+    known = {**TORCHS, **{key: (value,) for key, value in kind.items()}}
     foreign = [key for key in group if key in known and key not in own]
     for key in foreign:
         value = group[key]
