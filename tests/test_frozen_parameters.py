@@ -75,7 +75,10 @@ def test_frozen_parameter_is_left_alone_in_any_place(kind, backend, options):
             assert torch.equal(ours, alone)
             assert other not in opt.state
             assert kind in ("meta", "sparse") or torch.equal(other, before)
-            assert opt.memory_report().parameters == 300 + other.numel()
+            report = opt.memory_report()
+            assert report.parameters == 300 + other.numel()
+            of_other = 0 if other.is_meta else other.numel() * other.element_size()
+            assert report.sizes["parameter"] == 1200 + of_other
             opt.load_state_dict(opt.state_dict())
             step(opt, ours)
 

@@ -64,4 +64,4 @@ class MemoryReport:
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return 0 if tensor.is_meta else tensor.numel() * tensor.element_size()

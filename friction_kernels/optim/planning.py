@@ -386,6 +386,6 @@ def _native_entry(
     state = (opt.state[param] if native and param in opt.state else None) or None
     companion = options.companion(param, group)
     rounding = None
-    if options.rounds_stochastically(param, group):
+    if state is not None and options.rounds_stochastically(param, group):
         rounding = (entry.ordinal, *shard_of(param, opt.projects_rows))
     return (param, state, entry.group, native, companion and companion[0], rounding)

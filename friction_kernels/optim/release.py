@@ -52,9 +52,9 @@ def release_gradients(
     Raises:
         TypeError: another kind of optimizer.
         ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet, or is
-            given to the optimizer twice; a group
-            has max_grad_norm or skip_nonfinite, which need all gradients at once; a model with
-            DistributedDataParallel in it, which reduces gradients after they arrive.
+            given to the optimizer twice; a group has max_grad_norm or skip_nonfinite, which need all
+            gradients at once; a model with DistributedDataParallel in it, which reduces gradients after
+            they arrive.
         RuntimeError: the optimizer releases already. And from backward() or step(), where one of those
             options was set since; and from step() under a torch.amp.GradScaler, whose scale the gradients
             still had when they were stepped by: train in bfloat16 without it, or do not release; and
