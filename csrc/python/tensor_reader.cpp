@@ -27,7 +27,9 @@ bool has_memory(PyObject* tensor) {
 }  // namespace
 
 TensorReader::TensorReader(py::type tensor, py::type parameter)
-    : tensor_(tensor), types_{std::move(tensor), std::move(parameter)}, grad_(tensor_.attr("grad")) {
+    : tensor_(tensor),
+      types_{std::move(tensor), std::move(parameter)},
+      grad_(tensor_.attr("grad")) {
   get_grad_ = Py_TYPE(grad_.ptr())->tp_descr_get;
   const py::object capsule = py::getattr(tensor_, "__dlpack_c_exchange_api__", py::none());
   if (capsule.is_none() || get_grad_ == nullptr)
