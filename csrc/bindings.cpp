@@ -174,6 +174,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("launch_counts", &launch_counts);
   py::class_<TensorReader, std::shared_ptr<TensorReader>>(m, "TensorReader")
       .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
+      .def("allow", &TensorReader::allow, py::arg("subclass"))
       .def("unwrap", &TensorReader::unwrap, py::arg("dtensor"));
   py::class_<Plan>(m, "Plan").def_property_readonly("updated", &Plan::updated);
   bind_rules(m, Rules());

@@ -8,13 +8,16 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from friction_kernels.shards import is_dtensor, local
 
-BACKENDS = ("auto", "native", "reference")
+Backend = Literal["auto", "native", "reference"]
+BACKENDS = get_args(Backend)
 
 NATIVE_DTYPES = frozenset(
     {
@@ -66,7 +69,7 @@ def tensor_reader() -> _native.TensorReader:
     if native is None:
         raise ImportError(_import_error)
     try:
-        return native.TensorReader(torch.Tensor, torch.nn.Parameter)
+        return native.TensorReader(torch.Tensor, Parameter)
     except RuntimeError as error:
         raise ImportError(
             f"torch {torch.__version__}: {error}; install torch 2.11 or newer"
@@ -98,6 +101,14 @@ def device_bytes(count: int, device: int) -> Tensor:
     return torch.empty(count, dtype=torch.uint8, device=f"cuda:{device}")
 
 
+def is_plain(kind: type) -> bool:
+    """Whether a subclass of nn.Parameter leaves to torch what its tensors hold and what operators do."""
+    return issubclass(kind, Parameter) and all(
+        getattr(kind, name) is getattr(Parameter, name)
+        for name in ("__torch_function__", "__torch_dispatch__", "data", "grad")
+    )
+
+
 def why_not_native(param: Tensor) -> str | None:
     """Why the native backend cannot serve this parameter, or None where it can."""
     if native_reason() is not None:
@@ -107,8 +118,11 @@ def why_not_native(param: Tensor) -> str | None:
         (local(param), "it"),
         (grad if grad is None else local(grad), "its gradient"),
     ):
-        if tensor is not None and type(tensor) not in (Tensor, torch.nn.Parameter):
+        if tensor is None or type(tensor) in (Tensor, Parameter):
+            continue
+        if not is_plain(type(tensor)):
             return f"{name} is a {type(tensor).__qualname__}, whose memory only torch knows"
+        tensor_reader().allow(type(tensor))
     if param.device.type == "cuda":
         if reason := cuda_reason(param.device.index):
             return f"it is on {param.device}, and {reason}"

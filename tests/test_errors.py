@@ -234,8 +234,9 @@ def add_group(opt, params):
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
 @every_optimizer
-def test_parameter_of_integer_type_is_refused(name, dtype):
+def test_parameter_of_integer_type_with_a_gradient_is_refused(name, dtype):
     bad = nn.Parameter(torch.zeros(3, dtype=dtype), requires_grad=False)
+    bad.grad = torch.ones(3, dtype=dtype)
     named = [("weight", make_params()[0]), ("count", bad)]
     says = rf"parameter 1 of group 0 \('count', shape \(3,\)\) has type {dtype}.*leave it out"
     with pytest.raises(TypeError, match=says):

@@ -6,10 +6,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 
-from friction_kernels import OPTIMIZERS, _native, optim
+from friction_kernels import (
+    OPTIMIZERS,
+    _native,
+    backends,
+    gaussian_sigma,
+    label_propagation,
+    losses,
+    optim,
+)
+from friction_kernels.graph import checks as graph_checks
+from friction_kernels.graph import select, sigma, tiles
+from friction_kernels.losses import gloss
+from friction_kernels.optim import friction_adam, options
 
 ROOT = Path(__file__).parents[1]
 STUB = ast.parse((ROOT / "friction_kernels" / "_native.pyi").read_text())
@@ -78,3 +91,36 @@ def test_the_stubs_classes_have_what_the_extensions_have(name):
         attribute = getattr(native, member)
         if callable(attribute):
             assert parameters(function) == parameters_in_docstring(attribute), member
+
+
+# What a type checker refuses as a name, the call refuses, too: both read one list.
+NAMES = [
+    (optim.SigSignAdamW, "friction_input", friction_adam.FRICTION_INPUTS),
+    (optim.SigSignAdamW, "master", options.MASTERS),
+    (optim.TanhSignGrad, "rounding", options.ROUNDINGS),
+    (optim.SigSignAdamP, "backend", backends.BACKENDS),
+    (optim.RSGDM, "state_dtype", options.STATE_DTYPES),
+    (losses.GLoss, "form", gloss.FORMS),
+    (losses.GLoss, "reduction", gloss.REDUCTIONS),
+    (losses.GLoss, "solver", graph_checks.SOLVERS),
+    (losses.GLoss, "precision", tiles.PRECISIONS),
+    (losses.GLoss, "backend", select.GRAPH_BACKENDS),
+    (losses.GLoss, "sigma", ("learnable", *sigma.RULES)),
+    (label_propagation, "solver", graph_checks.SOLVERS),
+    (gaussian_sigma, "rule", sigma.RULES),
+]
+
+
+def names_in(annotation):
+    """The names that a type admits."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    return set().union(*map(names_in, get_args(annotation)))
+
+
+@pytest.mark.parametrize(("function", "option", "choices"), NAMES)
+def test_names_that_are_typed_are_those_that_are_taken(function, option, choices):
+    annotation = get_type_hints(function.__init__ if inspect.isclass(function) else function)[
+        option
+    ]
+    assert names_in(annotation) == {choice for choice in choices if choice is not None}

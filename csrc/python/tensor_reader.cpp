@@ -27,8 +27,8 @@ bool has_memory(PyObject* tensor) {
 }  // namespace
 
 TensorReader::TensorReader(py::type tensor, py::type parameter)
-    : tensor_(std::move(tensor)),
-      parameter_(std::move(parameter)),
+    : tensor_(tensor),
+      types_{std::move(tensor), std::move(parameter)},
       grad_(tensor_.attr("grad")),
       is_neg_(tensor_.attr("is_neg")),
       is_conj_(tensor_.attr("is_conj")) {
@@ -54,8 +54,7 @@ py::object TensorReader::part_of(PyObject* object) const {
 }
 
 bool TensorReader::read(PyObject* object, TensorView& out) const {
-  const PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
-  if (type != tensor_.ptr() && type != parameter_.ptr()) return false;
+  if (!allows(reinterpret_cast<PyObject*>(Py_TYPE(object)))) return false;
   dlpack::Tensor tensor;
   if (api_->tensor_from_py_object(object, &tensor) != 0) {
     PyErr_Clear();  // sparse, meta and the like: the caller says what it is

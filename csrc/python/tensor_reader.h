@@ -4,6 +4,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "../dtypes.h"
 #include "dlpack_abi.h"
 
@@ -27,8 +30,14 @@ struct TensorView {
 class TensorReader {
  public:
   // torch.Tensor and torch.nn.Parameter: the types read natively. Subclasses may keep their data
-  // elsewhere. Throws std::runtime_error where this torch does not publish the interface.
+  // elsewhere: each has to be allowed. Throws std::runtime_error where this torch does not publish
+  // the interface.
   TensorReader(pybind11::type tensor, pybind11::type parameter);
+
+  // Read this subclass natively, too: its data lie where a plain tensor's do.
+  void allow(pybind11::type subclass) {
+    if (!allows(subclass.ptr())) types_.push_back(std::move(subclass));
+  }
 
   // DTensors are read as the part of them that is here. Until this is called nothing is one.
   void unwrap(pybind11::type dtensor) { dtensor_ = std::move(dtensor); }
@@ -67,7 +76,13 @@ class TensorReader {
     return answer == Py_True;
   }
 
-  pybind11::type tensor_, parameter_;
+  bool allows(const PyObject* type) const {
+    return std::any_of(types_.begin(), types_.end(),
+                       [type](const pybind11::type& allowed) { return allowed.ptr() == type; });
+  }
+
+  pybind11::type tensor_;
+  std::vector<pybind11::type> types_;  // held, so that no other type gets the address of one
   pybind11::object dtensor_;
   pybind11::object grad_, is_neg_, is_conj_;
   descrgetfunc get_grad_;

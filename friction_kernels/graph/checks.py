@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+Solver = Literal["cg", "iterate"]
+SOLVERS = get_args(Solver)
 NAMED_AT_MOST = 10  # of the rows at fault
 
 
@@ -50,7 +53,7 @@ def check_sigma(sigma: object) -> None:
 
 
 def check_solver(solver: str, tol: float, max_iter: int, num_iters: int) -> None:
-    check_choice("solver", solver, ("cg", "iterate"))
+    check_choice("solver", solver, SOLVERS)
     check_positive("tol", tol)
     check_integer("max_iter", max_iter, 1)
     check_integer("num_iters", num_iters, 1)

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
+from friction_kernels.graph.checks import Solver
 from friction_kernels.graph.compiling import uncompiled
 from friction_kernels.graph.harmonic import Report, Settings, propagate
 from friction_kernels.graph.nodes import Nodes, arrange
-from friction_kernels.graph.select import GRAPH_BACKENDS, choose, similarity
-from friction_kernels.graph.tiles import PRECISIONS
+from friction_kernels.graph.select import GRAPH_BACKENDS, GraphBackend, choose, similarity
+from friction_kernels.graph.tiles import PRECISIONS, Precision
 
 
 @uncompiled
@@ -21,13 +22,13 @@ def label_propagation(
     *,
     sigma: float | Tensor = 0.5,
     labelled: Tensor | None = None,
-    solver: str = "cg",
+    solver: Solver = "cg",
     tol: float = 1e-5,
     max_iter: int = 64,
     num_iters: int = 10,
-    precision: str = "fp32",
+    precision: Precision = "fp32",
     ignore_index: int = -100,
-    backend: str = "auto",
+    backend: GraphBackend = "auto",
     memory_budget: int = 0,
 ) -> Tensor:
     """Class probabilities F of all nodes, differentiable in embeddings and sigma.

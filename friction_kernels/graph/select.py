@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -11,7 +12,8 @@ from friction_kernels.graph.chunked import ChunkedSimilarity
 from friction_kernels.graph.weighted import LARGEST_EXPONENT, WeightedSimilarity
 from friction_kernels.warn import warn
 
-GRAPH_BACKENDS = ("auto", "triton", "chunked", "dense")
+GraphBackend = Literal["auto", "triton", "chunked", "dense"]
+GRAPH_BACKENDS = get_args(GraphBackend)
 STORED_BY_AUTO = 4096  # nodes: 64 MiB in float32
 STORED_AT_MOST = 16384  # nodes: 1 GiB in float32
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import reduce
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
 
-RULES = ("root", "mst", "median")
+Rule = Literal["root", "mst", "median"]
+RULES = get_args(Rule)
 ELEMENTS_AT_ONCE = 1 << 21  # of distances: 16 MiB in float64
 SAME_POINT = 1e-13  # squared distance over squared length: what rounding to float32 can part
 
@@ -20,7 +22,7 @@ SAME_POINT = 1e-13  # squared distance over squared length: what rounding to flo
 def gaussian_sigma(
     embeddings: Tensor,
     labels: Tensor | None = None,
-    rule: str = "root",
+    rule: Rule = "root",
     *,
     normalize: bool = True,
     ignore_index: int = -100,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-PRECISIONS = ("fp32", "tf32", "bf16")
+Precision = Literal["fp32", "tf32", "bf16"]
+PRECISIONS = get_args(Precision)
 # A tile is whole rows: many enough for an efficient product, few enough to be far below N x N.
 ELEMENTS_PER_TILE = 1 << 22  # 16 MiB in float32
 FEWEST_ROWS, MOST_ROWS = 64, 1024

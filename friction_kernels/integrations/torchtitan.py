@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from torch.distributed.checkpoint.stateful import Stateful
 from torch.optim import Optimizer
 
 from friction_kernels.optim import OPTIMIZERS
+from friction_kernels.optim.options import TORCHS
 
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
 _OF_ONE_OPTIMIZER = ("max_grad_norm", "skip_nonfinite")
@@ -101,15 +103,28 @@ def build_optimizers(
         ValueError, TypeError: options that the optimizer refuses.
     """
     for group in param_groups:
-        if group.optimizer_name not in OPTIMIZERS:
-            raise ValueError(
-                f"unknown optimizer {group.optimizer_name!r} of the pattern {group.pattern!r}: choose "
-                f"one of {', '.join(OPTIMIZERS)}"
-            )
+        _check_config(group)
     container = OptimizersContainer([(part, _of_part(part, param_groups)) for part in model_parts])
     if len(container) > 1:
         _refuse_what_looks_at_all_gradients(param_groups, len(container))
     return container
+
+
+def _check_config(config: ParamGroupConfig) -> None:
+    if config.optimizer_name not in OPTIMIZERS:
+        raise ValueError(
+            f"unknown optimizer {config.optimizer_name!r} of the pattern {config.pattern!r}: choose "
+            f"one of {', '.join(OPTIMIZERS)}"
+        )
+    options = inspect.signature(OPTIMIZERS[config.optimizer_name]).parameters.keys() - {"params"}
+    unknown = (
+        config.optimizer_kwargs.keys() - options - TORCHS.keys()
+    )  # of those the optimizer tells
+    if unknown:
+        raise TypeError(
+            f"{config.optimizer_name} has no option {min(unknown)!r}, which the group of the pattern "
+            f"{config.pattern!r} has; choose among {', '.join(sorted(options))}"
+        )
 
 
 def _of_part(part: nn.Module, configs: Sequence[ParamGroupConfig]) -> list[Optimizer]:

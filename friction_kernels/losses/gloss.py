@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
 from friction_kernels.graph import checks
+from friction_kernels.graph.checks import Solver
 from friction_kernels.graph.compiling import uncompiled
 from friction_kernels.graph.nodes import Nodes, arrange, draw_keys, first_of, rank_nodes
 from friction_kernels.graph.propagation import inverse_square, propagate_nodes
-from friction_kernels.graph.select import GRAPH_BACKENDS, choose
-from friction_kernels.graph.sigma import RULES, gaussian_sigma
-from friction_kernels.graph.tiles import PRECISIONS
+from friction_kernels.graph.select import GRAPH_BACKENDS, GraphBackend, choose
+from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
+from friction_kernels.graph.tiles import PRECISIONS, Precision
 from friction_kernels.losses.batch import Launched, one_launch_loss, one_launch_serves
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
 from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.statistics import GLossStats
 from friction_kernels.warn import warn
 
-FORMS = ("official", "log")
+Form = Literal["official", "log"]
+Reduction = Literal["mean", "sum", "none"]
+FORMS, REDUCTIONS = get_args(Form), get_args(Reduction)
 SIGMA_AT_FIRST = 0.5  # of sigma="learnable"
 PROBABILITY_FLOOR = 1e-6  # of the log form, whose slope would be infinite at F = 0
 
@@ -101,19 +104,19 @@ class GLoss(torch.nn.Module):
     def __init__(
         self,
         num_classes: int,
-        sigma: float | Tensor | str = 0.5,
+        sigma: float | Tensor | Literal["learnable"] | Rule = 0.5,
         gamma: float = 0.7,
-        form: str = "official",
+        form: Form = "official",
         class_weight: Tensor | None = None,
-        solver: str = "cg",
+        solver: Solver = "cg",
         tol: float = 1e-5,
         max_iter: int = 64,
         num_iters: int = 10,
-        precision: str = "fp32",
-        reduction: str = "mean",
+        precision: Precision = "fp32",
+        reduction: Reduction = "mean",
         ignore_index: int = -100,
         memory: GraphMemory | None = None,
-        backend: str = "auto",
+        backend: GraphBackend = "auto",
         generator: torch.Generator | None = None,
         gather: bool = False,
         memory_budget: int = 0,
@@ -126,7 +129,7 @@ class GLoss(torch.nn.Module):
         checks.check_class_weight(class_weight, num_classes)
         checks.check_solver(solver, tol, max_iter, num_iters)
         checks.check_choice("precision", precision, PRECISIONS)
-        checks.check_choice("reduction", reduction, ("mean", "sum", "none"))
+        checks.check_choice("reduction", reduction, REDUCTIONS)
         checks.check_choice("backend", backend, GRAPH_BACKENDS)
         checks.check_integer("memory_budget", memory_budget, 0)
         if memory is not None and not isinstance(memory, GraphMemory):
@@ -145,8 +148,8 @@ class GLoss(torch.nn.Module):
         self._launched: Launched | None = None  # in its place, where the last call was one launch
         self._warned_of_classes = False
 
-    def _set_sigma(self, sigma: float | Tensor | str) -> None:
-        self.sigma_rule: str | None = None
+    def _set_sigma(self, sigma: float | Tensor | Literal["learnable"] | Rule) -> None:
+        self.sigma_rule: Rule | None = None
         if not isinstance(sigma, str):
             checks.check_sigma(sigma)
             self._sigma = sigma

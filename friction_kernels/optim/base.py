@@ -37,6 +37,7 @@ class PlannedOptimizer(Optimizer, ABC):
     # The state's tensors; True: kept in float32 at least, False: in the parameter's type.
     state_lists: ClassVar[dict[str, bool]]
 
+    _number: int  # by which compiled steps find the optimizer
     _guard: Guard | None = None  # of the last step, where max_grad_norm asked for a norm
     # The handle of release_gradients, while it holds.
     _released: Any = None
@@ -72,6 +73,7 @@ class PlannedOptimizer(Optimizer, ABC):
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
         compiled.register(self)
         self._check_options(defaults)
+        self._options = frozenset(defaults)
         super().__init__(params, defaults)
 
     def _check_options(self, group: dict[str, Any]) -> None:
@@ -89,18 +91,24 @@ class PlannedOptimizer(Optimizer, ABC):
             ValueError, TypeError: as from the constructor; nothing is added then.
         """
         if isinstance(param_group, dict):  # torch says what else it got
+            index = len(self.param_groups)
             params = param_group.get("params")
+            if params is None:
+                raise TypeError(f"group {index} has no 'params': a list of parameters is missing")
             if isinstance(params, Tensor):
                 params = [params]
-            elif params is None or isinstance(params, set):
+            elif isinstance(params, set):
                 params = []  # torch says what is wrong with them
             else:
                 params = param_group["params"] = list(params)
-            checks.check_parameters(params, len(self.param_groups))
+            param_group = options.without_torchs(
+                index, param_group, self._options, self._kind(), type(self).__name__
+            )
+            checks.check_parameters(params, index)
             group = {**self.defaults, **param_group}
             self._check_options(group)
             checks.check_capturable(group, params)
-            options.check_parameters(params, len(self.param_groups), group, self.state_lists)
+            options.check_parameters(params, index, group, self.state_lists)
         super().add_param_group(param_group)
         self._traced = compiled.parameters_of(self)
 
@@ -167,6 +175,8 @@ class PlannedOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def _step(self) -> None:
+        checks.check_groups(self.param_groups, self._options)
+        checks.check_not_faking()
         if is_capturing():
             checks.check_captured(self.param_groups)
         self._plan = self._update(self._plan, self.param_groups)
@@ -200,7 +210,8 @@ class PlannedOptimizer(Optimizer, ABC):
 
     def _make_plan(self, groups: list[dict[str, Any]], first: int, demand: Demand) -> StepPlan:
         """Look at every parameter once: who serves it, and whether it can be served at all."""
-        for group in groups:
+        for index, group in enumerate(groups):
+            checks.check_members(index, group)
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             checks.check_capturable(group, group["params"])
             options.check(group, self.state_lists)
@@ -215,12 +226,15 @@ class PlannedOptimizer(Optimizer, ABC):
         """Check every gradient and state first; then start and convert the states that need it."""
         unready = []
         capturing = is_capturing()
+        first_of_group: dict[int, tuple[checks.LateName, Tensor]] = {}
         for group_index, index, ordinal, reason in entries:
             group = groups[group_index]
             param = group["params"][index]
             if param.grad is None:
                 continue
-            name: object = checks.LateName(group_index, group, index)
+            late = checks.LateName(group_index, group, index)
+            first = first_of_group.setdefault(group_index, (late, param))
+            name: object = late
             if groups is not self.param_groups:
                 name = checks.name_at(self.param_groups, ordinal)
             if reason is not None and group["backend"] == "native":
@@ -239,9 +253,10 @@ class PlannedOptimizer(Optimizer, ABC):
                 raise RuntimeError(f"{name} cannot be updated: {problem}")
             part = local(param)
             checks.check_gradient(name, part, local(param.grad))
+            checks.check_device(name, param, *first)
             options.check_parameter(name, part, group, self.state_lists)
-            state = self.state.get(param)
-            if state:
+            state = self.state.get(param, {})
+            if state != {}:
                 checks.check_state(name, part, state, self.state_lists)
             storage = Storage.of(self, part, group, may_skip=demand.may_skip)
             if state and storage.fits(part, state):
@@ -327,6 +342,7 @@ class PlannedOptimizer(Optimizer, ABC):
         self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups
         for option, value in options.DEFAULTS.items():
             self.defaults.setdefault(option, value)
+        self.__dict__.setdefault("_options", frozenset(self.defaults))
         before = self.__dict__.get("_groups_before", [])
         for index, group in enumerate(self.param_groups):
             known = before[index] if index < len(before) else {}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+import sys
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from friction_kernels.backends import BACKENDS, native_reason
+from friction_kernels.backends import BACKENDS, is_plain, native_reason
 from friction_kernels.optim.packed import packed_otherwise, packed_size
+from friction_kernels.shards import is_dtensor
 
 _COMPANION_TYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
 
@@ -119,20 +121,57 @@ def with_names(params: Iterable[object], group_index: int) -> list[tuple[LateNam
     return [(LateName(group_index, group, index), param) for index, param in enumerate(tensors)]
 
 
+def is_frozen(param: Tensor) -> bool:
+    """Whether a step leaves a parameter alone, whatever it is, unless that changes."""
+    return not param.requires_grad and param.grad is None
+
+
 def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index: int) -> None:
     """Raise for parameters of integer type and for mixed kinds of devices within a group."""
-    named = with_names(params, group_index)
-    for name, param in named:
+    trained = [named for named in with_names(params, group_index) if not is_frozen(named[1])]
+    for name, param in trained:
         if not (param.is_floating_point() or param.is_complex()):
             raise TypeError(
                 f"{name} has type {param.dtype}; only floating-point and complex parameters can be "
                 "updated: leave it out of params, or register it as a buffer"
             )
-        first = named[0][1]
-        if param.device.type != first.device.type:
-            raise ValueError(
-                f"{name} is on {param.device} and parameter 0 of the group on "
-                f"{first.device}; put each kind of device into a parameter group of its own"
+        check_device(name, param, *trained[0])
+
+
+def check_device(name: object, param: Tensor, first_name: LateName, first: Tensor) -> None:
+    """Raise where two parameters of a group are on different kinds of devices."""
+    if param.device.type != first.device.type:
+        raise ValueError(
+            f"{name} is on {param.device} and parameter {first_name.index} of the group on "
+            f"{first.device}; put each kind of device into a parameter group of its own"
+        )
+
+
+def check_groups(groups: Iterable[Mapping[str, Any]], options: Set[str]) -> None:
+    for index, group in enumerate(groups):
+        check_group(index, group, options)
+
+
+def check_group(index: int, group: Mapping[str, Any], options: Set[str]) -> None:
+    """Raise where a group has no longer what a step reads."""
+    if "params" not in group or not options <= group.keys():
+        missing = {"params", *options} - group.keys()
+        raise ValueError(
+            f"group {index} of param_groups has no {min(missing)!r}; put it back, or add groups with "
+            "add_param_group(), which completes them"
+        )
+    if not isinstance(group["params"], (list, tuple)):
+        raise TypeError(
+            f"group {index} of param_groups has params={group['params']!r}, which is no list of parameters"
+        )
+
+
+def check_members(index: int, group: Mapping[str, Any]) -> None:
+    """Raise where one of a group's parameters is none."""
+    for place, param in enumerate(group["params"]):
+        if not isinstance(param, Tensor):
+            raise TypeError(
+                f"parameter {place} of group {index} is {param!r}, and no tensor; take it out of the group"
             )
 
 
@@ -148,10 +187,10 @@ def check_capturable(
     tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
     for item in params:
         param = item[1] if isinstance(item, tuple) else item
+        if not hasattr(param, "device") or is_frozen(param):  # torch says what else it got
+            continue
         for name, value in tensors.items():
-            if (
-                hasattr(param, "device") and value.device != param.device
-            ):  # torch says what else it got
+            if value.device != param.device:
                 raise ValueError(
                     f"{name} is a tensor on {value.device} and a parameter is on {param.device}; for "
                     "capturable=True put it there, or give a number, which a captured step keeps"
@@ -163,7 +202,7 @@ def check_captured(groups: Iterable[Mapping[str, Any]]) -> None:
     for group_index, group in enumerate(groups):
         check_capturable(group, [param for param in group["params"] if param.is_cuda])
         for index, param in enumerate(group["params"]):
-            if not param.is_cuda:
+            if not param.is_cuda or is_frozen(param):
                 continue
             name = parameter_name(group_index, group, index)
             if not group["capturable"]:
@@ -171,7 +210,7 @@ def check_captured(groups: Iterable[Mapping[str, Any]]) -> None:
                     f"{name}: a CUDA graph would hold its step's number and settings as they are now; "
                     "construct the optimizer with capturable=True"
                 )
-            if param.grad is None and param.requires_grad:
+            if param.grad is None:
                 raise RuntimeError(
                     f"{name} has no gradient while a CUDA graph is captured, and would be left out of "
                     "every replay; run backward() in the capture, or freeze it with "
@@ -179,8 +218,26 @@ def check_captured(groups: Iterable[Mapping[str, Any]]) -> None:
                 )
 
 
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it is one of FakeTensorMode's, which have a shape and no numbers."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(tensor, module.FakeTensor)
+
+
+def check_not_faking() -> None:
+    """Raise under FakeTensorMode, whose operators compute shapes alone."""
+    if is_fake(torch.empty(0, device="cpu")):
+        raise RuntimeError(
+            "step() cannot run under FakeTensorMode, in which tensors have no numbers; leave the mode first"
+        )
+
+
 def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
     """Raise where a parameter cannot be updated, or not by this gradient."""
+    if is_fake(param) or is_fake(grad):
+        raise RuntimeError(
+            f"{name} or its gradient is a FakeTensor and has no numbers; make it outside of FakeTensorMode"
+        )
     if param.device.type == "meta":
         raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
     if shares_memory(param):
@@ -214,7 +271,7 @@ def check_memory(name: object, what: str, tensor: Tensor) -> None:
     what: which tensor of the parameter it is; empty for the parameter itself. Subclasses may keep their
     elements elsewhere.
     """
-    if type(tensor) not in (Tensor, torch.nn.Parameter) or not tensor.numel():
+    if not is_plain(type(tensor)) or not tensor.numel():
         return
     if tensor.untyped_storage().nbytes() == 0 or tensor.data_ptr() == 0:
         which = f"{name}: its {what}" if what else str(name)
@@ -259,9 +316,12 @@ def check_state(
 ) -> None:
     """Raise where a parameter's state does not fit it."""
     remedy = "; load states with load_state_dict(), which converts them"
+    if not isinstance(state, dict):
+        raise RuntimeError(f"{name} has {state!r} for its state, and not a dict{remedy}")
     step = state.get("step")
     if not isinstance(step, Tensor):
         raise RuntimeError(f"{name} has no state 'step'{remedy}")
+    _check_here(name, "step", step)
     if (
         step.numel() != 1
         or step.dtype not in (torch.float32, torch.float64)
@@ -280,6 +340,7 @@ def check_state(
         value = state.get(key)
         if not isinstance(value, Tensor):
             raise RuntimeError(f"{name} has no state '{key}'{remedy}")
+        _check_here(name, key, value)
         if shares_memory(value):
             raise RuntimeError(f"{name} has state '{key}' whose elements share memory; clone() it")
         if value.is_neg() or value.is_conj():
@@ -309,3 +370,16 @@ def check_state(
             right = packed or value.is_floating_point()
         if not right:
             raise RuntimeError(f"{name} is {param.dtype}, state '{key}' {value.dtype}{remedy}")
+
+
+def _check_here(name: object, key: str, value: Tensor) -> None:
+    """Raise where a state's numbers are not simply there, on this process."""
+    if is_fake(value):
+        raise RuntimeError(f"{name} has state '{key}' that is a FakeTensor; delete its state")
+    if value.layout != torch.strided:
+        raise RuntimeError(f"{name} has state '{key}' of layout {value.layout}; make it dense")
+    if is_dtensor(value):
+        raise RuntimeError(
+            f"{name} has state '{key}' that is a DTensor; keep its local part, to_local(), or load it "
+            "with load_state_dict()"
+        )

@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from friction_kernels.optim import checks
 from friction_kernels.shards import is_dtensor, local, mismatch, wrap
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def _step(params: list[Tensor], grads: list[Tensor], places: list[int], optimize
     Both are local parts, where parameters are DTensors, which an operator must otherwise be taught to spread.
     """
     opt = _optimizers[optimizer]
+    checks.check_groups(opt.param_groups, opt._options)
     everything, traced = _all(parameters_of(opt)), _all(opt._traced)
     if len(everything) != len(traced) or any(map(operator.is_not, everything, traced)):
         opt._traced = parameters_of(opt)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels import equations
+from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.friction_docs import describe
+from friction_kernels.optim.options import Master, Rounding, StateDtype
 
-FRICTION_INPUTS = ("product", "normalized")
+FrictionInput = Literal["product", "normalized"]
+FRICTION_INPUTS = get_args(FrictionInput)
 
 
 class FrictionAdam(PlannedOptimizer):
@@ -132,20 +135,20 @@ class FrictionAdamCoupled(FrictionAdam):
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        beta3: float | Tensor = 1.0,
         eps: float | Tensor = 1e-8,
         weight_decay: float | Tensor = 0.0,
         *,
+        beta3: float | Tensor = 1.0,
         maximize: bool = False,
-        friction_input: str = "product",
+        friction_input: FrictionInput = "product",
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        master: str | None = None,
-        rounding: str = "nearest",
+        master: Master | None = None,
+        rounding: Rounding = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str | None] | None = None,
+        state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(params, options.given(locals()))
 
@@ -160,20 +163,20 @@ class FrictionAdamW(FrictionAdam):
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        beta3: float | Tensor = 1.0,
         eps: float | Tensor = 1e-8,
         weight_decay: float | Tensor = 1e-2,
         *,
+        beta3: float | Tensor = 1.0,
         maximize: bool = False,
-        friction_input: str = "product",
+        friction_input: FrictionInput = "product",
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        master: str | None = None,
-        rounding: str = "nearest",
+        master: Master | None = None,
+        rounding: Rounding = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str | None] | None = None,
+        state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(params, options.given(locals()))
 
@@ -190,23 +193,23 @@ class FrictionAdamP(FrictionAdam):
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        beta3: float | Tensor = 1.0,
         eps: float | Tensor = 1e-8,
         weight_decay: float | Tensor = 1e-2,
         *,
+        beta3: float | Tensor = 1.0,
         delta: float | Tensor = 0.1,
         wd_ratio: float | Tensor = 0.1,
         nesterov: bool = False,
         maximize: bool = False,
-        friction_input: str = "product",
+        friction_input: FrictionInput = "product",
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        master: str | None = None,
-        rounding: str = "nearest",
+        master: Master | None = None,
+        rounding: Rounding = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str | None] | None = None,
+        state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(params, options.given(locals()))
 

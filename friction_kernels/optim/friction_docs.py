@@ -1,8 +1,9 @@
-"""The docstring of the six friction optimizers, which differ in a few lines."""
+"""What the six friction optimizers say: docstrings that differ in a few lines, and their own names."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, cast
 
 from friction_kernels.optim import options
 
@@ -35,13 +36,14 @@ _DOC = """{summary}
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options
             below. Floating-point or complex (updated as pairs of reals), of any dense layout.
-            Moments are kept in float32 at least, prev_grad in the parameter's type.
+            Moments are kept in float32 at least, prev_grad in the parameter's type. Frozen ones
+            (requires_grad=False, without gradient) may be of any type and on any device.
         lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
             {lr}).
         betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
-        beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
         eps: added to the root of the second moment, at least 0 (default 1e-8).
         weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
+        beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
 {more_args}        maximize: maximize the objective (default False).
         friction_input: "product" (published) or "normalized" (default "product").
         {shared_args}
@@ -57,15 +59,31 @@ _DOC = """{summary}
     into all where weight_decay is 0; the missing prev_grad starts at zero.
 
     Raises:
-        ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
-            devices mixed within a group; from the constructor and add_param_group.
+        ValueError, TypeError: an option out of range, a group's option of torch's that is not one here
+            (fused=True), or kinds of devices mixed within a group; from the constructor and
+            add_param_group.
         RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
             from step(), before anything is changed.
     """
 
 
+def _give_own_init(cls: type[FrictionAdam]) -> None:
+    """Let errors of a call's arguments name the class itself, as if it repeated the signature."""
+    shared = cast("FunctionType", cls.__init__)
+    own = FunctionType(
+        shared.__code__, shared.__globals__, closure=shared.__closure__, argdefs=shared.__defaults__
+    )
+    own.__kwdefaults__, own.__annotations__ = shared.__kwdefaults__, shared.__annotations__
+    own.__qualname__ = f"{cls.__qualname__}.__init__"
+    cls.__init__ = own  # type: ignore[method-assign]
+
+
 def describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
-    """Write the class's docstring; decay: "coupled", "decoupled" or "projected"."""
+    """Write the class's docstring, and name its constructor after it.
+
+    decay: "coupled", "decoupled" or "projected".
+    """
+    _give_own_init(cls)
     tanh = cls.friction == "tanh"
     adamp = decay == "projected"
     descend = "p.add_(S * m_hat / (v_hat.sqrt() + eps), alpha=-lr)"

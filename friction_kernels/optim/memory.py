@@ -87,4 +87,4 @@ def _count(opt: PlannedOptimizer, params: list[Tensor]) -> tuple[int, dict[str, 
 
 
 def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
+    return 0 if tensor.is_meta else tensor.numel() * tensor.element_size()

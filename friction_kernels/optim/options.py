@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from numbers import Integral
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -26,9 +26,12 @@ DEFAULTS: dict[str, Any] = {
 # leaves them as they are here.
 OWN = ("backend", "capturable", "master", "rounding", "state_dtype")
 
-MASTERS = (None, "split", "split8", "fp32")
-ROUNDINGS = ("nearest", "stochastic")
-STATE_DTYPES = (None, "fp32", "bf16", "8bit")
+Master = Literal["split", "split8", "fp32"]
+Rounding = Literal["nearest", "stochastic"]
+StateDtype = Literal["fp32", "bf16", "8bit"]
+MASTERS = (None, *get_args(Master))
+ROUNDINGS = get_args(Rounding)
+STATE_DTYPES = (None, *get_args(StateDtype))
 PACKED = torch.uint8  # the type of a packed state
 _SEEDS = 2**53  # a native plan takes settings as float64
 
@@ -38,6 +41,15 @@ _COMPANIONS = {
     "fp32": ("master", torch.float32),
 }
 COMPANION_NAMES = ("residual", "master")
+# Options that only torch's optimizers have, with the values that ask for nothing.
+TORCHS = {
+    "foreach": (None, False),
+    "fused": (None, False),
+    "differentiable": (False,),
+    "amsgrad": (False,),
+    "dampening": (0,),
+    "nesterov": (False,),
+}
 
 # docs/numerics.md has the formats, their errors, and what is whose.
 ARGS = """max_grad_norm: clip as torch.nn.utils.clip_grad_norm_ does, within the step and without writing
@@ -98,12 +110,37 @@ def check_seed(seed: object) -> None:
         raise ValueError(f"seed must be an integer of at least 0 and below 2**53, got {seed!r}")
 
 
+def without_torchs(
+    index: int,
+    group: dict[str, Any],
+    own: Collection[str],
+    kind: Mapping[str, Any],
+    class_name: str,
+) -> dict[str, Any]:
+    """A new group less the options that only torch's optimizers have; raise where one asks for something.
+
+    own: the options that the class has; kind: what it does in any case.
+    """
+    known = {**TORCHS, **{key: (value,) for key, value in kind.items()}}
+    foreign = [key for key in group if key in known and key not in own]
+    for key in foreign:
+        value = group[key]
+        if not isinstance(value, Hashable) or value not in set(known[key]):
+            raise TypeError(
+                f"group {index} has {key}={value!r}, which {class_name} does not have; leave it out"
+            )
+    if not foreign:
+        return group
+    return {key: value for key, value in group.items() if key not in foreign}
+
+
 def check_parameters(
     params: Iterable[Any], group_index: int, group: Mapping[str, Any], states: Iterable[str]
 ) -> None:
     """Raise where the states of a group's parameters cannot be of the types that it asks for."""
     for name, param in checks.with_names(params, group_index):
-        check_parameter(name, param, group, states)
+        if not checks.is_frozen(param):
+            check_parameter(name, param, group, states)
 
 
 def check_parameter(

@@ -51,15 +51,33 @@ def is_capturing() -> bool:
 def entries_of(opt: PlannedOptimizer, groups: list[dict[str, Any]], first: int) -> list[Entry]:
     """Every parameter of the groups; `first`: the ordinal of the first one."""
     entries: list[Entry] = []
+    seen: set[int] = set()
     for group_index, group in enumerate(groups):
         for index, param in enumerate(group["params"]):
-            reason: str | None = "backend='reference' was asked for"
-            if group["backend"] != "reference":
-                reason = backends.why_not_native(param)
-                if reason is None and opt.projects_rows and is_spread(param):
-                    reason = "AdamP's sums over processes are plain torch's"
+            reason = _why_not_native(opt, group, param, again=id(param) in seen)
+            seen.add(id(param))
             entries.append(Entry(group_index, index, first + len(entries), reason))
     return entries
+
+
+def _why_not_native(
+    opt: PlannedOptimizer, group: Mapping[str, Any], param: Tensor, *, again: bool
+) -> str | None:
+    """again: whether the parameter was met before, so that this step of it must follow that one."""
+    if group["backend"] == "reference":
+        return "backend='reference' was asked for"
+    if again:
+        return "it is given twice, and kernels step all parameters at once"
+    if param.grad is None:  # whatever it is: with a gradient it is looked at anew
+        return backends.native_reason()
+    return _why_not_native_with_gradient(opt, param)
+
+
+def _why_not_native_with_gradient(opt: PlannedOptimizer, param: Tensor) -> str | None:
+    reason = backends.why_not_native(param)
+    if reason is None and opt.projects_rows and is_spread(param):
+        reason = "AdamP's sums over processes are plain torch's"
+    return reason
 
 
 def warn_of_fallbacks(
@@ -151,7 +169,7 @@ class StepPlan:
         devices = {
             param.device.index if param.is_cuda else -1
             for param, entry in zip(params, entries, strict=True)
-            if entry.reason is None
+            if entry.reason is None and param in opt.state  # the first gradient asks for a new plan
         }
         spreads: dict[tuple[ProcessGroup, ...], list[bool]] = {}
         for index, param in enumerate(params):
@@ -255,8 +273,9 @@ class StepPlan:
 
     def _device_of_sums(self, members: list[bool]) -> torch.device:
         """Where these entries' sums are reduced: with parameters on GPUs, processes send nothing else."""
-        params = chain.from_iterable(self.members)
-        devices = (param.device for param in compress(params, members))
+        params = list(compress(chain.from_iterable(self.members), members))
+        trained = [param for param in params if not checks.is_frozen(param)]
+        devices = (param.device for param in (*trained, *params))
         return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
 
     def _local_squared_norm(
@@ -273,7 +292,7 @@ class StepPlan:
             )
             for index in self.native_devices
         }
-        if targets:
+        if self.native is not None:
             problem = self.native.squared_norm(
                 opt.state, groups, counted, list(targets.items()), torch.get_num_threads()
             )
@@ -281,8 +300,10 @@ class StepPlan:
                 return None, problem
         sums = [target.reshape(()) for target in targets.values()]
         for entry, counts in zip(self.entries, counted, strict=True):
+            if not counts or entry.reason is None:
+                continue
             param = groups[entry.group]["params"][entry.index]
-            if counts and entry.reason is not None and param.grad is not None:
+            if param.grad is not None:
                 sums.append(square_sum(local(param.grad)))
         if not sums:
             return torch.zeros((), dtype=torch.float64, device=device), None
@@ -355,8 +376,9 @@ def _guard_settings(
     """A group's settings that a guard decides; on a GPU the kernels make the factor themselves."""
     if guard is None:
         return _UNGUARDED
-    max_norm, params = group["max_grad_norm"], group["params"]
-    on_gpu = bool(params) and params[0].is_cuda  # all are, or none
+    max_norm = group["max_grad_norm"]
+    stepped = (param for param in group["params"] if param.grad is not None)
+    on_gpu = next((param.is_cuda for param in stepped), False)  # all are, or none
     return {
         "grad_factor": 1.0 if on_gpu else factor,
         "max_norm": math.inf if max_norm is None else float(max_norm),
@@ -370,11 +392,15 @@ def _is_ready(
     state: Mapping[str, Any],
     demand: Demand,
 ) -> bool:
-    """Whether a state is kept as the group's options ask for."""
-    part = local(group["params"][entry.index])
+    """Whether the native kernels can serve a parameter as soon as it has a gradient again."""
+    param = group["params"][entry.index]
+    if _why_not_native_with_gradient(opt, param) is not None:
+        return False
+    part = local(param)
     try:
+        options.check_parameter("it", part, group, opt.state_lists)
         checks.check_state("it", part, state, opt.state_lists)
-    except RuntimeError:
+    except (RuntimeError, ValueError):
         return False
     return Storage.of(opt, part, group, may_skip=demand.may_skip).fits(part, state)
 
@@ -390,6 +416,6 @@ def _native_entry(
         state = None  # to be looked at when there is a gradient
     companion = options.companion(param, group)
     rounding = None
-    if options.rounds_stochastically(param, group):
+    if state is not None and options.rounds_stochastically(param, group):
         rounding = (entry.ordinal, *shard_of(param, opt.projects_rows))
     return (param, state, entry.group, native, companion and companion[0], rounding)

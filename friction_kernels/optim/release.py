@@ -51,9 +51,10 @@ def release_gradients(
 
     Raises:
         TypeError: another kind of optimizer.
-        ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet; a group
-            has max_grad_norm or skip_nonfinite, which need all gradients at once; a model with
-            DistributedDataParallel in it, which reduces gradients after they arrive.
+        ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet, or is
+            given to the optimizer twice; a group has max_grad_norm or skip_nonfinite, which need all
+            gradients at once; a model with DistributedDataParallel in it, which reduces gradients after
+            they arrive.
         RuntimeError: the optimizer releases already. And from backward() or step(), where one of those
             options was set since; and from step() under a torch.amp.GradScaler, whose scale the gradients
             still had when they were stepped by: train in bfloat16 without it, or do not release; and
@@ -82,6 +83,11 @@ def release_gradients(
     if isinstance(model_or_params, nn.Module):
         model_or_params = model_or_params.parameters()
     places = _places_in(opt)
+    if len(places) != sum(len(group["params"]) for group in opt.param_groups):
+        raise ValueError(
+            "a parameter is given to the optimizer twice, and a released gradient is there for one step; "
+            "give it once"
+        )
     params = [param for param in model_or_params if param in places and param.requires_grad]
     if not params:
         raise ValueError(
@@ -184,6 +190,7 @@ class GradientRelease:
         if place is None or param.grad is None:
             return  # no longer the optimizer's; or another hook took the gradient
         group = self._opt.param_groups[place.group]
+        checks.check_group(place.group, group, self._opt._options)
         problem = _why_not(self._opt, [group])
         if problem:
             raise RuntimeError(problem)

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels import equations
+from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
+from friction_kernels.optim.options import Master, Rounding, StateDtype
 
 _DOC = """Momentum corrected by its own change.
 
@@ -38,7 +40,8 @@ _DOC = """Momentum corrected by its own change.
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options below.
             Floating-point or complex (updated as pairs of reals), of any dense layout. The buffer is
-            kept in float32 at least.
+            kept in float32 at least. Frozen ones (requires_grad=False, without gradient) may be of any
+            type and on any device.
         lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default 0.1).
         momentum: decay of the momentum, in [0, 1) (default 0.9).
         weight_decay: at least 0 (default 0.0).
@@ -58,8 +61,9 @@ _DOC = """Momentum corrected by its own change.
     and its weight decay stays coupled.
 
     Raises:
-        ValueError, TypeError: an option out of range, a parameter of integer type, or kinds of
-            devices mixed within a group; from the constructor and add_param_group.
+        ValueError, TypeError: an option out of range, a group's option of torch's that is not one here
+            (fused=True), or kinds of devices mixed within a group; from the constructor and
+            add_param_group.
         RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
             from step(), before anything is changed.
     """
@@ -79,18 +83,18 @@ class RSGDM(PlannedOptimizer):
         params: ParamsT,
         lr: float | Tensor = 0.1,
         momentum: float | Tensor = 0.9,
-        weight_decay: float | Tensor = 0.0,
         *,
+        weight_decay: float | Tensor = 0.0,
         decoupled_weight_decay: bool = False,
         maximize: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
-        master: str | None = None,
-        rounding: str = "nearest",
+        master: Master | None = None,
+        rounding: Rounding = "nearest",
         seed: int = 0,
-        state_dtype: str | Mapping[str, str | None] | None = None,
+        state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
         capturable: bool = False,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ) -> None:
         super().__init__(params, options.given(locals()))
 
