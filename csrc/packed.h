@@ -34,7 +34,7 @@ constexpr float kNearest = 0.5f;
 
 // Multiples of the golden section fill [0, 1) more evenly than random numbers.
 FRICTION_INLINE float threshold_of(double step) {
-  const double turns = step * 0.6180339887498949;
+  const double turns = static_cast<double>(whole_steps(step)) * 0.6180339887498949;
   return static_cast<float>(turns - std::floor(turns));
 }
 

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 # S where consecutive gradients are orthogonal: the value "without friction".
 NEUTRAL_FRICTION = {"sigmoid": 0.5, "tanh": 1.0}
@@ -50,17 +49,21 @@ def friction_direction(
     exp_avg.mul_(beta1).add_(g, alpha=1 - beta1)  # m_t = b1 m_{t-1} + (1 - b1) g_t
     exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v_t = b2 v_{t-1} + (1 - b2) g_t^2
     m = beta1 * exp_avg + (1 - beta1) * g if nesterov else exp_avg
-    m_hat = m / (1 - beta1**step)  # m^_t = m_t / (1 - b1^t)
-    v_hat = exp_avg_sq / (1 - beta2**step)  # v^_t = v_t / (1 - b2^t)
-    x = prev_grad * g  # x = g_{t-1} g_t
+    m_correction, v_correction = 1 - beta1**step, 1 - beta2**step
+    # sqrt(v^_t) + eps, v^_t = v_t / (1 - b2^t), in an order that overflows where v_t does
+    denominator = exp_avg_sq.sqrt() / v_correction**0.5 + eps
+    adam = m / denominator / m_correction  # m^_t / (sqrt(v^_t) + eps), m^_t = m_t / (1 - b1^t)
     if friction_input == "normalized":
-        x = x / (v_hat + eps)  # x = g_{t-1} g_t / (v^_t + eps), ours
-    if friction == "sigmoid":  # noqa: SIM108 - one equation a line
-        s = torch.sigmoid(beta3 * x)  # S_t = sigma(b3 x)
+        # x = g_{t-1} g_t / (v^_t + eps), ours; both sides times 1 - b2 overflow where v_t does
+        x = (1 - beta2) * g * prev_grad / (exp_avg_sq + v_correction * eps)
+        x = x * (v_correction / (1 - beta2))
     else:
-        s = torch.tanh(beta3 * x) + 1  # S_t = tanh(b3 x) + 1
+        x = prev_grad * g  # x = g_{t-1} g_t
+    y = (beta3 * x).nan_to_num()  # no friction where overflow leaves 0 * inf or inf / inf
+    s = torch.sigmoid(y) if friction == "sigmoid" else torch.tanh(y) + 1  # S_t = f(b3 x)
+    s = torch.where(g.isnan(), g, s)
     prev_grad.copy_(g)
-    return s * m_hat / (v_hat.sqrt() + eps), s
+    return s * adam, s
 
 
 def friction_adam(
@@ -94,20 +97,32 @@ def friction_adam(
     return s
 
 
+def nearly_orthogonal(
+    pg: Tensor, pp: Tensor, gg: Tensor, length: int, *, delta: float, eps: float
+) -> Tensor:
+    """Which rows are to their gradients, from the sums of theta g, theta^2 and g^2 of each."""
+    cosine = pg / (pp.sqrt().clamp_min(eps) * gg.sqrt().clamp_min(eps))
+    return (
+        cosine.abs() < delta / max(length, 1) ** 0.5
+    )  # |cos(theta_row, g_row)| < delta / sqrt(len)
+
+
 def project(
     param: Tensor, grad: Tensor, u: Tensor, *, delta: float, eps: float
 ) -> tuple[Tensor, bool]:
-    """AdamP's projection of u: by rows, else as a whole, else not. Returns (u, projected)."""
+    """AdamP's projection of u: by rows, else as a whole, else not. Returns (u, projected).
+
+    Sums are taken in float64, where squares of float32 do not overflow.
+    """
     if param.numel() == 0:
         return u, False
     for rows in (param.shape[0], 1):
-        p, g = param.reshape(rows, -1), grad.reshape(rows, -1)
-        cosine = cosine_similarity(p, g, dim=1, eps=eps).abs()
-        if cosine.max() < delta / p.shape[1] ** 0.5:  # |cos(theta_row, g_row)| < delta / sqrt(len)
-            p_hat = p / (p.norm(dim=1, keepdim=True) + eps)  # theta_row / (|theta_row| + eps)
-            rows_of_u = u.reshape(rows, -1)
-            along = (p_hat * rows_of_u).sum(dim=1, keepdim=True)  # the component along theta_row
-            return (rows_of_u - along * p_hat).reshape(u.shape), True
+        p, g, of_rows = (t.reshape(rows, -1).double() for t in (param, grad, u))
+        pg, pp, gg = ((a * b).sum(dim=1) for a, b in ((p, g), (p, p), (g, g)))
+        if nearly_orthogonal(pg, pp, gg, p.shape[1], delta=delta, eps=eps).all():
+            p_hat = p / (pp.sqrt()[:, None] + eps)  # theta_row / (|theta_row| + eps)
+            along = (p_hat * of_rows).sum(dim=1, keepdim=True)  # the component along theta_row
+            return (of_rows - along * p_hat).to(u.dtype).reshape(u.shape), True
     return u, False
 
 

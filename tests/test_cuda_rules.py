@@ -1,6 +1,9 @@
 """What CUDA threads compute, run on the host by the same functions, against the processor's kernels."""
 
 import ctypes
+import math
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,6 +135,76 @@ def test_friction_adam_gives_the_processors_bits(
         assert neutral + observed[1] / observed[0] == pytest.approx(stats.mean, rel=1e-5, abs=1e-6)
 
 
+def make_extreme(opt, params, scales):
+    """Two more steps, so that states are extreme, too, and another gradient."""
+    usual = [param.grad for param in params]
+    for step in range(3):
+        for param, grad in zip(params, usual, strict=True):
+            of_each = scales[(torch.arange(grad.numel()) + step) % len(scales)]
+            param.grad = (grad * of_each).to(grad.dtype)
+        if step < 2:
+            opt.step()
+    for param in params:
+        opt.state[param]["step"].fill_(2.0)
+
+
+@pytest.mark.parametrize("friction_input", ["product", "normalized"])
+@pytest.mark.parametrize("beta3", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16", "mixed half"])
+def test_extreme_gradients_give_the_processors_bits(host, kind, beta3, friction_input):
+    """Where the normalizer overflows, the product or neither."""
+    options = {"beta3": beta3, "friction_input": friction_input}
+    opt, params = after_two_steps("TanhSignAdamW", [(CHUNK + 1,), (300,)], options, kind, 4)
+    scales = torch.tensor([1.0, 1e20, 1e25, 1e-30, 0.0, 3e37, 1.0])
+    make_extreme(opt, params, scales if kind != "mixed half" else scales.clamp(max=1e4))
+    copies, observed = run_on_host(host, opt, params, kind, 2, function="friction_adam")
+    opt.step()
+    assert all(param.isfinite().all() for param in params) and np.isfinite(observed).all()
+    assert_same_bits(copies, opt, params)
+
+
+@pytest.mark.parametrize(
+    ("count", "finite"), [(0.0, True), (2.0**60, True), (math.nan, False), (-3.0, False)]
+)
+def test_a_counter_on_the_device_that_counts_no_steps_is_not_hidden(host, count, finite):
+    opt, params = after_two_steps("SigSignAdamW", [(40,)], {}, "float32", 1)
+    copies = [[tensor.clone() for tensor in lists_of(opt, param)] for param in params]
+    steps = [torch.tensor(count)]
+    given_tensors, _alive = describe(copies, steps=steps)
+    numbers, now, observed = settings_array(opt), np.zeros(1), np.zeros(3)
+    host.friction_adam(
+        *(given_tensors, ctypes.c_int64(1), pointer(numbers), pointer(now), ctypes.c_int64(1)),
+        *(ctypes.c_int64(1), STORAGES["float32"], ctypes.c_bool(False), pointer(observed)),
+    )
+    assert copies[0][0].isfinite().all() == finite and copies[0][0].isnan().all() != finite
+
+
+def test_numbers_of_a_step_are_made_without_undefined_conversions(tmp_path):
+    """Whatever a counter holds; the compiler's checks end the program at the first one."""
+    source = tmp_path / "steps.cpp"
+    source.write_text("""
+#include <cstdio>
+#include <initializer_list>
+#include <limits>
+#include "packed.h"
+int main() {
+  using namespace friction;
+  const double inf = std::numeric_limits<double>::infinity();
+  for (double step : {3.0, 2.5, 0.0, -1.0, -1e300, -inf, inf, 1e300, 9007199254740994.0, inf - inf})
+    std::printf("%.17g %d %d\\n", integer_power(0.5, step), int(whole_steps(step) % 1000),
+                int(narrow_from(1.0f, threshold_of(step)).bits));
+}
+""")
+    program, csrc = tmp_path / "steps", Path(__file__).parents[1] / "csrc"
+    checks = ["-fsanitize=undefined,float-cast-overflow", "-fno-sanitize-recover=all"]
+    command = ["g++", "-std=c++17", "-O1", *checks, f"-I{csrc}", str(source), "-o", str(program)]
+    subprocess.run(command, check=True, capture_output=True, text=True)
+    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
+    powers = [float(line.split()[0]) for line in printed.splitlines()]
+    assert powers[:3] == [0.125, 0.25, 1.0] and powers[6:9] == [0.0, 0.0, 0.0]
+    assert all(map(math.isnan, powers[3:6] + powers[9:]))
+
+
 @settings(max_examples=EXAMPLES)
 @given(
     SHAPES,
@@ -205,6 +278,22 @@ def test_adamp_projects_a_whole_tensor_where_its_rows_do_not_pass(host, kind):
     opt.step()
     assert projected.all()
     torch.testing.assert_close(copies[0][0], param.detach(), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("delta", [0.1, 3.0, 100.0])
+@pytest.mark.parametrize("shape", [(9, 20), (9, 300), (2, 5000)])
+def test_adamp_decides_alike_where_sums_overflow_in_float32(host, shape, delta):
+    opt, params = after_two_steps("SigSignAdamP", [shape, shape], {"delta": delta}, "float32", 1)
+    params[0].grad *= 1e25  # its squares overflow, and so does the product with the second
+    params[1].data *= 1e25
+    states = [[tensor.clone() for tensor in lists_of(opt, param)] for param in params]
+    copies, projected = run_adamp_on_host(host, opt, params, "float32", 3)
+    opt.step()
+    for lists, param, (start, *_) in zip(copies, params, states, strict=True):
+        assert param.isfinite().all()
+        change = (param.detach() - start).double().abs().max()
+        assert (lists[0] - param.detach()).double().abs().max() <= 2e-4 * change + 1e-15
+    assert projected.all() if delta == 100.0 else delta > 0.1 or not projected.any()
 
 
 @settings(max_examples=EXAMPLES)

@@ -49,7 +49,7 @@ def bits(value):
         return value
     if value.device.type == "meta":
         return "meta", value.shape, value.dtype
-    return "tensor", value.dtype, value.shape, value.detach().reshape(-1).tolist()
+    return "tensor", value.dtype, value.shape, repr(value.detach().reshape(-1).tolist())  # NaN, too
 
 
 def snapshot(opt):
@@ -431,6 +431,27 @@ def test_state_that_does_not_fit_is_refused(name, index, backend):
         with refused(opt, RuntimeError, says):
             opt.step()
         state[key] = right
+    opt.step()
+
+
+@both_backends
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("count", [-1.0, 2.5, math.nan, math.inf, 2.0**54])
+@every_optimizer
+def test_step_count_that_is_none_is_refused(name, count, index, backend):
+    params = make_params()
+    opt = OPTIMIZERS[name]([("a", params[0]), ("b", params[1])], backend=backend)
+    run(opt, 2)
+    state = opt.state[params[index]]
+    says = (
+        rf"state 'step' of parameter {index} of group 0 \('{'ab'[index]}'.* must be a count of "
+        r"steps, a whole number from 0 to 2\*\*53, got"
+    )
+    for write in (state["step"].fill_, lambda count: state.update(step=torch.tensor(count))):
+        write(count)
+        with refused(opt, RuntimeError, says):
+            opt.step()
+    state["step"].fill_(2.0)
     opt.step()
 
 

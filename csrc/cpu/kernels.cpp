@@ -32,6 +32,19 @@ FRICTION_INLINE double lane_sum(int64_t count, F&& f) {
   return sums[0];
 }
 
+// The sum of a[i] * b[i] in double.
+template <class T>
+[[gnu::noinline]] double wide_dot(const T* a, const T* b, int64_t count) {
+  return lane_sum<double>(count, [&](int64_t i) { return double(a[i]) * double(b[i]); });
+}
+
+// The same in T; only one that is not finite in T is summed in double.
+template <class T>
+FRICTION_INLINE double dot(const T* a, const T* b, int64_t count) {
+  const double sum = lane_sum<T>(count, [&](int64_t i) { return a[i] * b[i]; });
+  return std::isfinite(sum) ? sum : wide_dot(a, b, count);
+}
+
 template <class T, class Rule>
 FRICTION_INLINE const typename Rule::template Scalars<T>& scalars_of(const StepScalars<Rule>& s) {
   if constexpr (std::is_same_v<T, double>)
@@ -134,15 +147,13 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
   }
 }
 
-// The sum of a chunk's squared gradients; only one that is not finite in T is summed in double.
+// The sum of a chunk's squared gradients.
 template <class T>
 double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
   Stage<T, Gradients, Gradients::kLists> stage;
   stage.load_list(t, Gradients::kGrad, begin, count);
   const T* g = stage.x[Gradients::kGrad];
-  const double sum = lane_sum<T>(count, [&](int64_t i) { return g[i] * g[i]; });
-  if (std::isfinite(sum)) return sum;
-  return lane_sum<double>(count, [&](int64_t i) { return double(g[i]) * double(g[i]); });
+  return dot(g, g, count);
 }
 
 void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
@@ -166,9 +177,7 @@ void reduce_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin,
             *g = stage.x[Adam::kGrad] + (row_begin - begin);
     const int64_t count = row_end - row_begin;
     RowSums& sums = r.slots[row_slot(t, row, begin)];
-    sums.param_grad = lane_sum<T>(count, [&](int64_t i) { return p[i] * g[i]; });
-    sums.param_param = lane_sum<T>(count, [&](int64_t i) { return p[i] * p[i]; });
-    sums.grad_grad = lane_sum<T>(count, [&](int64_t i) { return g[i] * g[i]; });
+    sums = {dot(p, g, count), dot(p, p, count), dot(g, g, count)};
   });
 }
 
@@ -190,32 +199,32 @@ RowSums row_sums(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
   return sums;
 }
 
-// parameter * direction of each of the elements [begin, begin + count), which changes nothing.
+// The direction of each of the staged elements, which changes nothing.
 template <int kVariant, class T>
-void find_products(const TensorEntry& t, int64_t begin, int64_t count, const Adam::Scalars<T> s,
-                   T* products) {
-  Stage<T, Adam> stage;
-  stage.load(t, begin, count);
+void find_directions(const Stage<T, Adam>& stage, int64_t count, const Adam::Scalars<T> s,
+                     T* directions) {
   const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad],
           *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
           *prev_grad = stage.x[Adam::kPrevGrad];
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
-    products[i] = param[i] * Adam::direction<kVariant>(x, s, raw);
+    directions[i] = Adam::direction<kVariant>(x, s, raw);
   }
 }
 
-// Their sum over the elements [begin, end).
+// parameter . direction of the elements [begin, end).
 template <int kVariant, class T>
 double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
                        const Adam::Scalars<T>& scalars) {
-  T products[kChunk];
+  Stage<T, Adam> stage;
+  T directions[kChunk];
   double sum = 0;
   for (; begin < end; begin += kChunk) {
     const int64_t count = end - begin < kChunk ? end - begin : kChunk;
-    find_products<kVariant>(t, begin, count, scalars, products);
-    sum += lane_sum<T>(count, [&](int64_t i) { return products[i]; });
+    stage.load(t, begin, count);
+    find_directions<kVariant>(stage, count, scalars, directions);
+    sum += dot(stage.x[Adam::kParam], directions, count);
   }
   return sum;
 }
@@ -285,12 +294,14 @@ void adamp_directions(const ProjectedRegion& r, int64_t first, int64_t last) {
     const StepScalars<Adam>& s = r.scalars[t.scalars];
     with_instance<Adam>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
-      T products[kChunk];
-      find_products<decltype(variant)::value>(t, begin, end - begin, scalars_of<T>(s), products);
+      Stage<T, Adam> stage;
+      T directions[kChunk];
+      stage.load(t, begin, end - begin);
+      find_directions<decltype(variant)::value>(stage, end - begin, scalars_of<T>(s), directions);
       for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
-        const T* mine = products + (row_begin - begin);
+        const T* param = stage.x[Adam::kParam] + (row_begin - begin);
         r.directions[row_slot(t, row, begin)] =
-            lane_sum<T>(row_end - row_begin, [&](int64_t i) { return mine[i]; });
+            dot(param, directions + (row_begin - begin), row_end - row_begin);
       });
     });
   });
@@ -339,8 +350,7 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
       for_each_row(t, begin, begin + count, [&](int64_t row, int64_t row_begin, int64_t row_end) {
         T *p = param + (row_begin - begin), *u = directions + (row_begin - begin);
         const int64_t length = row_end - row_begin;
-        const double sum = whole_rows ? lane_sum<T>(length, [&](int64_t i) { return p[i] * u[i]; })
-                                      : direction_sum(r, t, row);
+        const double sum = whole_rows ? dot(p, u, length) : direction_sum(r, t, row);
         descend_projected(p, u, length, decay, coefficient(row, sum));
       });
     }

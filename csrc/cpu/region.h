@@ -24,7 +24,7 @@ struct StepScalars {
       : settings(s), step(step), variant(Rule::variant(s)), float64(s, step), float32(s, step) {}
 
   RandomKey key_of(const TensorEntry& t) const {
-    return {uint64_t(settings.seed), uint32_t(uint64_t(step)), t.parameter};
+    return {uint64_t(settings.seed), uint32_t(whole_steps(step)), t.parameter};
   }
   float threshold() const { return threshold_of(step); }
 };

@@ -69,13 +69,13 @@ struct Rows {
   }
 };
 
-// What member `member` of a team adds up of the elements [begin, end) of a stage.
-template <class T>
-FRICTION_INLINE ProjectionSums member_sums(const Stage<T>& stage, int begin, int end, int member,
-                                           int team) {
-  T param_grad = T(0), param_param = T(0), grad_grad = T(0), param_direction = T(0);
+// What member `member` of a team adds up of the elements [begin, end) of a stage, in type Sum.
+template <class Sum, class T>
+FRICTION_INLINE ProjectionSums member_sums_in(const Stage<T>& stage, int begin, int end, int member,
+                                              int team) {
+  Sum param_grad = Sum(0), param_param = Sum(0), grad_grad = Sum(0), param_direction = Sum(0);
   for (int at = begin + member; at < end; at += team) {
-    const T p = stage.param[at], g = stage.grad[at], u = stage.direction[at];
+    const Sum p = stage.param[at], g = stage.grad[at], u = stage.direction[at];
     param_grad += p * g;
     param_param += p * p;
     grad_grad += g * g;
@@ -87,6 +87,15 @@ FRICTION_INLINE ProjectionSums member_sums(const Stage<T>& stage, int begin, int
   sums.grad_grad = double(grad_grad);
   sums.param_direction = double(param_direction);
   return sums;
+}
+
+// The same in T, or in double where something is not finite in T.
+template <class T>
+FRICTION_INLINE ProjectionSums member_sums(const Stage<T>& stage, int begin, int end, int member,
+                                           int team) {
+  const ProjectionSums sums = member_sums_in<T>(stage, begin, end, member, team);
+  if (sums.finite()) return sums;
+  return member_sums_in<double>(stage, begin, end, member, team);
 }
 
 // Deciding. A tensor's rows are shared out to members: its threads where a row has few slots, its

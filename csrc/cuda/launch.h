@@ -79,6 +79,11 @@ struct ProjectionSums : RowSums {
     param_direction += other.param_direction;
     return *this;
   }
+
+  FRICTION_INLINE bool finite() const {
+    return std::isfinite(param_grad) && std::isfinite(param_param) && std::isfinite(grad_grad) &&
+           std::isfinite(param_direction);
+  }
 };
 
 // As much of one list as a block of AdamP's first launch keeps in shared memory.

@@ -24,7 +24,7 @@ struct Shared {
         projected_decay(0),
         delta(0),
         eps(0),
-        rounding{{uint64_t(s.seed), uint32_t(uint64_t(step)), 0}, threshold_of(step)},
+        rounding{{uint64_t(s.seed), uint32_t(whole_steps(step)), 0}, threshold_of(step)},
         types(types),
         variant(Rule::variant(s)) {
     if constexpr (std::is_same_v<Rule, FrictionAdam>) {

@@ -38,6 +38,7 @@ class RulePlan : public Plan {
     const Reading reading(*this);
     has_run_ = false;
     Problem problem = read(state, param_groups);
+    if (problem.what == nullptr) problem = check_steps();
     if (problem.what == nullptr) problem = check_tables(groups, guards);
     if (problem.what != nullptr) return problem;
     find_group_steps();
@@ -151,6 +152,17 @@ class RulePlan : public Plan {
   int kernels_of(const TensorEntry& tensor) const override {
     const auto storage = storage_of<Rule>(tensor);
     return storage ? int(*storage) : -1;
+  }
+
+  // Where the host counts; nobody waits for a GPU.
+  Problem check_steps() const {
+    if (!Rule::kCountsSteps) return {};
+    for (const size_t index : active_) {
+      const PlanEntry& entry = entries_[index];
+      if (!entry.device_counts && !is_step_count(step_of(entry.states[0])))
+        return {static_cast<int64_t>(index), "its state 'step' is no count of steps"};
+    }
+    return {};
   }
 
   // What only a GPU asks for.

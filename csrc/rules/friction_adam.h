@@ -60,15 +60,16 @@ struct FrictionAdam {
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
     T of_m, of_grad;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
     T c_eps;          // c eps
-    T v_hat, eps;     // 1 / (1 - b2^t)
-    T exponent;       // e = 2^(exponent x): -b3 log2(e), doubled for tanh
+    T c_squared_eps;  // c^2 eps
+    T exponent;       // e = 2^(exponent agreement): -b3 log2(e) x / agreement, doubled for tanh
     T scale;          // S = scale / (1 + e): 1, or 2 for tanh
 
     Scalars() = default;
     FRICTION_INLINE Scalars(const Settings& s, double step) {
-      const double c = std::sqrt(1 - integer_power(s.beta2, step));
+      const double c_squared = 1 - integer_power(s.beta2, step), c = std::sqrt(c_squared);
       const double log2_e = 1.44269504088896340736;
       const double friction_scale = s.tanh != 0 ? 2 : 1;
+      const double of_agreement = s.normalized != 0 ? c_squared / (1 - s.beta2) : 1;
       const double factor = s.lr * friction_scale * c / (1 - integer_power(s.beta1, step));
       of_raw_grad = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
@@ -77,9 +78,8 @@ struct FrictionAdam {
       beta2 = T(s.beta2), one_minus_beta2 = T(1 - s.beta2);
       of_m = T(factor * (s.nesterov != 0 ? s.beta1 : 1));
       of_grad = T(factor * (s.nesterov != 0 ? 1 - s.beta1 : 0));
-      c_eps = T(c * s.eps);
-      v_hat = T(1 / (c * c)), eps = T(s.eps);
-      exponent = T(-friction_scale * s.beta3 * log2_e);
+      c_eps = T(c * s.eps), c_squared_eps = T(c_squared * s.eps);
+      exponent = T(-friction_scale * s.beta3 * log2_e * of_agreement);
       scale = T(friction_scale);
     }
   };
@@ -94,14 +94,19 @@ struct FrictionAdam {
       g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     }
     const T m = s.beta1 * x[kExpAvg] + s.one_minus_beta1 * g;
-    const T v = s.beta2 * x[kExpAvgSq] + s.one_minus_beta2 * g * g;
+    const T share_of_g = s.one_minus_beta2 * g;
+    const T v = s.beta2 * x[kExpAvgSq] + share_of_g * g;
+    // Normalized, both sides of the fraction are times (1-b2), or c^2: neither overflows before v.
     T agreement = x[kPrevGrad] * g;
-    if constexpr (kVariant & kNormalized) agreement = agreement / (v * s.v_hat + s.eps);
-    const T one_plus_e = T(1) + clamped_exp2(s.exponent * agreement);
+    if constexpr (kVariant & kNormalized)
+      agreement = share_of_g * x[kPrevGrad] / (v + s.c_squared_eps);
+    T exponent = s.exponent * agreement;
+    exponent = exponent == exponent ? exponent : T(0);  // 0 * inf, inf / inf: no friction
+    const T one_plus_e = T(1) + clamped_exp2(exponent);
     x[kExpAvg] = m;
     x[kExpAvgSq] = v;
     x[kPrevGrad] = g;
-    raw = one_plus_e;
+    raw = g == g ? one_plus_e : g;
     T numerator = s.of_m * m;
     if constexpr (kVariant & kGeneral) {
       numerator = s.of_grad != T(0) ? numerator + s.of_grad * g : numerator;

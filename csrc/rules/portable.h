@@ -67,8 +67,8 @@ FRICTION_INLINE double exp2_fraction(double f) {
   return sum * f + 1.0;
 }
 
-// 2^x, clamped to the finite normal range; a NaN stays a NaN. Only additions, multiplications and
-// integer operations, so that every instruction set gives the same bits.
+// 2^x, clamped to the finite normal range; x is no NaN. Only additions, multiplications and integer
+// operations, so that every instruction set gives the same bits.
 template <class T>
 FRICTION_INLINE T clamped_exp2(T x) {
   using C = Exp2Constants<T>;
@@ -84,11 +84,24 @@ FRICTION_INLINE T clamped_exp2(T x) {
   return power;
 }
 
+constexpr double kMostSteps = 9007199254740992.0;  // 2^53, to which a double counts
+
+FRICTION_INLINE bool is_step_count(double count) {
+  return count >= 0 && count <= kMostSteps && count == std::floor(count);
+}
+
+// The number of a step as an integer, whatever a GPU's counter holds: 0 for what is none.
+FRICTION_INLINE uint64_t whole_steps(double count) {
+  if (!(count >= 0)) return 0;
+  return static_cast<uint64_t>(count < kMostSteps ? count : kMostSteps);
+}
+
 // base^exponent by squaring, for the number of a step: only multiplications, so that processor and
-// GPU give the same bits, which a library's pow does not promise.
+// GPU give the same bits, which a library's pow does not promise. NaN where there is no such step.
 FRICTION_INLINE double integer_power(double base, double exponent) {
+  if (!(exponent >= 0)) return NAN;
   double result = 1;
-  for (uint64_t bits = static_cast<uint64_t>(exponent); bits != 0; bits >>= 1) {
+  for (uint64_t bits = whole_steps(exponent); bits != 0; bits >>= 1) {
     if (bits & 1) result *= base;
     base *= base;
   }

@@ -102,10 +102,8 @@ def _count_failing(direction: Direction, sums: Tensor) -> Tensor:
 
 
 def _nearly_orthogonal(sums: Tensor, length: int, group: Mapping[str, Any]) -> Tensor:
-    eps = float(group["eps"])
-    p_norm, g_norm = sums[1].sqrt().clamp_min(eps), sums[2].sqrt().clamp_min(eps)
-    bound: float = float(group["delta"]) / max(length, 1) ** 0.5
-    return (sums[0] / (p_norm * g_norm)).abs() < bound
+    options = {"delta": float(group["delta"]), "eps": float(group["eps"])}
+    return equations.nearly_orthogonal(sums[0], sums[1], sums[2], length, **options)
 
 
 def _finish(direction: Direction, rows: Tensor, *, failing: Tensor, total: Tensor) -> None:
