@@ -312,6 +312,16 @@ MISFITS = {
         "not one of SigSignAdamW: for parameter 1 .* no 'exp_avg_sq'",
     ),
     "step below 0": (other_state("step", -1), "'step' of parameter 1 .* got -1"),
+    "half a step": (other_state("step", torch.tensor(2.5)), "'step' of parameter 1 .* got 2.5"),
+    "step nan": (other_state("step", torch.tensor(torch.nan)), "'step' of parameter 1 .* got nan"),
+    "step inf": (other_state("step", torch.tensor(torch.inf)), "'step' of parameter 1 .* got inf"),
+    "too many steps": (other_state("step", 1e20), r"'step' of parameter 1 .* got 1e\+20"),
+    "an enormous step": (other_state("step", 10**400), "'step' of parameter 1 .* got 1000"),
+    "step as dict": (other_state("step", {}), "'step' of parameter 1 .* got {}"),
+    "step on meta": (
+        other_state("step", torch.tensor(2.0, device="meta")),
+        "'step' of parameter 1 .* count of steps",
+    ),
     "list": (
         other_state("exp_avg", [1, 2]),
         r"\[1, 2\] as 'exp_avg' for parameter 1 .* not a tensor",

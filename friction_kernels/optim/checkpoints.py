@@ -124,7 +124,7 @@ def _check_state(opt: PlannedOptimizer, saved: Saved) -> None:
             f"the state_dict is not one of {type(opt).__name__}: for {name} it has "
             f"{', '.join(map(repr, state))} and {problem}"
         )
-    checks.check_number(f"'step' of {name} in the state_dict", state["step"])
+    checks.check_step_count(f"'step' of {name} in the state_dict", state["step"])
     for key in (*opt.state_lists, *COMPANION_NAMES):
         if state.get(key) is not None:
             checks.check_loaded(name, saved.param, key, state[key], is_list=key in opt.state_lists)

@@ -16,6 +16,7 @@ from friction_kernels.backends import BACKENDS, native_reason
 from friction_kernels.optim.packed import packed_size
 
 _COMPANION_TYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
+_MOST_STEPS = 2**53  # above it float64 has no odd numbers, and a step would not be counted
 
 
 def check_number(
@@ -35,6 +36,28 @@ def check_number(
         raise wrong_type from error
     if not low <= number < below:
         raise ValueError(f"{name} must be {bounds}, got {number:g}")
+
+
+def check_step_count(name: str, value: object) -> None:
+    """Raise TypeError or ValueError unless value is a whole number from 0 to 2**53.
+
+    A tensor of one element counts as its value; one on a GPU is waited for.
+    """
+    wanted = f"{name} must be a count of steps, a whole number from 0 to 2**53"
+    if isinstance(value, Tensor) and value.numel() != 1:
+        shape = tuple(value.shape)
+        raise ValueError(f"{wanted}; as a tensor it must have one element, got shape {shape}")
+    wrong_type = TypeError(f"{wanted}, got {value!r}")
+    if isinstance(value, str):  # float() would read it
+        raise wrong_type
+    try:
+        count = float(value)  # type: ignore[arg-type]  # whatever cannot be read raises
+    except OverflowError as error:
+        raise ValueError(f"{wanted}, got {value!r}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise wrong_type from error
+    if not (0 <= count <= _MOST_STEPS and count.is_integer()):
+        raise ValueError(f"{wanted}, got {count:g}")
 
 
 def as_number(name: str, value: float | Tensor) -> float:
