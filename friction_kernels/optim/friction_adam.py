@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -12,6 +12,9 @@ from friction_kernels import equations
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.friction_docs import describe
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FRICTION_INPUTS = ("product", "normalized")
 
@@ -144,6 +147,7 @@ class FrictionAdamCoupled(FrictionAdam):
         rounding: str = "nearest",
         seed: int = 0,
         state_dtype: str | Mapping[str, str | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -172,6 +176,7 @@ class FrictionAdamW(FrictionAdam):
         rounding: str = "nearest",
         seed: int = 0,
         state_dtype: str | Mapping[str, str | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
@@ -205,6 +210,7 @@ class FrictionAdamP(FrictionAdam):
         rounding: str = "nearest",
         seed: int = 0,
         state_dtype: str | Mapping[str, str | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: str = "auto",
     ) -> None:
