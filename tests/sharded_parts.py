@@ -89,7 +89,7 @@ def skipped(kind, by):
     if by == "scaler":  # as a GradScaler leaves it, on one process
         opt.grad_scale, opt.found_inf = torch.tensor(1.0), torch.tensor(float(owner))
     opt.step()
-    return furthest(wholes(model), before), len(opt.state)
+    return furthest(wholes(model), before)
 
 
 def clipped(kind, norm_type):
@@ -174,11 +174,11 @@ def rounded(kind):
     return all(map(torch.equal, wholes(model), twin.parameters()))
 
 
-def through_a_checkpoint(kind, options):
+def through_a_checkpoint(options):
     """A run that goes on from what FSDP1 saved of the whole, beside one that never stopped."""
     runs = []
     for _ in range(2):
-        model = flattened(network(torch.bfloat16), kind)
+        model = flattened(network(torch.bfloat16), "flat")
         runs.append((model, OPTIMIZERS["SigSignAdamW"](model.parameters(), **options)))
 
     def train(run, steps):
@@ -257,7 +257,7 @@ def own_parts(compiles=False, infinite=False, copied=False):
     twin_opt.step()
     expected = [row[None] for index, row in enumerate(twin) if index % (count - 1) == rank]
     change = (param - torch.cat(expected)).abs().max().item() if rows else 0.0
-    return change, opt.grad_norm.item(), twin_opt.grad_norm.item(), len(opt.state)
+    return change, opt.grad_norm.item(), twin_opt.grad_norm.item()
 
 
 def group_of_others():
