@@ -73,7 +73,7 @@ class PlannedOptimizer(Optimizer, ABC):
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
         self._number = compiled.register(self)
-        defaults["process_group"] = name_of(defaults["process_group"])
+        defaults["process_group"] = name_of(defaults.get("process_group"))
         self._check_options(defaults)
         super().__init__(params, defaults)
 
