@@ -17,11 +17,10 @@ def kinds_of(processes):
     return [kind for kind in KINDS if kind != "hybrid" or processes.count == 4]
 
 
-@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "RSGDM"])
-def test_fsdp1_steps_by_the_norm_of_all_parts(processes, optimizer):
+def test_fsdp1_steps_by_the_norm_of_all_parts(processes):
     for kind in kinds_of(processes):
         options = {"max_grad_norm": 0.05}
-        for far, of_norms in processes.run(sharded_parts.trained, optimizer, options, kind):
+        for far, of_norms in processes.run(sharded_parts.trained, "SigSignAdamW", options, kind):
             assert far < REORDERED and of_norms < REORDERED, kind
 
 
@@ -31,10 +30,10 @@ def test_an_infinity_in_one_part_makes_every_process_skip(processes, by):
         assert processes.run(sharded_parts.skipped, kind, by) == [0] * processes.count, kind
 
 
-@pytest.mark.parametrize("norm_type", [2.0, 1.0, torch.inf])
-def test_clip_grad_norm_of_fsdp1(processes, norm_type):
-    for kind in kinds_of(processes):
-        for error, after in processes.run(sharded_parts.clipped, kind, norm_type):
+@pytest.mark.parametrize("norm_type", [2.0, torch.inf])
+def test_clip_grad_norm_of_fsdp1(worlds, norm_type):
+    for kind in KINDS:
+        for error, after in worlds[4].run(sharded_parts.clipped, kind, norm_type):
             assert error < REORDERED and after == pytest.approx(0.01, rel=1e-3), kind
 
 
