@@ -129,9 +129,9 @@ def processes_of(name: str | None) -> tuple[ProcessGroup, ...]:
         return ()
     found = None
     if torch.distributed.is_available() and torch.distributed.is_initialized():
-        resolve = torch.distributed.distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+        c10d: Any = torch.distributed.distributed_c10d
         with suppress(RuntimeError):
-            found = resolve(name)
+            found = c10d._resolve_process_group(name)
     if found is None:
         raise ValueError(
             f"process_group {name!r} is none of this process; give one that torch.distributed made here, "

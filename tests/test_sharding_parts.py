@@ -7,7 +7,10 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
 import sharded_parts
+from scale_cases import noise
 from sharded_parts import KINDS
+
+from friction_kernels import RSGDM, TanhSignAdamP, clip_grad_norm_
 
 SPREAD = ["flat", "originals", "gradients only"]
 REORDERED = 1e-12
@@ -92,3 +95,24 @@ def test_a_process_group_that_is_none_is_refused(worlds):
     assert not found[0][0] and "this process is in" in found[1][0]
     for _, (kind, message) in found:
         assert kind is ValueError and "process_group 'no such group'" in message
+
+
+def test_what_fsdp1_flattened_and_no_longer_knows_is_refused():
+    """After gc.freeze(), say: torch's mark is there, and the handle is not to be found."""
+    param = torch.nn.Parameter(noise((8,), 0, torch.bfloat16))
+    param._fsdp_flattened, param.grad = True, noise((8,), 1, torch.bfloat16)
+    before = param.detach().clone()
+    for options, remedy in (
+        ({"max_grad_norm": 1.0}, "process_group=model.process_group"),
+        ({"skip_nonfinite": True}, "process_group=model.process_group"),
+        ({"rounding": "stochastic"}, "master='split'"),
+    ):
+        with pytest.raises(RuntimeError, match=rf"parameter 0 of group 0 .*{remedy}"):
+            RSGDM([param], **options).step()
+    with pytest.raises(ValueError, match=r"parameter 0 of group 0 .*fully_shard"):
+        TanhSignAdamP([param])
+    with pytest.raises(RuntimeError, match="process_group=model"):
+        clip_grad_norm_([param], 1.0)
+    assert torch.equal(param, before)
+    RSGDM([param]).step()
+    assert not torch.equal(param, before)
