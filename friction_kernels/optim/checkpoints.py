@@ -82,10 +82,11 @@ class Snapshot(NamedTuple):
     version: int
 
     @classmethod
-    def of(cls, state_dict: dict[str, Any]) -> Snapshot:
+    def of(cls, state_dict: dict[str, Any]) -> Snapshot | None:
         """Keeps one step count alive, and nothing else."""
-        step = next(state["step"] for state in state_dict["state"].values() if "step" in state)
-        return cls(step, step._version)
+        steps = (state.get("step") for state in state_dict["state"].values())
+        step = next((step for step in steps if isinstance(step, Tensor)), None)
+        return None if step is None else cls(step, step._version)
 
     def is_written(self) -> bool:
         return self.step._version != self.version
