@@ -3,10 +3,13 @@
 import copy
 import io
 import pickle
+import warnings
+from collections import UserDict
 from itertools import product
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from scale_cases import (
     assert_same_bits,
     assert_same_states,
@@ -186,6 +189,77 @@ def test_the_default_device_does_not_matter(backend):
     assert_same_states(opt, params, loaded, twins)
 
 
+# One moment's, or live.
+
+
+@both_backends
+@pytest.mark.parametrize("options", [{"state_dtype": "8bit"}, {"state_dtype": MIXED}, {}], ids=str)
+def test_all_of_a_state_dict_is_of_one_moment_or_all_is_live(options, backend):
+    params = make_params()
+    lr = torch.tensor(0.01)
+    opt = SigSignAdamW(params, lr, backend=backend, **options)
+    run(opt, params, range(2))
+    saved = opt.state_dict()
+    tensors = [*saved["state"][0].values(), *saved["state"][1].values()]
+    before = copy.deepcopy(tensors)
+    run(opt, params, [2])
+    changed = {not torch.equal(was, now) for was, now in zip(before, tensors, strict=True)}
+    assert changed == {not options}
+    lr.fill_(0.5)
+    assert (saved["param_groups"][0]["lr"] == 0.5) == (not options)
+
+
+@both_backends
+@every_optimizer
+def test_a_run_is_rolled_back_to_a_state_dict_again_and_again(name, backend):
+    params = make_params(dtype=torch.bfloat16)
+    opt = OPTIMIZERS[name](params, backend=backend, master="split", state_dtype="8bit")
+    run(opt, params, range(2))
+    saved, values, ends = opt.state_dict(), copies(params), []
+    for _ in range(3):
+        with torch.no_grad():
+            torch._foreach_copy_(params, values)
+        opt.load_state_dict(saved)
+        run(opt, params, range(2, 4))
+        ends.append(copies(params))
+    assert_same_bits(ends[0], ends[1])
+    assert_same_bits(ends[0], ends[2])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_what_is_loaded_into_copies_and_not_into_the_optimizer_is_warned_of(tmp_path):
+    [param] = params = make_params([(512,)])
+    opt = SigSignAdamW(params, state_dtype="8bit")
+    run(opt, params, range(3))
+    dcp.save(opt.state_dict(), checkpoint_id=tmp_path)
+    for follows in (False, True):
+        other = SigSignAdamW(params, state_dtype="8bit")
+        run(other, params, [0])
+        state_dict = other.state_dict()
+        dcp.load(state_dict, checkpoint_id=tmp_path)
+        assert other.state[param]["step"] == 1
+        if follows:
+            other.load_state_dict(state_dict)
+            assert_same_bits(other.state[param].values(), opt.state[param].values())
+        with warnings.catch_warnings(record=True, action="always") as caught:
+            run(other, params, [1, 2])
+        said = [
+            str(w.message) for w in caught if "load_state_dict() did not follow" in str(w.message)
+        ]
+        assert len(said) == (0 if follows else 1)
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_a_checkpoint_is_loaded_into_the_optimizer_itself(tmp_path):
+    [param] = params = make_params([(512,)])
+    opt, other = (SigSignAdamW(params, state_dtype="8bit") for _ in range(2))
+    run(opt, params, range(3))
+    run(other, params, [0])
+    dcp.save({"opt": opt}, checkpoint_id=tmp_path)
+    dcp.load({"opt": other}, checkpoint_id=tmp_path)
+    assert_same_bits(other.state[param].values(), opt.state[param].values())
+
+
 # From torch's optimizers.
 
 
@@ -312,6 +386,16 @@ MISFITS = {
         "not one of SigSignAdamW: for parameter 1 .* no 'exp_avg_sq'",
     ),
     "step below 0": (other_state("step", -1), "'step' of parameter 1 .* got -1"),
+    "half a step": (other_state("step", torch.tensor(2.5)), "'step' of parameter 1 .* got 2.5"),
+    "step nan": (other_state("step", torch.tensor(torch.nan)), "'step' of parameter 1 .* got nan"),
+    "step inf": (other_state("step", torch.tensor(torch.inf)), "'step' of parameter 1 .* got inf"),
+    "too many steps": (other_state("step", 1e20), r"'step' of parameter 1 .* got 1e\+20"),
+    "an enormous step": (other_state("step", 10**400), "'step' of parameter 1 .* got 1000"),
+    "step as dict": (other_state("step", {}), "'step' of parameter 1 .* got {}"),
+    "step on meta": (
+        other_state("step", torch.tensor(2.0, device="meta")),
+        "'step' of parameter 1 .* count of steps",
+    ),
     "list": (
         other_state("exp_avg", [1, 2]),
         r"\[1, 2\] as 'exp_avg' for parameter 1 .* not a tensor",
@@ -324,6 +408,34 @@ MISFITS = {
         other_state("residual", torch.zeros(300)),
         "'residual' of type torch.float32 for parameter 1",
     ),
+    "sparse": (
+        other_state("exp_avg", torch.zeros(300).to_sparse()),
+        "'exp_avg' for parameter 1 .*dense",
+    ),
+    "on meta": (
+        other_state("exp_avg", torch.zeros(300, device="meta")),
+        "'exp_avg' for parameter 1 .* on the meta device",
+    ),
+    "a state of None": (
+        lambda saved: saved["state"].update({1: None}),
+        "None for parameter 1 .* not a dict",
+    ),
+    "step of None": (other_state("step", None), "for parameter 1 .* no 'step'"),
+    "no states": (lambda saved: saved.pop("state"), "the state_dict has no 'state'"),
+    "states of None": (lambda saved: saved.update(state=None), "has None as 'state'"),
+    "no groups": (lambda saved: saved.pop("param_groups"), "the state_dict has no 'param_groups'"),
+    "groups of None": (lambda saved: saved.update(param_groups=None), "None as 'param_groups'"),
+    "a group of None": (
+        lambda saved: saved.update(param_groups=[None]),
+        "the state_dict's group 0 is None",
+    ),
+    "no params": (
+        lambda saved: saved["param_groups"][0].pop("params"),
+        "the state_dict's group 0 has no params",
+    ),
+    "params of None": (other_option("params", None), "group 0 has None as 'params'"),
+    "params of lists": (other_option("params", [[0], [1]]), "group 0 has .* as 'params'"),
+    "a name for five": (other_option("param_names", ["a"]), r"\['a'\] as 'param_names' of 5"),
     "no dict": (lambda saved: saved["state"].update({1: 7}), "7 for parameter 1 .* not a dict"),
     "lr": (other_option("lr", -1), "group 0: lr must be at least 0 and finite, got -1"),
     "betas": (other_option("betas", (0.9,)), r"group 0: betas must be a pair .* got \(0.9,\)"),
@@ -348,6 +460,39 @@ def test_what_does_not_fit_in_a_state_dict_is_named_and_nothing_changed(misfit, 
         opt.load_state_dict(saved)
     assert_unchanged(opt, before)
     run(opt, params, [2])
+
+
+@pytest.mark.parametrize("what", [None, 7, [], "x"])
+def test_what_is_no_state_dict_is_refused(what):
+    opt = SigSignAdamW(make_params())
+    with pytest.raises(TypeError, match="load_state_dict takes what state_dict"):
+        opt.load_state_dict(what)
+
+
+@pytest.mark.parametrize("key", ["momentum", "lr"])
+def test_a_group_of_sgd_without_its_numbers_is_refused(key):
+    sgd = torch.optim.SGD(make_params(), 0.1, momentum=0.9)
+    saved = sgd.state_dict()
+    saved["param_groups"][0][key] = None
+    with pytest.raises(TypeError, match=f"the state_dict's group 0: {key} must be"):
+        RSGDM(make_params()).load_state_dict(saved)
+
+
+@both_backends
+def test_mappings_of_other_kinds_and_expanded_tensors_are_loaded(backend):
+    params = make_params()
+    opt = SigSignAdamW(params, backend=backend)
+    run(opt, params, range(2))
+    saved = opt.state_dict()
+    expanded = torch.tensor(0.25).expand(params[0].shape)
+    saved["state"][0] = UserDict(saved["state"][0], exp_avg=expanded)
+    groups = tuple(map(UserDict, saved["param_groups"]))
+    given = UserDict(state=UserDict(saved["state"]), param_groups=groups)
+    other = SigSignAdamW(copies(params), backend=backend)
+    other.load_state_dict(given)
+    theirs = other.param_groups[0]["params"]
+    assert (other.state[theirs[0]]["exp_avg"] == 0.25).all()
+    run(other, theirs, [2])
 
 
 def test_what_this_optimizer_does_not_load_need_not_fit_it():

@@ -102,6 +102,7 @@ BAD_OPTIONS = {
     "master": ("bf16", True, 16),
     "rounding": (None, "random", 1),
     "seed": (-1, 2**53, 0.5, True, None),
+    "process_group": ("no such group", 0, [None]),
     "state_dtype": (
         *("fp16", 8, torch.float32, {"exp_average": "8bit"}, {"moment": None}),
         *(["8bit"], np.array(["8bit"])),
@@ -118,6 +119,7 @@ SAYS = {
     "rounding": "rounding must be one of 'nearest', 'stochastic', got ",
     "seed": r"seed must be an integer of at least 0 and below 2\*\*53, got ",
     "state_dtype": "state_dtype must be one of ",
+    "process_group": "process_group ('no such group' is none of|must be a torch.distributed.Process)",
     **{flag: f"{flag} must be one of False, True, got " for flag in FLAGS},
 }
 
@@ -184,6 +186,7 @@ BAD_CHANGES = {
     "skip_nonfinite": ("x",),
     "master": ("x",),
     "state_dtype": ("x",),
+    "process_group": ("x", 0),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any, ClassVar, overload
 
@@ -24,9 +24,10 @@ from friction_kernels.optim.planning import (
     numbers_of,
     warn_of_fallbacks,
 )
+from friction_kernels.optim.sharded_adamp import why_not_flattened
 from friction_kernels.optim.sharded_rounding import why_no_shard
 from friction_kernels.optim.states import Storage
-from friction_kernels.shards import local, mismatch
+from friction_kernels.shards import local, mismatch, name_of, why_no_sum
 
 
 class PlannedOptimizer(Optimizer, ABC):
@@ -39,6 +40,7 @@ class PlannedOptimizer(Optimizer, ABC):
 
     _number: int  # by which compiled steps find the optimizer
     _guard: Guard | None = None  # of the last step, where max_grad_norm asked for a norm
+    _snapshot: checkpoints.Snapshot | None = None  # the last state_dict(), where it has copies
     # The handle of release_gradients, while it holds.
     _released: Any = None
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
@@ -72,6 +74,7 @@ class PlannedOptimizer(Optimizer, ABC):
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
         compiled.register(self)
+        defaults["process_group"] = name_of(defaults.get("process_group"))
         self._check_options(defaults)
         self._options = frozenset(defaults)
         super().__init__(params, defaults)
@@ -105,8 +108,14 @@ class PlannedOptimizer(Optimizer, ABC):
                 index, param_group, self._options, self._kind(), type(self).__name__
             )
             checks.check_parameters(params, index)
+            if "process_group" in param_group:
+                param_group["process_group"] = name_of(param_group["process_group"])
             group = {**self.defaults, **param_group}
             self._check_options(group)
+            for name, param in checks.with_names(params, len(self.param_groups)):
+                problem = why_not_flattened(self, param)
+                if problem is not None:
+                    raise ValueError(f"{name} cannot be updated: {problem}")
             checks.check_capturable(group, params)
             options.check_parameters(params, index, group, self.state_lists)
         super().add_param_group(param_group)
@@ -179,6 +188,9 @@ class PlannedOptimizer(Optimizer, ABC):
         checks.check_not_faking()
         if is_capturing():
             checks.check_captured(self.param_groups)
+        if self._snapshot is not None and self._snapshot.is_written():
+            self._snapshot = None
+            checkpoints.warn_of_written_snapshot()
         self._plan = self._update(self._plan, self.param_groups)
         self._opt_called = True
 
@@ -214,13 +226,29 @@ class PlannedOptimizer(Optimizer, ABC):
             checks.check_members(index, group)
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             checks.check_capturable(group, group["params"])
+            group["process_group"] = name_of(group["process_group"])
             options.check(group, self.state_lists)
         if groups is self.param_groups:
             self._traced = compiled.parameters_of(self)  # without what was taken out
         entries = entries_of(self, groups, first)
+        self._check_spreads(groups, entries, demand)
         self._prepare(groups, entries, demand)
         warn_of_fallbacks(self, groups, entries)
         return StepPlan.make(self, groups, entries, demand)
+
+    def _check_spreads(
+        self, groups: list[dict[str, Any]], entries: list[Entry], demand: Demand
+    ) -> None:
+        """Of parameters without gradient, too: what one process refuses, all must."""
+        for entry in entries:
+            group = groups[entry.group]
+            param = group["params"][entry.index]
+            problem = why_not_flattened(self, param)
+            if problem is None and demand.guarded:
+                problem = why_no_sum(param, group["process_group"])
+            if problem is not None:
+                name = checks.name_at(self.param_groups, entry.ordinal)
+                raise RuntimeError(f"{name} cannot be updated: {problem}")
 
     def _prepare(self, groups: list[dict[str, Any]], entries: list[Entry], demand: Demand) -> None:
         """Check every gradient and state first; then start and convert the states that need it."""
@@ -284,7 +312,13 @@ class PlannedOptimizer(Optimizer, ABC):
     # Saving and loading.
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as numbers: what is kept in 8 bits comes as float32, and packs to the same again."""
+        """The state as numbers: what is kept in 8 bits comes as float32, and packs to the same again.
+
+        Where a state is converted for it (one kept in 8 bits; 16-bit residuals of DTensors), all tensors in
+        it are copies, which later steps do not change. Otherwise all are the optimizer's own, as in torch.
+        What is loaded into it (torch.distributed.checkpoint.load writes in place) reaches the optimizer
+        by load_state_dict(), which must follow; a step() without it warns where these were copies.
+        """
         # Registered first, so that the user's own hooks see numbers.
         handle = self.register_state_dict_post_hook(
             checkpoints.export,  # type: ignore[arg-type]
@@ -310,18 +344,21 @@ class PlannedOptimizer(Optimizer, ABC):
             ValueError, TypeError: a state_dict of another class, of other shapes or types, or with options
                 that the constructor would refuse; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"load_state_dict takes what state_dict() returned, got {state_dict!r}")
         self._groups_before = [dict(group) for group in self.param_groups]
         # Registered last, so that it sees what the user's own hooks made of the state_dict.
         handle = self.register_load_state_dict_pre_hook(self._keep_state_dict)
         try:
-            super().load_state_dict(state_dict)
+            super().load_state_dict(dict(state_dict))
+            self._snapshot = None
         finally:
             handle.remove()
             self.__dict__.pop("_new_states", None)
             del self._groups_before
 
     def _keep_state_dict(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        state_dict = self._understood(state_dict)
+        state_dict = self._understood(checkpoints.understood(state_dict))
         self._new_states = checkpoints.new_states(self, state_dict)
         return checkpoints.without_states(self, state_dict)
 

@@ -3,11 +3,14 @@
 A state_dict has numbers: 8-bit codes become float32, which packs to the same bytes again; residuals and
 masters stay as they are. A master of another kind than the options ask for is taken as it is, too, and
 converted by the next step: only then are the model's parameters sure to have been loaded.
+
+Where nothing has to be converted, a state_dict shares its tensors with the optimizer, as torch's do. Where
+anything has, it shares none: it would be partly of one moment and partly of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import chain
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,11 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from friction_kernels.flattened import is_flattened
 from friction_kernels.optim import checks
-from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, OWN, PACKED
+from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, NOT_SAVED, OWN
 from friction_kernels.optim.packed import packed_otherwise
 from friction_kernels.optim.states import COPIES, NOTES, Storage, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
+from friction_kernels.warn import warn
 
 if TYPE_CHECKING:
     from friction_kernels.optim.base import PlannedOptimizer
@@ -34,25 +39,71 @@ _TORCHS_STATES = ("max_exp_avg_sq",)
 
 def export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
     """Put numbers in the place of codes, and say of each group what kind of optimizer it is of."""
+    opt._snapshot = None
     for group in state_dict["param_groups"]:
         group.update(opt._kind())
+        for option in NOT_SAVED:
+            group.pop(option, None)
     params = list(chain.from_iterable(group["params"] for group in opt.param_groups))
-    states = state_dict["state"]
+    states, converts = state_dict["state"], False
     for ordinal, (number, param) in enumerate(zip(_numbers(state_dict), params, strict=True)):
-        state = states.get(number, {})
-        packed = [key for key in opt.state_lists if key in state and state[key].dtype == PACKED]
-        if packed:
-            problem = packed_otherwise(local(param), state)
-            if problem is not None:
-                name = checks.name_at(opt.param_groups, ordinal)
-                raise RuntimeError(f"state_dict(): {name} {problem}")
-            numbers = {key: numbers_of(local(param), state, key) for key in packed}
-            kept = {key: value for key, value in state.items() if key not in NOTES}
-            state = states[number] = {**kept, **numbers}
-        if is_dtensor(param) and state:
-            lists = [key for key in (*opt.state_lists, *COMPANION_NAMES) if key in state]
-            spread = {key: wrap(_sendable(state[key]), param) for key in lists}
-            states[number] = {**state, **spread}
+        state = states.get(number)
+        if not state:
+            continue
+        problem = packed_otherwise(local(param), state)
+        if problem is not None:
+            raise RuntimeError(
+                f"state_dict(): {checks.name_at(opt.param_groups, ordinal)} {problem}"
+            )
+        kept = {key: value for key, value in state.items() if key not in NOTES}
+        for key in (*opt.state_lists, *COMPANION_NAMES):
+            if key not in state:
+                continue
+            numbers = numbers_of(local(param), state, key) if key in opt.state_lists else state[key]
+            if is_dtensor(param) or is_flattened(param):
+                numbers = _sendable(numbers)
+            converts |= numbers is not state[key]
+            kept[key] = wrap(numbers, param)
+        states[number] = kept
+    if converts:
+        state_dict.update(_cloned(state_dict))
+        opt._snapshot = Snapshot.of(state_dict)
+
+
+def _cloned(value: Any) -> Any:
+    """The value with copies of all tensors in it."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _cloned(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(_cloned, value))
+    return value
+
+
+class Snapshot(NamedTuple):
+    """A state_dict of copies, and by which of its tensors one sees that something was loaded into it."""
+
+    step: Tensor
+    version: int
+
+    @classmethod
+    def of(cls, state_dict: dict[str, Any]) -> Snapshot | None:
+        """Keeps one step count alive, and nothing else."""
+        steps = (state.get("step") for state in state_dict["state"].values())
+        step = next((step for step in steps if isinstance(step, Tensor)), None)
+        return None if step is None else cls(step, step._version)
+
+    def is_written(self) -> bool:
+        return self.step._version != self.version
+
+
+def warn_of_written_snapshot() -> None:
+    warn(
+        "something was loaded into what state_dict() returned, and load_state_dict() did not follow. That "
+        "state_dict has copies, because states were converted for it, so the optimizer has not changed: "
+        "call load_state_dict(state_dict) after torch.distributed.checkpoint.load(state_dict)"
+    )
 
 
 def _sendable(part: Tensor) -> Tensor:
@@ -68,13 +119,46 @@ def _numbers(state_dict: dict[str, Any]) -> list[int]:
 
 
 class Saved(NamedTuple):
-    """What a state_dict has of one parameter."""
+    """What a state_dict has of one parameter whose steps it goes on with."""
 
     name: checks.LateName
     param: Tensor
     group: dict[str, Any]  # the optimizer's, as it is before loading
     state: Any
     is_ours: bool  # made by an optimizer of this package, whose users may have added to it
+
+
+def understood(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """The state_dict in plain dicts and lists; raise where it is none, and name what is wrong with it."""
+    for key, kind, word in (("state", Mapping, "dict"), ("param_groups", (list, tuple), "list")):
+        if not isinstance(state_dict.get(key), kind):
+            what = f"{state_dict[key]!r} as {key!r}, and not a {word}" if key in state_dict else ""
+            raise ValueError(f"the state_dict has {what or f'no {key!r}'}; {_REMEDY}")
+    groups = [_understood_group(i, group) for i, group in enumerate(state_dict["param_groups"])]
+    states = {
+        number: dict(state) if isinstance(state, Mapping) else state
+        for number, state in state_dict["state"].items()
+    }
+    return {**state_dict, "state": states, "param_groups": groups}
+
+
+_REMEDY = "give what an optimizer's state_dict() returned"
+
+
+def _understood_group(index: int, group: object) -> dict[str, Any]:
+    which = f"the state_dict's group {index}"
+    if not isinstance(group, Mapping):
+        raise ValueError(f"{which} is {group!r} and not a dict; {_REMEDY}")
+    numbers = group.get("params")
+    if not isinstance(numbers, (list, tuple)) or not all(isinstance(n, Hashable) for n in numbers):
+        what = f"{numbers!r} as 'params', and no list of numbers" if "params" in group else ""
+        raise ValueError(f"{which} has {what or 'no params'}; {_REMEDY}")
+    names = group.get("param_names")
+    if names is not None and (not isinstance(names, (list, tuple)) or len(names) != len(numbers)):
+        raise ValueError(
+            f"{which} has {names!r} as 'param_names' of {len(numbers)} parameters; {_REMEDY}"
+        )
+    return {**group, "params": list(numbers)}
 
 
 def new_states(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
@@ -85,20 +169,46 @@ def new_states(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> dict[Tensor
         return {}  # torch raises, and says so
     for index, saved_group in enumerate(state_dict["param_groups"]):
         _check_group(opt, index, saved_group)
-    found = [saved for saved in _parameters(opt, state_dict) if saved.state]
+    found = list(_parameters(opt, state_dict))
     for saved in found:
         _check_state(opt, saved)
-    return {saved.param: _as_kept_here(opt, saved) for saved in found}
+    states = {saved.param: _as_kept_here(opt, saved) for saved in found}
+    _share_all_or_nothing([(saved.state, states[saved.param]) for saved in found])
+    return states
+
+
+def _share_all_or_nothing(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
+    """Copy what is shared by a loaded state and the one that was made of it, unless everything is."""
+    tensors = [
+        (kept, key, _is_shared(loaded[key], kept[key]))
+        for loaded, kept in pairs
+        for key in kept
+        if loaded.get(key) is not None
+    ]
+    if all(is_shared for _, _, is_shared in tensors):
+        return
+    for kept, key, is_shared in tensors:
+        if is_shared:
+            kept[key] = kept[key].clone()
+
+
+def _is_shared(loaded: object, kept: Any) -> bool:
+    if not isinstance(loaded, Tensor) or not isinstance(kept, Tensor):
+        return False
+    storages = local(loaded).untyped_storage(), kept.untyped_storage()
+    return storages[0].data_ptr() == storages[1].data_ptr()
 
 
 def _parameters(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> Iterator[Saved]:
     for group_index, (saved, group) in enumerate(
         zip(state_dict["param_groups"], opt.param_groups, strict=True)
     ):
-        is_ours = DEFAULTS.keys() <= saved.keys()
+        is_ours = DEFAULTS.keys() - set(OWN) <= saved.keys()
         for index, number in enumerate(saved["params"]):
             name = checks.LateName(group_index, group, index)
-            state = state_dict["state"].get(number)
+            state = state_dict["state"].get(number, {})
+            if isinstance(state, dict) and not state:
+                continue  # its steps begin anew
             yield Saved(name, group["params"][index], group, state, is_ours)
 
 
@@ -129,7 +239,7 @@ def _check_state(opt: PlannedOptimizer, saved: Saved) -> None:
             f"the state_dict is not one of {type(opt).__name__}: for {name} it has "
             f"{', '.join(map(repr, state))} and {problem}"
         )
-    checks.check_number(f"'step' of {name} in the state_dict", state["step"])
+    checks.check_step_count(f"'step' of {name} in the state_dict", state["step"])
     for key in (*opt.state_lists, *COMPANION_NAMES):
         if state.get(key) is not None:
             checks.check_loaded(name, saved.param, key, state[key], is_list=key in opt.state_lists)
@@ -148,6 +258,8 @@ def _as_kept_here(opt: PlannedOptimizer, saved: Saved) -> dict[str, Any]:
         if saved.state.get(key) is None:
             continue
         value = unwrap(saved.state[key], saved.param).to(part.device)
+        if checks.shares_memory(value):
+            value = value.contiguous()
         if key in opt.state_lists:
             value = storage.keep(value, key)
         state[key] = value.short() if value.dtype == torch.int32 else value

@@ -320,6 +320,16 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_lis
         raise ValueError(
             f"the state_dict has {value!r} as '{key}' for {name}, and not a tensor; {remedy}"
         )
+    if value.layout != torch.strided or value.is_nested:
+        kind = "a nested tensor" if value.is_nested else f"of layout {value.layout}"
+        raise ValueError(
+            f"the state_dict has '{key}' for {name}, which is {kind}; make it dense with to_dense()"
+        )
+    if value.device.type == "meta":
+        raise ValueError(
+            f"the state_dict has '{key}' for {name} on the meta device, without numbers; load one that "
+            "was saved with them"
+        )
     if is_list:
         right = value.is_complex() if param.is_complex() else value.is_floating_point()
     else:

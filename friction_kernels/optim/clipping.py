@@ -1,7 +1,8 @@
-"""Gradient clipping outside of the step: torch's own, also over several meshes."""
+"""Gradient clipping outside of the step: torch's own, also over several meshes and of flattened parts."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from friction_kernels.shards import is_dtensor
+from friction_kernels.shards import (
+    all_reduce,
+    device_of_sums,
+    is_dtensor,
+    name_of,
+    processes_of,
+    summed_over,
+    why_no_sum,
+)
 
 if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
 
@@ -22,12 +32,15 @@ def clip_grad_norm_(
     norm_type: float = 2.0,
     error_if_nonfinite: bool = False,
     foreach: bool | None = None,
+    *,
+    process_group: ProcessGroup | str | None = None,
 ) -> Tensor:
     """Scale gradients in place so that together they have a norm of at most max_norm.
 
     This is torch.nn.utils.clip_grad_norm_, to the bit, which it calls. Beyond that it takes DTensors of
-    several meshes, and DTensors beside plain tensors, where torch raises. It reads the gradients twice and
-    writes them once; the optimizers' own `max_grad_norm` writes none.
+    several meshes, and DTensors beside plain tensors, where torch raises, and parameters of
+    FullyShardedDataParallel (FSDP1), of which torch takes this process's parts for the whole. It reads the
+    gradients twice and writes them once; the optimizers' own `max_grad_norm` writes none.
 
     Args:
         parameters: a tensor or several, of any shape and device, whose `.grad` is scaled; those without
@@ -37,21 +50,37 @@ def clip_grad_norm_(
         error_if_nonfinite: raise RuntimeError where the norm is infinite or NaN, instead of scaling by
             it (default False).
         foreach: use torch's foreach operators; None where there are any (default None).
+        process_group: over which processes the parameters are spread, where each has others or other
+            parts of them and torch does not mark that (default None).
 
     Returns:
         the norm before scaling, a scalar tensor on the first gradient's device; a DTensor where gradients
         are DTensors of one mesh, 0 where there is no gradient.
 
     Raises:
-        RuntimeError: the norm is not finite, and error_if_nonfinite.
+        RuntimeError: the norm is not finite, and error_if_nonfinite; or it is of parts whose processes are
+            not to be found.
+        ValueError: norm_type is not above 0, and the norm is a sum over processes; process_group is none of
+            this process.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    meshes: dict[DeviceMesh | None, list[Tensor]] = {}
-    for param in params:
-        if param.grad is not None:
-            mesh = param.grad.device_mesh if is_dtensor(param.grad) else None
-            meshes.setdefault(mesh, []).append(param)
-    if len(meshes) < 2:
+    name = name_of(process_group)
+    others = processes_of(name)
+    plain: list[Tensor] = []
+    meshes: dict[DeviceMesh, list[Tensor]] = {}
+    parts: dict[tuple[ProcessGroup, ...], list[Tensor]] = {others: []} if others else {}
+    for index, param in enumerate(params):
+        problem = why_no_sum(param, name)
+        if problem is not None:
+            raise RuntimeError(f"the norm of parameter {index} is not known: {problem}")
+        if is_dtensor(param.grad):
+            meshes.setdefault(param.grad.device_mesh, []).append(param)
+        elif is_dtensor(param) or not (processes := summed_over(param, others)):
+            plain.append(param)
+        else:
+            parts.setdefault(processes, []).append(param)
+    plain = [param for param in plain if param.grad is not None]
+    if not parts and len(meshes) + bool(plain) < 2:
         return torch.nn.utils.clip_grad_norm_(
             params or parameters,  # torch warns of a generator that is used up
             max_norm,
@@ -60,11 +89,38 @@ def clip_grad_norm_(
             foreach,
         )
     norms = []
-    for members in meshes.values():
-        grads = [param.grad for param in members if param.grad is not None]
-        norm = get_total_norm(grads, norm_type, foreach=foreach)
+    for members in (*([plain] if plain else []), *meshes.values()):
+        norm = get_total_norm(_gradients(members), norm_type, foreach=foreach)
         norms.append(norm.full_tensor() if is_dtensor(norm) else norm)
+    for processes, members in parts.items():
+        norms.append(_norm_of_parts(members, norm_type, processes, foreach))
     total = get_total_norm(norms, norm_type, error_if_nonfinite)
-    for members in meshes.values():
+    for members in (plain, *meshes.values(), *parts.values()):
         clip_grads_with_norm_(members, max_norm, total, foreach)
     return total
+
+
+def _gradients(params: list[Tensor]) -> list[Tensor]:
+    return [param.grad for param in params if param.grad is not None]
+
+
+def _norm_of_parts(
+    params: list[Tensor],
+    norm_type: float,
+    processes: tuple[ProcessGroup, ...],
+    foreach: bool | None,
+) -> Tensor:
+    """Over the parts of all processes, also where this one has no gradient; sums are taken in float64."""
+    if not norm_type > 0:
+        raise ValueError(f"norm_type must be above 0 for a sum over processes, got {norm_type!r}")
+    grads = _gradients(params)
+    device = params[0].device if params else device_of_sums(processes)
+    norm = torch.zeros((), dtype=torch.float64, device=device)
+    if grads:
+        norm = get_total_norm(grads, norm_type, foreach=foreach).to(device, torch.float64)
+    if norm_type == math.inf:
+        norm = all_reduce(norm, processes, "MAX")
+    else:
+        norm = all_reduce(norm**norm_type, processes) ** (1 / norm_type)
+    is_wide = any(param.dtype in (torch.float64, torch.complex128) for param in params)
+    return norm if is_wide else norm.float()

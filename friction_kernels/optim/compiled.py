@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _optimizers: WeakValueDictionary[int, PlannedOptimizer] = WeakValueDictionary()
 _numbers = itertools.count()
+_NONE = torch.zeros((), device="cpu")  # compilers drop an operator that changes no tensor
 
 
 def register(opt: PlannedOptimizer) -> None:
@@ -40,6 +41,7 @@ def _step(params: list[Tensor], grads: list[Tensor], places: list[int], optimize
 
     Both are local parts, where parameters are DTensors, which an operator must otherwise be taught to spread.
     """
+    params = params[: len(places)]  # without what stands for none
     opt = _optimizers[optimizer]
     checks.check_groups(opt.param_groups, opt._options)
     everything, traced = _all(parameters_of(opt)), _all(opt._traced)
@@ -87,7 +89,7 @@ def _all(lists: list[list[Tensor]]) -> list[Tensor]:
 
 
 def step(opt: PlannedOptimizer) -> None:
-    """What torch.compile traces in the place of a step; nothing where no parameter has a gradient."""
+    """What torch.compile traces in the place of a step."""
     everything = _all(
         opt._traced
     )  # a look at param_groups would compile anew for each learning rate
@@ -97,7 +99,9 @@ def step(opt: PlannedOptimizer) -> None:
         if param.grad is not None
     ]
     if not stepped:
-        return  # compilers drop an operator without tensors
+        # Other processes may have gradients, and wait for this one's sums.
+        _step([_NONE], [], [], opt._number)
+        return
     for place, param, grad in stepped:
         problem = mismatch(param, grad)
         if problem is not None:  # local parts would not show it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
@@ -14,6 +14,9 @@ from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.friction_docs import describe
 from friction_kernels.optim.options import Master, Rounding, StateDtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 FrictionInput = Literal["product", "normalized"]
 FRICTION_INPUTS = get_args(FrictionInput)
@@ -147,6 +150,7 @@ class FrictionAdamCoupled(FrictionAdam):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -175,6 +179,7 @@ class FrictionAdamW(FrictionAdam):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -208,6 +213,7 @@ class FrictionAdamP(FrictionAdam):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:

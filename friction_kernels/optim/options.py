@@ -12,6 +12,7 @@ from torch import Tensor
 from friction_kernels.optim import checks
 from friction_kernels.optim.companions import LOW_PRECISION
 from friction_kernels.optim.packed import BLOCK
+from friction_kernels.shards import processes_of
 
 # For groups of optimizers that were pickled before there were these.
 DEFAULTS: dict[str, Any] = {
@@ -21,10 +22,12 @@ DEFAULTS: dict[str, Any] = {
     "rounding": "nearest",
     "seed": 0,
     "state_dtype": None,
+    "process_group": None,
 }
 # How a step is computed and kept, not what it computes: a plan is made for these, and load_state_dict
 # leaves them as they are here.
-OWN = ("backend", "capturable", "master", "rounding", "state_dtype")
+OWN = ("backend", "capturable", "master", "rounding", "state_dtype", "process_group")
+NOT_SAVED = ("process_group",)  # of OWN, what means nothing to another run
 
 Master = Literal["split", "split8", "fp32"]
 Rounding = Literal["nearest", "stochastic"]
@@ -71,7 +74,12 @@ ARGS = """max_grad_norm: clip as torch.nn.utils.clip_grad_norm_ does, within the
             codes in blocks of 256 with a scale each, 1.02 bytes (Dettmers et al., arXiv 2110.02861; the
             maps are this library's choice); tensors of fewer than 256 elements are kept in float32
             there. float64 parameters cannot have it, complex ones no "bf16". None keeps them as
-            said of `params` (default None)."""
+            said of `params` (default None).
+        process_group: over which processes the parameters are spread, where each has others or other
+            parts of them and torch does not mark that (ZeroRedundancyOptimizer, sharding of one's own):
+            max_grad_norm, grad_norm and skip_nonfinite then are of all of them, and all must call
+            step() together. DTensors and FullyShardedDataParallel are known without it. Groups keep the
+            name of the process group; a state_dict does not (default None)."""
 EXTRA_STATES = """\
 And `residual` or `master` where asked for. States in 8 bits are uint8 tensors of one dimension;
     state_dict() has their numbers, and load_state_dict() converts to what the options here ask for."""
@@ -95,6 +103,7 @@ def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
             "nothing is lost that chance could keep; choose one of them"
         )
     check_seed(group["seed"])
+    processes_of(group["process_group"])
     asked = group["state_dtype"]
     if not isinstance(asked, Mapping):
         checks.check_choice("state_dtype", asked, STATE_DTYPES)

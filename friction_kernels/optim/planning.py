@@ -20,7 +20,7 @@ from friction_kernels.optim.guards import Demand, Guard, square_sum
 from friction_kernels.optim.sharded_adamp import is_spread, make_together
 from friction_kernels.optim.sharded_rounding import shard_of
 from friction_kernels.optim.states import Storage
-from friction_kernels.shards import all_reduce, local, sharding_groups
+from friction_kernels.shards import all_reduce, device_of_sums, local, spreads_of
 from friction_kernels.warn import warn
 
 if TYPE_CHECKING:
@@ -171,12 +171,6 @@ class StepPlan:
             for param, entry in zip(params, entries, strict=True)
             if entry.reason is None and param in opt.state  # the first gradient asks for a new plan
         }
-        spreads: dict[tuple[ProcessGroup, ...], list[bool]] = {}
-        for index, param in enumerate(params):
-            processes = sharding_groups(param)
-            if processes not in spreads:
-                spreads[processes] = [False] * len(params)
-            spreads[processes][index] = True
         return cls(
             native=native,
             settings=settings,
@@ -186,7 +180,7 @@ class StepPlan:
             members=[list(group["params"]) for group in groups],
             demand=demand,
             native_devices=sorted(devices),
-            spreads=spreads,
+            spreads=spreads_of(groups),
             observed=[[] for _ in groups],
         )
 
@@ -263,7 +257,7 @@ class StepPlan:
                 counted[entry.group] and member
                 for entry, member in zip(self.entries, members, strict=True)
             ]
-            device = self._device_of_sums(members)
+            device = self._device_of_sums(processes, members)
             part, problem = self._local_squared_norm(opt, groups, theirs, device)
             if part is None:
                 return None, problem
@@ -271,12 +265,14 @@ class StepPlan:
             total = part if total is None else total + part
         return total, None
 
-    def _device_of_sums(self, members: list[bool]) -> torch.device:
+    def _device_of_sums(
+        self, processes: tuple[ProcessGroup, ...], members: list[bool]
+    ) -> torch.device:
         """Where these entries' sums are reduced: with parameters on GPUs, processes send nothing else."""
         params = list(compress(chain.from_iterable(self.members), members))
         trained = [param for param in params if not checks.is_frozen(param)]
         devices = (param.device for param in (*trained, *params))
-        return next((d for d in devices if d.type != "meta"), torch.device("cpu"))
+        return next((d for d in devices if d.type != "meta"), device_of_sums(processes))
 
     def _local_squared_norm(
         self,

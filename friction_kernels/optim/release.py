@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from friction_kernels.flattened import is_flattened
 from friction_kernels.optim import checks
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.planning import StepPlan
@@ -53,8 +54,8 @@ def release_gradients(
         TypeError: another kind of optimizer.
         ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet, or is
             given to the optimizer twice; a group has max_grad_norm or skip_nonfinite, which need all
-            gradients at once; a model with DistributedDataParallel in it, which reduces gradients after
-            they arrive.
+            gradients at once; a model with DistributedDataParallel in it or parameters of
+            FullyShardedDataParallel, which reduce gradients after they arrive.
         RuntimeError: the optimizer releases already. And from backward() or step(), where one of those
             options was set since; and from step() under a torch.amp.GradScaler, whose scale the gradients
             still had when they were stepped by: train in bfloat16 without it, or do not release; and
@@ -93,6 +94,11 @@ def release_gradients(
         raise ValueError(
             "the optimizer has none of these parameters, or they are all frozen; give it the "
             "parameters of this model"
+        )
+    if any(map(is_flattened, params)):
+        raise ValueError(
+            "FullyShardedDataParallel reduces gradients after they arrive; use "
+            "torch.distributed.fsdp.fully_shard, or do not release"
         )
     if any(map(is_lazy, params)):
         raise ValueError("a lazy parameter has no shape yet; run the model once before the release")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 _DOC = """Momentum corrected by its own change.
 
@@ -93,6 +96,7 @@ class RSGDM(PlannedOptimizer):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
+        process_group: ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -148,9 +152,12 @@ def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
     """
     groups, states = [], dict(state_dict["state"])
     for index, group in enumerate(state_dict["param_groups"]):
-        momentum = float(group["momentum"])
         which = f"the state_dict is one of torch.optim.SGD, and its group {index} was made "
-        if float(group["dampening"]) != 0:
+        momentum, dampening = (
+            checks.as_number(f"the state_dict's group {index}: {key}", group.get(key))
+            for key in ("momentum", "dampening")
+        )
+        if dampening != 0:
             raise ValueError(
                 f"{which}with dampening={group['dampening']}: how much of its momentum_buffer is the first "
                 "gradient, which is not dampened, is not known; start RSGDM afresh"
@@ -162,10 +169,14 @@ def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
             )
         rest = 1 - momentum
         for number in group["params"]:
-            buffer = states.get(number, {}).get("momentum_buffer")
+            state = states.get(number)
+            buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
             if isinstance(buffer, Tensor):
                 states[number] = {"step": 0.0, "momentum_buffer": buffer * rest}  # SGD counts none
         kept = {k: v for k, v in group.items() if k not in ("dampening", "nesterov")}
+        for key in ("lr", "initial_lr"):
+            if key in kept:
+                checks.check_number(f"the state_dict's group {index}: {key}", kept[key])
         rates = {k: kept[k] / rest for k in ("lr", "initial_lr") if k in kept}
         groups.append({**kept, **rates, "decoupled_weight_decay": False})
     return {**state_dict, "state": states, "param_groups": groups}

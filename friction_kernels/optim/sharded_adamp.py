@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels import equations
+from friction_kernels.flattened import is_flattened, stretch_of
 from friction_kernels.optim.reference import Update
 from friction_kernels.optim.states import count_of_reals
 from friction_kernels.shards import all_reduce, sharding_groups
@@ -20,12 +21,26 @@ from friction_kernels.shards import all_reduce, sharding_groups
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from friction_kernels.optim.base import PlannedOptimizer
     from friction_kernels.optim.friction_adam import FrictionAdamP
 
 
 def is_spread(param: Tensor) -> bool:
     """Whether the decision to project a parameter takes more than one process."""
     return param.dim() > 1 and bool(sharding_groups(param))
+
+
+def why_not_flattened(opt: PlannedOptimizer, param: Tensor) -> str | None:
+    """Why an optimizer cannot update a parameter of FSDP1; None where it can."""
+    if not opt.projects_rows or not is_flattened(param) or param.dim() > 1:
+        return None  # more dimensions: nobody cut it
+    stretch = stretch_of(param)
+    if stretch is not None and stretch.dims <= 1:
+        return None
+    return (
+        "FullyShardedDataParallel flattened it, and AdamP needs to know matrices and their rows; use "
+        "torch.distributed.fsdp.fully_shard, or the AdamW form of the optimizer"
+    )
 
 
 class Direction(NamedTuple):

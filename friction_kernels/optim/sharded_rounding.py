@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from friction_kernels.flattened import is_flattened, stretch_of
 from friction_kernels.optim.rounding import Shard
 from friction_kernels.optim.walk import Walk
 from friction_kernels.shards import is_dtensor, local
@@ -21,8 +22,12 @@ def shard_of(param: Tensor, rows_first: bool) -> Shard:
     """
     part = local(param)
     count = part.numel()
-    if not is_dtensor(param) or count == 0:
-        return Shard(0, max(count, 1), max(count, 1))
+    if count == 0:
+        return Shard(0, 1, 1)
+    if is_flattened(param):
+        return Shard(_start_of(param), count, count)
+    if not is_dtensor(param):
+        return Shard(0, count, count)
     order = Walk.of(param, rows_first).order
     here = [dim for dim in Walk.of(part, rows_first).order if part.shape[dim] > 1]
     chunks = param.__create_chunk_list__()  # torch.distributed.checkpoint's protocol
@@ -48,6 +53,16 @@ def shard_of(param: Tensor, rows_first: bool) -> Shard:
         return Shard(offset, count, count)
     (dim,) = cut
     return Shard(offset, part.shape[dim] * strides[dim], param.shape[dim] * strides[dim])
+
+
+def _start_of(param: Tensor) -> int:
+    stretch = stretch_of(param)
+    if stretch is None:
+        raise ValueError(
+            "rounding='stochastic' goes by an element's place in the whole, and which part this is "
+            "FullyShardedDataParallel does not say any more; keep what rounding loses with master='split'"
+        )
+    return stretch.start
 
 
 def _spread(param: DTensor) -> str:

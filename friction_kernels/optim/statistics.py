@@ -37,7 +37,8 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     replaces, so a native step leaves two sums for every eighth block of 2,048 elements (the first of
     each tensor always), and the statistics are put together from them when asked for: they are exact
     for tensors of up to 2,048 elements, and a sample of an eighth for larger ones. After a reference
-    step they are over all elements.
+    step they are over all elements. Of parameters that are spread over processes, all of it is of this
+    process's parts.
 
     Raises:
         TypeError: another optimizer, which has no friction.
