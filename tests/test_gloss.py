@@ -583,6 +583,30 @@ with warnings.catch_warnings(record=True) as caught:
     assert not [w for w in caught if "did not converge" in str(w.message)]  # nobody has waited
     loss_fn(e.float(), labels)
 assert [w for w in caught if "did not converge: residual" in str(w.message)]
+
+def remembered(backend):
+    loss_fn = GLoss(3, backend=backend, tol=1e-6, memory=GraphMemory(40, 5))
+    e, labels = clusters(24, 5, 3)
+    e, ids, labelled = e.float().requires_grad_(), torch.arange(24), torch.arange(24) % 3 > 0
+    loss_fn(e[:18], labels[:18], labelled[:18], ids[:18])
+    loss = loss_fn(e[6:], labels[6:], labelled[6:], ids[6:])  # the first six are past
+    loss.backward()
+    assert (loss_fn.last.num_nodes, int(loss_fn.last.num_labelled)) == (24, 18)
+    assert loss_fn.memory.ids[:24].tolist() == ids.tolist()
+    return loss.detach(), e.grad
+
+for a, b in zip(remembered("triton"), remembered("dense")):
+    assert relative(a, b) < 5e-5, (a, b)
+
+e[:, 0] += 30
+e[-4:, 0] -= 60
+loss_fn = GLoss(3, sigma=0.1, backend="triton")
+for _ in range(2):  # the second call tells of the first
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss_fn(e.float(), labels, labelled=torch.arange(24) < 12)
+said = [str(w.message) for w in caught if "label" in str(w.message)]
+assert len(said) == 1 and said[0].startswith("4 of 12 unlabelled nodes are reached by no"), said
 """
 
 
