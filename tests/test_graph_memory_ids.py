@@ -7,6 +7,7 @@ import torch
 from graph_cases import clusters, relative
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from friction_kernels.losses import GLoss, GraphMemory
 
@@ -108,6 +109,35 @@ def test_a_second_forward_of_a_batch_sees_the_same_graph(sigma):
     first, second = (loss_fn(e[:20], labels[:20], labelled, ids[:20]) for _ in range(2))
     assert first.item() == pytest.approx(second.item(), rel=1e-6)
     assert len(loss_fn.memory) == 40
+
+
+class Waits(TorchDispatchMode):
+    """Counts the operators that make the host wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            t is not None and t.dtype in (torch.bool, torch.uint8)
+            for t in (args[1] if isinstance(args[1], (list, tuple)) else ())
+        )
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2")
+        self.count += by_mask or name in waits
+        return function(*args, **(kwargs or {}))
+
+
+def test_ids_make_the_host_wait_no_more_often():
+    e, labels, ids = documents()
+    waited = []
+    for of_batch in (None, ids):
+        loss_fn = GLoss(3, memory=GraphMemory(100, DIM), solver="iterate", backend="chunked")
+        for _ in range(2):
+            with Waits() as waits, warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                loss_fn(e, labels, torch.arange(40) < 20, of_batch)
+        waited.append(waits.count)
+    assert waited[0] == waited[1] == 1  # the rows in use, which a GPU's memory is not asked for
 
 
 def test_random_labels_stay_hidden():

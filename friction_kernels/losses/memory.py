@@ -196,7 +196,7 @@ class GraphMemory(torch.nn.Module):
         if ids is None:
             places = (self._ring[1] + torch.arange(len(rows), device=rows.device)) % self.capacity
             ids = torch.full_like(labels, NO_ID)
-            self._advance(places[-1], len(rows))
+            self._advance(places[-1:], self._ring.new_full((1,), len(rows)))
         else:
             ids = ids[-self.capacity :]
             last = len(ids) - 1 - first_copies(ids.flip(0)).flip(0)
@@ -221,14 +221,13 @@ class GraphMemory(torch.nn.Module):
         ]  # the oldest first, those taken at the end
         is_new = ~found & (last == torch.arange(len(ids), device=ids.device))
         turn = is_new.long().cumsum(0) - 1
-        self._advance(free[turn[-1]], turn[-1] + 1)  # where none is new, free[-1] does not count
+        self._advance(free[turn[-1:]], turn[-1:] + 1)  # where none is new, free[-1] does not count
         return torch.where(found, found_at, free[turn])
 
-    def _advance(self, last_place: Tensor, num_new: Tensor | int) -> None:
-        """Move on after `num_new` rows were given places, the last of them `last_place`."""
-        filled, following = self._ring.unbind()
-        any_new = torch.as_tensor(num_new, device=filled.device) > 0
-        following.copy_(torch.where(any_new, (last_place + 1) % self.capacity, following))
+    def _advance(self, last_place: Tensor, num_new: Tensor) -> None:
+        """Move on after num_new (1,) rows were given places, the last of them last_place (1,)."""
+        filled, following = self._ring.split(1)
+        following.copy_(torch.where(num_new > 0, (last_place + 1) % self.capacity, following))
         filled.copy_((filled + num_new).clamp_max(self.capacity))
 
     def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
