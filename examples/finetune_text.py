@@ -101,7 +101,7 @@ def train(
         # A loss without a classifier gives it no gradient, and it gives the embeddings none.
         seen = embeddings if loss_fn.trains_classifier else embeddings.detach()
         scores = classifier(seen)
-        loss = loss_fn(embeddings, scores, labels)
+        loss = loss_fn(embeddings, scores, labels, batch.to(args.device))
         total = loss if loss_fn.trains_classifier else loss + cross_entropy(scores, labels)
         optimizer.zero_grad()
         total.backward()

@@ -1,4 +1,4 @@
-"""The losses of `finetune_text.py`, each a module of (embeddings, scores, labels)."""
+"""The losses of `finetune_text.py`, each a module of (embeddings, scores, labels, ids)."""
 
 import argparse
 import importlib.util
@@ -22,12 +22,14 @@ class Loss(nn.Module):
         super().__init__()
         self.of_embeddings, self.share = of_embeddings, share
 
-    def forward(self, embeddings: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, scores: Tensor, labels: Tensor, ids: Tensor) -> Tensor:
+        """ids: the documents' places in the data set, by which a memory knows them again."""
         total = scores.new_zeros(())
         if self.share < 1:
             total = total + (1 - self.share) * cross_entropy(scores, labels)
         if self.of_embeddings is not None:
-            total = total + self.share * self.of_embeddings(embeddings, labels)
+            options = {"ids": ids} if isinstance(self.of_embeddings, GLoss) else {}
+            total = total + self.share * self.of_embeddings(embeddings, labels, **options)
         return total
 
     @property

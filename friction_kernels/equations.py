@@ -101,10 +101,9 @@ def nearly_orthogonal(
     pg: Tensor, pp: Tensor, gg: Tensor, length: int, *, delta: float, eps: float
 ) -> Tensor:
     """Which rows are to their gradients, from the sums of theta g, theta^2 and g^2 of each."""
+    bound: float = delta / max(length, 1) ** 0.5
     cosine = pg / (pp.sqrt().clamp_min(eps) * gg.sqrt().clamp_min(eps))
-    return (
-        cosine.abs() < delta / max(length, 1) ** 0.5
-    )  # |cos(theta_row, g_row)| < delta / sqrt(len)
+    return cosine.abs() < bound  # |cos(theta_row, g_row)| < delta / sqrt(len)
 
 
 def project(

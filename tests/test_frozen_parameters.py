@@ -163,9 +163,9 @@ def test_the_device_of_a_group_is_that_of_what_is_trained():
     checks.check_captured([{**group, "params": [stub("cuda", trains=False)], "capturable": False}])
     checks.check_capturable({**group, "lr": torch.empty((), device="meta")}, [offloaded])
     plan = StepPlan.__new__(StepPlan)
-    plan.params = [offloaded, ours]
-    assert plan._device_of_sums([True, True]) == ours.device
-    assert plan._device_of_sums([True, False]) == offloaded.device
+    plan.members = [[offloaded, ours]]
+    assert plan._device_of_sums((), [True, True]) == ours.device
+    assert plan._device_of_sums((), [True, False]) == offloaded.device
     named = checks.LateName(0, group, 1)
     with pytest.raises(ValueError, match="is on cpu and parameter 1 of the group on cuda"):
         checks.check_device("parameter 0", offloaded, named, ours)

@@ -14,7 +14,7 @@ from graph_cases import GOLDEN, clusters, read_golden, relative
 from torch.nn.functional import cross_entropy, nll_loss
 
 from friction_kernels.graph import dense, gaussian_sigma, label_propagation
-from friction_kernels.losses import GLoss
+from friction_kernels.losses import GLoss, GraphMemory
 
 
 def batch(num_nodes=60, dim=8, num_classes=3, dtype=torch.float32):
@@ -269,7 +269,6 @@ NOBODY, EVERYBODY = torch.zeros(60, dtype=bool), torch.ones(60, dtype=bool)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     (
-        ((E[:1], LABELS[:1]), "at least two nodes"),
         ((E[:0], LABELS[:0]), "at least two nodes"),
         ((E[:2], torch.tensor([0, -100])), "no node is labelled.*1 of 2 nodes have a label"),
         ((E, torch.full((60,), -100)), "no node is labelled"),
@@ -339,6 +338,169 @@ def test_settings_without_meaning_raise(options, message):
 def test_a_tensor_sigma_without_meaning_raises_when_used(value):
     with pytest.raises(ValueError, match="sigma must be positive and finite"):
         GLoss(3, sigma=torch.tensor(value))(E, LABELS, LABELLED)
+
+
+@pytest.mark.parametrize("labelled", (None, torch.tensor([True])))
+@pytest.mark.parametrize("sigma", ("learnable", "root", 0.5))
+@pytest.mark.parametrize("reduction", ("mean", "none"))
+def test_one_document_by_itself_costs_nothing_and_is_counted(reduction, sigma, labelled):
+    loss_fn = GLoss(3, sigma=sigma, reduction=reduction)
+    e = E[:1].detach().requires_grad_()
+    with pytest.warns(UserWarning, match=r"one document.*loss is zero.*drop_last=True"):
+        loss = loss_fn(e, LABELS[:1], labelled)
+    assert loss.shape == (() if reduction == "mean" else (1,)) and loss.sum() == 0
+    loss.sum().backward()
+    assert torch.equal(e.grad, torch.zeros_like(e))
+    for parameter in loss_fn.parameters():  # which DistributedDataParallel waits for
+        assert parameter.grad == 0
+    assert (loss_fn.last.num_nodes, loss_fn.last.num_scored) == (1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loss_fn(e, torch.tensor([-100]))
+    assert loss_fn.num_skipped == 2
+    with pytest.raises(ValueError, match="NaN, infinite or zero length in row 0 of 1"):
+        loss_fn(faulty(e, 0, math.nan), LABELS[:1])
+    with pytest.raises(ValueError, match="labels lie outside"):
+        loss_fn(e, torch.tensor([3]))
+
+
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+
+
+@pytest.mark.parametrize("dtype", (torch.int8, torch.int16, torch.int32, *UNSIGNED))
+def test_labels_mean_the_same_in_every_integer_type(dtype):
+    e, labels = clusters(120, 8, 40)
+    labels = 3 * labels  # up to 117, on both sides of 256 - 100 when doubled
+    classes = 128
+    if dtype in UNSIGNED:
+        labels, classes = 2 * labels, 256
+    labelled = torch.arange(120) % 4 > 0
+    narrow = labels.to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes
+        expected = GLoss(classes)(e, labels, labelled)
+        loss_fn = GLoss(classes)
+        assert torch.equal(loss_fn(e, narrow, labelled), expected)
+        assert loss_fn.last.num_scored == int((~labelled).sum())
+        f = label_propagation(e, narrow, classes, labelled=labelled)
+        assert torch.equal(f, label_propagation(e, labels, classes, labelled=labelled))
+        assert gaussian_sigma(e, narrow, "mst") == gaussian_sigma(e, labels, "mst")
+        unknown = labels.clone()
+        unknown[::7] = 5
+        mine, theirs = (
+            GLoss(classes, ignore_index=5)(e, x, labelled & (unknown != 5))
+            for x in (unknown.to(dtype), unknown)
+        )
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("dtype", UNSIGNED)
+def test_an_unsigned_label_is_never_ignored(dtype):
+    wrapped = torch.iinfo(dtype).max - 99 if dtype != torch.uint64 else 2**64 - 100
+    labels = torch.tensor([0, 1, 0, wrapped], dtype=dtype)
+    with pytest.raises(ValueError, match=r"labels lie outside \[0, 2\) in row 3"):
+        GLoss(2)(E[:4], labels)
+    with pytest.raises(ValueError, match=r"labels lie outside \[0, 2\) in row 3"):
+        label_propagation(E[:4], labels, 2)
+
+
+@pytest.mark.parametrize("length", (1e-30, 1e20, 3e38))
+@pytest.mark.parametrize("backend", ("chunked", "dense"))
+def test_rows_of_any_length_have_a_direction(backend, length):
+    e = torch.nn.functional.normalize(E.detach(), dim=1)
+    grads = []
+    for scale in (1.0, length):
+        x = (e * scale).requires_grad_()
+        loss = GLoss(3, backend=backend)(x, LABELS, LABELLED)
+        loss.backward()
+        grads.append(x.grad.double() * scale)
+    assert relative(grads[1], grads[0]) < 1e-4
+    assert gaussian_sigma(e * length) == pytest.approx(gaussian_sigma(e), rel=1e-6)
+    as_it_is = gaussian_sigma(e * length, rule="median", normalize=False)
+    assert as_it_is == pytest.approx(length * gaussian_sigma(e, rule="median"), rel=1e-6)
+    root = gaussian_sigma(e * length, normalize=False)
+    assert root == pytest.approx(length**0.5 * gaussian_sigma(e), rel=1e-6)
+
+
+def test_the_log_form_is_never_below_zero():
+    """Rounding leaves some F above one."""
+    e = torch.eye(4)[torch.arange(400) % 4]
+    e = e + 0.02 * torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    labels, labelled = torch.arange(400) % 4, torch.arange(400) < 200
+    found = []
+    for sigma in (0.1, 0.15, 0.3, 0.5):
+        for backend in ("chunked", "dense"):
+            options = {"sigma": sigma, "backend": backend}
+            found.append(label_propagation(e, labels, 4, labelled=labelled, **options).max())
+            losses = GLoss(4, form="log", reduction="none", **options)(e, labels, labelled)
+            assert (losses >= 0).all()
+    assert max(found) > 1  # else nothing was tested
+
+
+def test_nodes_out_of_reach_are_not_the_solvers_fault():
+    e, labels = clusters(300, 6, 3, spread=0.2)
+    e[:, 0] += 30
+    e[-5:, 0] -= 60
+    labelled = torch.arange(300) < 150
+    for backend in ("chunked", "dense"):
+        loss_fn = GLoss(3, sigma=0.1, backend=backend)
+        x = e.float().requires_grad_()
+        with pytest.warns(UserWarning) as caught:
+            loss_fn(x, labels, labelled).backward()
+        (said,) = [str(w.message) for w in caught]
+        assert said.startswith("5 of 150 unlabelled nodes are reached by no labelled node")
+        assert loss_fn.last.num_unreached == 5 and loss_fn.last.residual <= 1e-5
+        inner = slice(0, 295)
+        y = e[inner].float().requires_grad_()
+        GLoss(3, sigma=0.1, backend=backend)(y, labels[inner], labelled[inner]).backward()
+        assert relative(x.grad[inner] * 150 / 145, y.grad) < 1e-3
+
+
+@pytest.mark.parametrize("use_reentrant", (False, True))
+def test_checkpointing(use_reentrant):
+    """The default generator's draw is made again; what is not restored is refused."""
+    head = torch.nn.Linear(8, 8)
+    e = E.detach().requires_grad_()
+
+    def backward(loss_fn, checkpointed):
+        torch.manual_seed(1)
+        head.zero_grad()
+        e.grad = None
+
+        def loss(e):
+            return loss_fn(head(e), LABELS)
+
+        if checkpointed:
+            value = torch.utils.checkpoint.checkpoint(loss, e, use_reentrant=use_reentrant)
+        else:
+            value = loss(e)
+        torch.rand(3)  # the generators have gone on when backward() begins
+        value.backward()
+        return value.item(), head.weight.grad.clone()
+
+    plain, again = (backward(GLoss(3), checkpointed) for checkpointed in (False, True))
+    assert plain[0] == again[0] and torch.equal(plain[1], again[1])
+    with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*its generator draws anew"):
+        backward(GLoss(3, generator=torch.Generator().manual_seed(0)), True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a memory without ids
+        with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*its memory has changed"):
+            backward(GLoss(3, memory=GraphMemory(100, 8)), True)
+
+
+def test_transforms_of_torch_func_are_refused_by_name():
+    loss_fn = GLoss(3, sigma="learnable")
+    names = r"torch\.func transforms .*cannot go through GLoss"
+    with pytest.raises(RuntimeError, match=names):
+        torch.func.grad(lambda e: loss_fn(e, LABELS, LABELLED))(E.detach())
+    with pytest.raises(RuntimeError, match=names):
+        torch.func.vmap(lambda e: loss_fn(e, LABELS, LABELLED))(torch.stack((E, E)))
+    with pytest.raises(RuntimeError, match="cannot go through label_propagation"):
+        torch.func.jacrev(lambda e: label_propagation(e, LABELS, 3, labelled=LABELLED))(E.detach())
+    parameters = {"log_sigma": torch.tensor(-1.0)}
+    value = torch.func.functional_call(loss_fn, parameters, (E, LABELS, LABELLED))
+    expected = GLoss(3, sigma=math.exp(-1.0))(E, LABELS, LABELLED)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_classes_without_a_labelled_node_are_said_once():
@@ -421,6 +583,30 @@ with warnings.catch_warnings(record=True) as caught:
     assert not [w for w in caught if "did not converge" in str(w.message)]  # nobody has waited
     loss_fn(e.float(), labels)
 assert [w for w in caught if "did not converge: residual" in str(w.message)]
+
+def remembered(backend):
+    loss_fn = GLoss(3, backend=backend, tol=1e-6, memory=GraphMemory(40, 5))
+    e, labels = clusters(24, 5, 3)
+    e, ids, labelled = e.float().requires_grad_(), torch.arange(24), torch.arange(24) % 3 > 0
+    loss_fn(e[:18], labels[:18], labelled[:18], ids[:18])
+    loss = loss_fn(e[6:], labels[6:], labelled[6:], ids[6:])  # the first six are past
+    loss.backward()
+    assert (loss_fn.last.num_nodes, int(loss_fn.last.num_labelled)) == (24, 18)
+    assert loss_fn.memory.ids[:24].tolist() == ids.tolist()
+    return loss.detach(), e.grad
+
+for a, b in zip(remembered("triton"), remembered("dense")):
+    assert relative(a, b) < 5e-5, (a, b)
+
+e[:, 0] += 30
+e[-4:, 0] -= 60
+loss_fn = GLoss(3, sigma=0.1, backend="triton")
+for _ in range(2):  # the second call tells of the first
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loss_fn(e.float(), labels, labelled=torch.arange(24) < 12)
+said = [str(w.message) for w in caught if "label" in str(w.message)]
+assert len(said) == 1 and said[0].startswith("4 of 12 unlabelled nodes are reached by no"), said
 """
 
 

@@ -88,6 +88,33 @@ def REMEMBERED():
     return contents
 """
 
+IDENTIFIED = """
+def IDENTIFIED():
+    contents = []
+    ids = torch.arange(31) + 100
+    for gather in (False, True):
+        memory = GraphMemory(40, 6)
+        loss_fn = GLoss(3, memory=memory, gather=gather)
+        for _ in range(2):
+            for rows in (slice(0, 7) if rank == 0 else slice(7, 10), mine):
+                of_rows = ids[rows].to(torch.int64 if rank else torch.int32)
+                loss_fn(e[rows].float(), labels[rows], ids=of_rows)
+        assert len(memory) == 31  # a row a document, from whichever rank
+        assert loss_fn.last.num_nodes == 31  # the batch's older rows are none of them
+        same = ids[:5]  # a document on both ranks
+        memory.add(e[:5].float(), (labels[:5] + rank) % 3, ids=same)
+        assert len(memory) == 31
+        assert torch.equal(memory.labels[memory.ids.argsort()][9:14], (labels[:5] + 1) % 3)
+        contents.append([t.tolist() for t in memory.state_dict().values() if torch.is_tensor(t)])
+    try:
+        loss_fn(e[mine].float(), labels[mine], ids=ids[mine] if rank else None)
+    except ValueError as error:
+        assert "`ids` differ" in str(error)
+    else:
+        raise AssertionError("nothing was raised")
+    return contents
+"""
+
 REFUSED = """
 def REFUSED():
     for rows, mask in ((e[:, : 5 + rank], None), (e, labels > 0 if rank else None)):
@@ -100,7 +127,7 @@ def REFUSED():
 """
 
 EPILOGUE = """
-for scenario in (GATHERED, DRAWN, AVERAGED, REMEMBERED, REFUSED):
+for scenario in (GATHERED, DRAWN, AVERAGED, REMEMBERED, IDENTIFIED, REFUSED):
     try:
         result = {"returned": scenario()}
     except Exception:
@@ -112,7 +139,8 @@ for scenario in (GATHERED, DRAWN, AVERAGED, REMEMBERED, REFUSED):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """What each scenario returned or raised: one dictionary a rank. Processes are started once."""
-    program = "".join((PRELUDE, GATHERED, DRAWN, AVERAGED, REMEMBERED, REFUSED, EPILOGUE))
+    scenarios = (GATHERED, DRAWN, AVERAGED, REMEMBERED, IDENTIFIED, REFUSED)
+    program = "".join((PRELUDE, *scenarios, EPILOGUE))
     program = program.replace("TESTS", repr(str(Path(__file__).parent)))
     store = tmp_path_factory.mktemp("ranks") / "store"
     processes = [
@@ -160,6 +188,11 @@ def test_averaged_gradients_times_the_world_size_are_those_of_one_process(ranks)
 
 def test_memories_are_identical_and_in_rank_order(ranks):
     of_first, of_second = returned(ranks, "REMEMBERED")
+    assert of_first == of_second
+
+
+def test_a_document_has_one_row_whichever_rank_has_it(ranks):
+    of_first, of_second = returned(ranks, "IDENTIFIED")
     assert of_first == of_second
 
 

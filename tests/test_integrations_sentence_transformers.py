@@ -7,7 +7,7 @@ from torch import nn
 
 from friction_kernels import GLoss as GraphLoss
 from friction_kernels import GraphMemory, SigSignAdamW
-from friction_kernels.integrations.sentence_transformers import GLoss
+from friction_kernels.integrations.sentence_transformers import GLoss, text_ids
 
 CLASSES = 3
 
@@ -55,6 +55,46 @@ def test_evaluation_leaves_the_memory_alone(batch):
     model.train()
     loss_fn(*batch)
     assert len(memory) == 48
+
+
+def test_texts_are_told_apart_by_their_tokens():
+    tokens = torch.randint(1, 30000, (200, 12), generator=torch.Generator().manual_seed(0))
+    lengths = torch.arange(200) % 12 + 1
+    mask = (torch.arange(12) < lengths[:, None]).long()
+    ids = text_ids({"input_ids": tokens * mask, "attention_mask": mask})
+    assert len(ids.unique()) == 200
+    longer = torch.nn.functional.pad(tokens, (0, 5), value=7), torch.nn.functional.pad(mask, (0, 5))
+    left = torch.nn.functional.pad(tokens, (3, 0), value=9), torch.nn.functional.pad(mask, (3, 0))
+    for padded, of_padded in (longer, left):
+        again = text_ids({"input_ids": padded, "attention_mask": of_padded})
+        assert torch.equal(again, ids)
+    swapped = tokens.clone()
+    swapped[:, [0, 1]] = tokens[:, [1, 0]]
+    mask[:] = 1
+    assert (
+        text_ids({"input_ids": swapped, "attention_mask": mask})
+        != text_ids({"input_ids": tokens, "attention_mask": mask})
+    ).all()
+    assert text_ids({"pixel_values": tokens}) is None
+    assert text_ids({"input_ids": tokens.flatten(), "offsets": lengths}) is None
+
+
+def test_a_memory_has_one_row_a_text(batch):
+    (features,), labels = batch
+    features = {
+        **features,
+        "input_ids": torch.arange(24)[:, None].expand(24, 3),
+        "attention_mask": torch.ones(24, 3, dtype=torch.int64),
+    }
+    memory = GraphMemory(100, 5)
+    loss_fn = GLoss(Model(), CLASSES, memory=memory)
+    for _ in range(2):
+        loss_fn([features], labels)
+        assert len(memory) == 24
+        assert loss_fn.last.num_nodes == 24
+    features["input_ids"] = features["input_ids"] + 12
+    loss_fn([features], labels)
+    assert len(memory) == 36 and loss_fn.last.num_nodes == 36
 
 
 def test_what_cannot_be_is_refused(batch):

@@ -286,3 +286,37 @@ def test_golden_values(golden_dir: Path, name: str, precision: str) -> None:
     bounds = (1e-5, 1e-5, 5e-5) if precision == "fp32" else (1e-2, 1e-2, 1e-2)
     for key, bound in zip(("loss", "f", "gradient"), bounds, strict=True):
         assert found[key] <= bound, found
+
+
+def two_islands(num_islanders: int) -> Batch:
+    """Clusters of which the last nodes, unlabelled, lie where no weight of float32 leads."""
+    batch = make(70, 12, 4, 0.2)
+    embeddings = batch.embeddings.clone()
+    embeddings[:, 0] += 20
+    islanders = torch.arange(70) >= 70 - num_islanders
+    embeddings[islanders, 0] -= 40
+    return batch._replace(embeddings=embeddings, labelled=batch.labelled & ~islanders)
+
+
+@pytest.mark.parametrize("form", ["official", "log"])
+def test_nodes_out_of_reach_are_uniform_and_the_others_converge(form: str) -> None:
+    batch = two_islands(9)
+    result, f = compute(batch, form)
+    *_, unreached, error, adjoint_error = result.statistics.tolist()
+    assert unreached == 9 and max(error, adjoint_error) <= 1e-6
+    assert (f[-9:] == 0.25).all()
+    reached = batch._replace(
+        embeddings=batch.embeddings[:-9], labels=batch.labels[:-9], labelled=batch.labelled[:-9]
+    )
+    _, expected = compute(reached, form)
+    assert (f[:-9] - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("length", [1e-30, 1e20])
+def test_rows_of_any_length(length: float) -> None:
+    batch = make(40, 12, 4)
+    scaled = batch._replace(embeddings=batch.embeddings * length)
+    (result, f), (expected, expected_f) = compute(scaled, "log"), compute(batch, "log")
+    assert (f - expected_f).abs().max() < 1e-5
+    gradient = result.grad_embeddings * length
+    assert (gradient - expected.grad_embeddings).norm() < 1e-4 * expected.grad_embeddings.norm()

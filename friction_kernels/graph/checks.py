@@ -13,6 +13,16 @@ from torch import Tensor
 Solver = Literal["cg", "iterate"]
 SOLVERS = get_args(Solver)
 NAMED_AT_MOST = 10  # of the rows at fault
+INTEGERS = (
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -39,6 +49,10 @@ def check_share(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not 0 <= value < 1:  # type: ignore[operator]
         raise ValueError(f"{name} must be a number in [0, 1), got {value!r}")
+
+
+def check_ignore_index(ignore_index: object) -> None:
+    check_integer("ignore_index", ignore_index, -(2**63))
 
 
 def check_sigma(sigma: object) -> None:
@@ -70,23 +84,35 @@ def check_embeddings(embeddings: Tensor) -> None:
         )
 
 
-def check_batch(embeddings: Tensor, labels: Tensor, labelled: Tensor | None) -> None:
+def check_batch(
+    embeddings: Tensor, labels: Tensor, labelled: Tensor | None, ids: Tensor | None = None
+) -> None:
     """Types, shapes and devices; what needs no look at the values."""
     check_embeddings(embeddings)
-    if (
-        not isinstance(labels, Tensor)
-        or labels.is_floating_point()
-        or labels.is_complex()
-        or labels.dtype == torch.bool
-    ):
-        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise TypeError(f"labels must be an integer tensor of class indices, got {got}")
+    _check_integers("labels", "class indices", labels)
     _check_one_per_row("labels", labels, embeddings)
+    if ids is not None:
+        _check_integers("ids", "one number a document", ids)
+        _check_one_per_row("ids", ids, embeddings)
     if labelled is not None:
         if not isinstance(labelled, Tensor) or labelled.dtype != torch.bool:
             got = labelled.dtype if isinstance(labelled, Tensor) else type(labelled).__name__
             raise TypeError(f"labelled must be a bool tensor, got {got}")
         _check_one_per_row("labelled", labelled, embeddings)
+
+
+def _check_integers(name: str, what: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor) or tensor.dtype not in INTEGERS:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} must be an integer tensor of {what}, got {got}")
+
+
+def int64_labels(labels: Tensor) -> Tensor:
+    """The same numbers in int64, in which they can be compared with any ignore_index."""
+    wide = labels.long()
+    if labels.dtype == torch.uint64:  # what int64 does not hold is no class, and not negative
+        wide = wide.where(wide >= 0, torch.iinfo(torch.int64).max)
+    return wide
 
 
 def _check_one_per_row(name: str, tensor: Tensor, embeddings: Tensor) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor
 def normalize(embeddings: Tensor) -> Tensor:
     """embeddings (N, d) -> rows of length one, in float32 at least."""
     e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    e = e / e.detach().abs().amax(
+        dim=1, keepdim=True
+    )  # so that squares neither over- nor underflow
     z: Tensor = e / e.norm(dim=1, keepdim=True)  # z_i <- z_i / |z_i|
     return z
 

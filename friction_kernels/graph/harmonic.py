@@ -33,6 +33,7 @@ from friction_kernels.warn import warn
 
 # In units of tol: rows of F sum to one, and how nearly they do is a measure of its error.
 MASS_TOLERANCE = 100
+INFLOW_TOLERANCE = 4  # in units of eps: less than that, beside a row's sum of one, is rounding
 DIRECT_UP_TO = 768  # unlabelled nodes of which a stored T_UU is factorised
 
 Factors = tuple[Tensor, Tensor]  # LU of I - T_UU
@@ -139,13 +140,16 @@ class _Propagation(torch.autograd.Function):
                 lost = states[-1].sum(dim=1) <= torch.finfo(b.dtype).tiny
                 report.iterations = settings.num_iters
             else:
-                solution, factors = _solve(transition, b, kept, settings)
+                solution, unreached, factors = _solve(transition, b, kept, settings)
                 states = [solution.values, solution.image]
                 residual = _size(solution.image - solution.values)
                 # A row's exact sum is one. Where it is far from that, its values mean nothing.
                 lost = ~((solution.values.sum(dim=1) - 1).abs() < 0.5)
                 report.iterations = solution.iterations
-                _warn_of(solution, residual, lost, settings)
+                if unreached is not None:
+                    warn_of_unreached(int(unreached.sum()), len(unreached))
+                if not solution.error <= settings.tol:
+                    _warn_of_error(solution, residual, lost, settings)
                 ctx.factors = factors
             report.residual, report.unreached = residual, lost.sum()
             ctx.transition, ctx.states, ctx.settings = transition, states, settings
@@ -202,17 +206,57 @@ def _error(residual: Tensor, f: Tensor) -> Tensor:
 
 def _solve(
     transition: Transition, b: Tensor, kept: Tensor | None, settings: Settings
-) -> tuple[solvers.Solution, Factors | None]:
-    factors = None
+) -> tuple[solvers.Solution, Tensor | None, Factors | None]:
+    """The solution; bool (M,), which nodes no label reaches, or None where all are reached; LU factors."""
+    tol, max_iter = settings.tol, settings.max_iter
     if kept is not None and kept.dtype == b.dtype and len(kept) <= DIRECT_UP_TO:
         factors = solvers.direct(kept * transition.row_factor)
         solution = solvers.solve_directly(factors, transition.times, b, _error)
-        if solution.error <= settings.tol:
-            return solution, factors
-    solution = solvers.solve(
-        transition.times, b, transition.log_weight, _error, settings.tol, settings.max_iter
-    )
-    return solution, None
+        if solution.error <= tol:
+            return solution, None, factors
+    log_weight = transition.log_weight
+    solution = solvers.solve(transition.times, b, log_weight, _error, tol, max_iter)
+    if solution.error <= tol:
+        return solution, None, None
+    unreached = _find_unreached(transition.times, b, max_iter)
+    if not unreached.any():
+        return solution, None, None
+    # No solver can bring mass to these rows. Without them, the others can be solved for, and measured.
+    times, error = _without(unreached, transition.times), _error_without(unreached)
+    b = b.masked_fill(unreached[:, None], 0)
+    log_weight = log_weight.masked_fill(unreached, -torch.inf)
+    return solvers.solve(times, b, log_weight, error, tol, max_iter), unreached, None
+
+
+def _find_unreached(times: solvers.Product, b: Tensor, max_steps: int) -> Tensor:
+    """bool (M,): nodes into which nothing flows, in b's arithmetic, from labels through whatever nodes.
+
+    None of them where max_steps do not suffice to find out.
+    """
+    floor = INFLOW_TOLERANCE * torch.finfo(b.dtype).eps
+    inflow = b.sum(dim=1, keepdim=True)
+    reached = inflow > floor
+    for _ in range(max_steps):
+        further = reached | (times(reached.to(b.dtype)) + inflow > floor)
+        if torch.equal(further, reached):
+            return ~reached[:, 0]
+        reached = further
+    return torch.zeros_like(reached[:, 0])
+
+
+def _without(nodes: Tensor, times: solvers.Product) -> solvers.Product:
+    """v -> A v in which these nodes, bool (M,), have no rows."""
+    return lambda values: times(values).masked_fill_(nodes[:, None], 0)
+
+
+def _error_without(nodes: Tensor) -> solvers.Error:
+    """`_error` of a solution that is zero at these nodes, which may be."""
+
+    def error(residual: Tensor, f: Tensor) -> Tensor:
+        mass_error = (f.sum(dim=1) - 1).masked_fill(nodes, 0).abs().max()
+        return torch.maximum(_size(residual), mass_error / MASS_TOLERANCE)
+
+    return error
 
 
 def _solve_adjoint(
@@ -234,12 +278,10 @@ def _solve_adjoint(
     def error(residual: Tensor, adjoint: Tensor) -> Tensor:
         return size(residual) / size(adjoint).maximum(size(grad_f)).clamp_min(smallest)
 
-    def times(values: Tensor) -> Tensor:  # lost rows of F are constants: nothing flows through them
-        return transition.transposed_times(values).masked_fill_(lost[:, None], 0)
-
-    solution = solvers.solve(
-        times, grad_f, -transition.log_weight, error, settings.tol, settings.max_iter
-    )
+    # Lost rows of F are constants: nothing flows through them.
+    times = _without(lost, transition.transposed_times)
+    log_weight = (-transition.log_weight).masked_fill_(lost, -torch.inf)
+    solution = solvers.solve(times, grad_f, log_weight, error, settings.tol, settings.max_iter)
     if not solution.error <= settings.tol:
         warn(
             f"the gradient of label propagation did not converge: relative residual "
@@ -276,18 +318,20 @@ def _cotangents(
     return Cotangents(left, right, of_transition, of_log_u, of_log_degree)
 
 
-def _warn_of(
+def warn_of_unreached(count: int, num_unlabelled: int) -> None:
+    warn(
+        f"{count} of {num_unlabelled} unlabelled nodes are reached by no labelled node: their "
+        "rows of F are uniform and have no gradient; raise sigma, or label more nodes"
+    )
+
+
+def _warn_of_error(
     solution: solvers.Solution, residual: Tensor, lost: Tensor, settings: Settings
 ) -> None:
-    if solution.error <= settings.tol:
-        return
     num_lost, mass = int(lost.sum()), solution.values.sum(dim=1)[~lost]
     causes = []
     if num_lost:
-        causes.append(
-            f"{num_lost} of {len(lost)} unlabelled nodes are reached by no labelled node, and their rows "
-            "of F are uniform"
-        )
+        causes.append(f"{num_lost} of {len(lost)} rows of F do not sum to 1, and are uniform")
     if len(mass):
         causes.append(f"rows of F sum to 1 within {float((mass - 1).abs().max()):.1e}")
     warn(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph.checks import rows_at_fault
+from friction_kernels.graph.unit_rows import unit_rows
 
 
 class Nodes(NamedTuple):
@@ -19,10 +20,18 @@ class Nodes(NamedTuple):
     order: Tensor  # (N,): row i was row order[i] of the input
     num_labelled: int
     num_scored: int
+    num_remembered: int  # of the labelled ones
     num_missing_classes: (
         int  # that scored nodes have and no labelled node; 0 where they are not counted
     )
     sigma: float
+
+
+class Past(NamedTuple):
+    """Which rows of the input a memory has added. bool (N,) each."""
+
+    remembered: Tensor  # labelled in any case
+    absent: Tensor  # no nodes
 
 
 def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -31,26 +40,64 @@ def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator |
     return torch.rand(num_nodes, generator=generator, device=at).to(device)
 
 
+def first_copies(ids: Tensor) -> Tensor:
+    """(N,): the first row that has the id of each row. Nothing waits for the device."""
+    ordered, rows = ids.sort(stable=True)
+    starts = torch.arange(len(ids), device=ids.device)
+    starts[1:].masked_fill_(ordered[1:] == ordered[:-1], 0)
+    starts = starts.cummax(0).values if len(ids) else starts
+    return torch.empty_like(rows).scatter_(0, rows, rows[starts])
+
+
 def rank_nodes(
-    known: Tensor, labelled: Tensor | None, keys: Tensor | None, gamma: float, num_remembered: int
+    known: Tensor,
+    labelled: Tensor | None,
+    keys: Tensor | None,
+    gamma: float,
+    past: Past | None = None,
+    *,
+    equal_keys_together: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(order (N,), number of labelled nodes ()): labelled nodes, then known ones, then the rest.
+    """(order (N,), number of labelled nodes ()): labelled nodes, known ones, others, and what is no node.
 
     known: bool (N,), whether a label is known; labelled: bool (N,), or None to take those known nodes with
     the smallest `keys` (N,): a share gamma, rounded up as the authors' code does, at least one and at most
-    all but one. The last `num_remembered` nodes are labelled in any case. Nothing waits for the device.
+    all but one; what is remembered comes on top, and then none need be taken. equal_keys_together: nodes
+    with one key are all labelled or none of them, which makes the share a little larger, or smaller.
+    Nothing waits for the device.
     """
     if labelled is not None:
         order_by = torch.where(labelled, 0, torch.where(known, 1, 2))
-        return order_by.argsort(stable=True), labelled.sum()
-    assert keys is not None
-    order_by = torch.where(known, keys, 2.0)
-    if num_remembered:
-        order_by[-num_remembered:] = -1.0
-    num_new = known.sum() - num_remembered
-    num_drawn = (num_new.double() * gamma).ceil_().long()
-    num_drawn = num_drawn.clamp_min(0 if num_remembered else 1).minimum(num_new - 1).clamp_min(0)
-    return order_by.argsort(stable=True), num_drawn + num_remembered
+    else:
+        assert keys is not None
+        order_by = torch.where(known, keys, 2.0)
+        if past is not None:
+            order_by = order_by.masked_fill(past.remembered, -1.0)
+    if past is not None:
+        order_by = order_by.masked_fill(past.absent, 3)
+    order = order_by.argsort(stable=True)
+    if labelled is not None:
+        return order, labelled.sum()
+    num_known = num_new = known.sum()
+    num_drawn_at_least: int | Tensor = 1
+    if past is not None:
+        num_remembered = past.remembered.sum()
+        num_new = num_known - num_remembered
+        num_drawn_at_least = (num_remembered == 0).long()
+    num_drawn = (num_new.double() * gamma).ceil_().long().clamp_min(num_drawn_at_least)
+    num_labelled = num_drawn.minimum(num_new - 1).clamp_min(0)
+    if past is not None:
+        num_labelled += num_remembered
+    if equal_keys_together and len(order):
+        num_labelled = _part_no_equal_keys(order_by[order], num_labelled, num_known)
+    return order, num_labelled
+
+
+def _part_no_equal_keys(keys: Tensor, count: Tensor, num_known: Tensor) -> Tensor:
+    """(): count, or a little more, or less where that would leave none of the known nodes. keys: sorted."""
+    last = keys.index_select(0, (count - 1).clamp_min(0).reshape(1))
+    up_to_it = (keys <= last).sum()
+    return torch.where(up_to_it < num_known, up_to_it, (keys < last).sum())
 
 
 def first_of(order: Tensor, count: int | Tensor) -> Tensor:
@@ -69,34 +116,42 @@ def arrange(
     ignore_index: int,
     keys: Tensor | None = None,
     gamma: float = 0.0,
-    num_remembered: int = 0,
+    past: Past | None = None,
+    equal_keys_together: bool = False,
     count_missing_classes: bool = False,
 ) -> Nodes:
-    """Check the values, and order the nodes as `rank_nodes` does. The host waits for the device once."""
-    labels = labels.long()
-    known = labels != ignore_index
-    order, count_labelled = rank_nodes(known, labelled, keys, gamma, num_remembered)
+    """Check the values, and order the nodes as `rank_nodes` does. The host waits for the device once.
 
-    e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    length = torch.linalg.vector_norm(e, dim=1, keepdim=True)
-    unusable = ~((length.detach() > 0) & (length.detach() < math.inf))[:, 0]
+    labels: int64. Whether there are enough nodes is left to `check_sizes`.
+    """
+    known = labels != ignore_index
+    if past is not None:
+        known &= ~past.absent
+    order, count_labelled = rank_nodes(
+        known, labelled, keys, gamma, past, equal_keys_together=equal_keys_together
+    )
+    z, usable = unit_rows(embeddings)
+    unusable = ~usable if past is None else ~(usable | past.absent)
     outside = known & (labels != labels.clamp(0, num_classes - 1))
     faulty = unusable | outside
     if labelled is not None:
         faulty |= labelled & ~known
     counts = [known.sum(), count_labelled, faulty.sum()]
+    if past is not None:
+        counts += [past.remembered.sum(), past.absent.sum()]
     if count_missing_classes:
-        usable = (known & ~outside)[order]
-        counts.append(_missing_classes(labels[order], usable, count_labelled, num_classes))
+        ranked_usable = (known & ~outside)[order]
+        counts.append(_missing_classes(labels[order], ranked_usable, count_labelled, num_classes))
     numbers = torch.stack(counts)
     if isinstance(sigma, Tensor):
-        width = sigma.detach().to(e.device, torch.float64)
+        width = sigma.detach().to(z.device, torch.float64)
         numbers = torch.cat((numbers.double(), width.reshape(1)))
     on_host = numbers.tolist()  # the host waits here
     sigma_value = on_host.pop() if isinstance(sigma, Tensor) else float(sigma)
-    num_known, num_labelled, num_faulty, *num_missing = map(int, on_host)
+    num_known, num_labelled, num_faulty, *more = map(int, on_host)
+    num_missing = more.pop() if count_missing_classes else 0
+    num_remembered, num_absent = more or (0, 0)
 
-    _raise_for_sizes(len(e), num_known, num_labelled)
     if not 0 < sigma_value < math.inf:
         raise ValueError(
             f"sigma must be positive and finite, got {sigma_value}; for a trained width that stays "
@@ -104,9 +159,17 @@ def arrange(
         )
     if num_faulty:
         _raise_for_rows(unusable, outside, labelled, known, num_classes, ignore_index)
-    z = (e / length).index_select(0, order)
-    num_scored = num_known - num_labelled
-    return Nodes(z, labels[order], order, num_labelled, num_scored, sum(num_missing), sigma_value)
+    order = order[: len(order) - num_absent]
+    return Nodes(
+        z.index_select(0, order),
+        labels[order],
+        order,
+        num_labelled,
+        num_known - num_labelled,
+        num_remembered,
+        num_missing,
+        sigma_value,
+    )
 
 
 def _raise_for_rows(
@@ -134,15 +197,18 @@ def _raise_for_rows(
     )
 
 
-def _raise_for_sizes(num_nodes: int, num_known: int, num_labelled: int) -> None:
+def check_sizes(nodes: Nodes) -> None:
+    """Raise where these are too few nodes for a graph, or all of them are labelled, or none is."""
+    num_nodes = len(nodes.z)
     if num_nodes < 2:
         raise ValueError(f"a graph needs at least two nodes, got {num_nodes}; pass a larger batch")
-    if num_labelled < 1:
+    if nodes.num_labelled < 1:
         raise ValueError(
-            f"no node is labelled: nothing can be propagated ({num_known} of {num_nodes} nodes have a "
-            "label); label at least one node, and for a drawn part pass at least two labels"
+            f"no node is labelled: nothing can be propagated ({nodes.num_scored} of {num_nodes} nodes "
+            "have a label); label at least one node, and for a drawn part pass at least two documents "
+            "with a label"
         )
-    if num_labelled == num_nodes:
+    if nodes.num_labelled == num_nodes:
         raise ValueError(
             f"no node is unlabelled: nothing is to be recovered from {num_nodes} labelled nodes; "
             "set labelled to False for some"

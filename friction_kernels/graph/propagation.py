@@ -9,8 +9,9 @@ from friction_kernels.graph import checks
 from friction_kernels.graph.checks import Solver
 from friction_kernels.graph.compiling import uncompiled
 from friction_kernels.graph.harmonic import Report, Settings, propagate
-from friction_kernels.graph.nodes import Nodes, arrange
+from friction_kernels.graph.nodes import Nodes, arrange, check_sizes
 from friction_kernels.graph.select import GRAPH_BACKENDS, GraphBackend, choose, similarity
+from friction_kernels.graph.surroundings import refuse_transforms
 from friction_kernels.graph.tiles import PRECISIONS, Precision
 
 
@@ -48,7 +49,7 @@ def label_propagation(
 
     Args:
         embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
-        labels: (N,), integers in [0, num_classes), or ignore_index.
+        labels: (N,), integers of any type, in [0, num_classes), or ignore_index.
         num_classes: C, at least 2.
         sigma: width of the Gaussian in units of distance between normalised embeddings; a float, or a
             tensor of one element, to which gradients flow if it requires them (default 0.5).
@@ -71,12 +72,13 @@ def label_propagation(
 
     Returns:
         F (N, C), rows that sum to one, in float32, or float64 where embeddings are. A node that no labelled
-        node reaches, in the arithmetic used, has a uniform row without gradient; a solve that does not
-        converge warns, and its result is still returned.
+        node reaches, in the arithmetic used, has a uniform row without gradient, of which a warning tells;
+        a solve that does not converge warns, and its result is still returned.
 
     Raises:
         ValueError, TypeError: an argument out of range, or input without meaning; rows are named.
-        RuntimeError: a backend that cannot serve; from backward(), a second derivative.
+        RuntimeError: a backend that cannot serve; a transform of torch.func; from backward(), a second
+            derivative.
     """
     checks.check_integer("num_classes", num_classes, 2)
     checks.check_sigma(sigma)
@@ -84,7 +86,10 @@ def label_propagation(
     checks.check_choice("precision", precision, PRECISIONS)
     checks.check_choice("backend", backend, GRAPH_BACKENDS)
     checks.check_integer("memory_budget", memory_budget, 0)
+    checks.check_ignore_index(ignore_index)
     checks.check_batch(embeddings, labels, labelled)
+    refuse_transforms("label_propagation")
+    labels = checks.int64_labels(labels)
     chosen = choose(backend, embeddings)
     if labelled is None:
         labelled = labels != ignore_index
@@ -97,6 +102,7 @@ def label_propagation(
             sigma=sigma,
             ignore_index=ignore_index,
         )
+        check_sizes(nodes)
         f, _ = propagate_nodes(
             nodes,
             num_classes,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
+from friction_kernels.graph.unit_rows import unit_rows
 
 Rule = Literal["root", "mst", "median"]
 RULES = get_args(Rule)
@@ -44,7 +45,7 @@ def gaussian_sigma(
 
     Args:
         embeddings: (N, d), floating-point, N at least 2.
-        labels: (N,), integers, which "mst" needs (default None).
+        labels: (N,), integers of any type, which "mst" needs (default None).
         rule: "root", "mst" or "median" (default "root").
         normalize: measure between rows of length one, as the graph does; False takes the rows as they
             are, as the authors' code does (default True).
@@ -57,6 +58,7 @@ def gaussian_sigma(
         ValueError, TypeError: embeddings or labels without meaning, or a rule without positive value.
     """
     checks.check_choice("rule", rule, RULES)
+    checks.check_ignore_index(ignore_index)
     checks.check_embeddings(embeddings)
     if len(embeddings) < 2:
         raise ValueError(f"sigma needs at least two embeddings, got {len(embeddings)}")
@@ -64,16 +66,22 @@ def gaussian_sigma(
         raise ValueError("rule 'mst' needs labels; pass them, or use rule 'root' or 'median'")
     if labels is not None:
         checks.check_batch(embeddings, labels, None)
-    z = embeddings.double()
+        labels = checks.int64_labels(labels)
+    z, scale = embeddings.double(), 1.0
     if normalize:
-        z = z / torch.linalg.vector_norm(z, dim=1, keepdim=True)
-    unusable = ~z.isfinite().all(dim=1)
-    if bool(unusable.any()):
+        z, usable = unit_rows(z)
+    else:
+        usable = z.isfinite().all(dim=1)
+    if not bool(usable.all()):
+        what = "NaN, infinite or zero length" if normalize else "NaN or infinity"
         raise ValueError(
-            f"embeddings have NaN, infinite or zero length in {checks.rows_at_fault(unusable)}; leave "
-            "these rows out"
+            f"embeddings have {what} in {checks.rows_at_fault(~usable)}; leave these rows out"
         )
+    if not normalize:  # so that the squares of their distances are float32 numbers; exact
+        scale = 2.0 ** (math.frexp(float(z.abs().max()))[1] - 1)
+        z = z / scale
     sigma = _RULES[rule](z, labels, ignore_index)
+    sigma *= math.sqrt(scale) if rule == "root" else scale
     if not 0 < sigma < math.inf:
         raise ValueError(
             f"rule {rule!r} gives sigma={sigma}, because most embeddings are the same point; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from friction_kernels import losses
@@ -44,10 +45,14 @@ class GLoss(nn.Module):
         options: of `friction_kernels.GLoss`: sigma, gamma, form, class_weight, memory and the others.
 
     A batch wants several texts of each of several classes: `BatchSamplers.GROUP_BY_LABEL` sees to it, and
-    `memory=GraphMemory(capacity, dim)` shows small batches past embeddings. The memory follows the model's
-    mode: evaluation adds nothing to it. A trained sigma is among `loss_fn.parameters()`, and not among
-    those of the model, which are all that an optimizer named by `optimizer_cls_and_kwargs` gets. The
-    Trainer's checkpoints hold neither memory nor sigma: keep `loss_fn.graph_loss.state_dict()` beside them.
+    `memory=GraphMemory(capacity, dim)` shows small batches past embeddings. Documents are told apart by their
+    tokens, as the Trainer takes every column but the label for a text: texts with the same tokens are one
+    document. Where a model reads no tokens, the memory has no ids, and a warning says what that means. The
+    memory follows the model's mode: evaluation adds nothing to it.
+
+    A trained sigma is among `loss_fn.parameters()`, and not among those of the model, which are all that an
+    optimizer named by `optimizer_cls_and_kwargs` gets. The Trainer's checkpoints hold neither memory nor
+    sigma: keep `loss_fn.graph_loss.state_dict()` beside them.
 
     Raises:
         ValueError, TypeError: options that `friction_kernels.GLoss` refuses, from the constructor; more
@@ -83,8 +88,9 @@ class GLoss(nn.Module):
                 f"{self.graph_loss.num_classes - 1}"
             )
         self.graph_loss.train(self.model.training)
+        ids = None if self.graph_loss.memory is None else text_ids(columns[0])
         embeddings = self.model(columns[0])["sentence_embedding"]
-        return self.graph_loss(embeddings, labels.flatten())
+        return self.graph_loss(embeddings, labels.flatten(), ids=ids)
 
     @property
     def last(self) -> losses.GLossStats | None:
@@ -108,3 +114,30 @@ class GLoss(nn.Module):
     def citation(self) -> str:
         """The paper's entry for BibTeX."""
         return CITATION
+
+
+def text_ids(features: dict[str, Tensor]) -> Tensor | None:
+    """(N,) int64: a hash of each text's tokens, or None where the features have no row of tokens a text.
+
+    Padding does not count, on whichever side it is.
+    """
+    tokens, mask = features.get("input_ids"), features.get("attention_mask")
+    if not isinstance(tokens, Tensor) or tokens.dim() != 2:
+        return None
+    if not isinstance(mask, Tensor) or mask.shape != tokens.shape:
+        return None
+    counts = mask != 0
+    place = counts.long().cumsum(dim=1)
+    return _mixed(_mixed(tokens.long()) + place).masked_fill(~counts, 0).sum(dim=1)
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """The bits of int64 numbers, mixed one to one; products wrap around. (The finalizer of SplitMix64.)"""
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        numbers = (numbers ^ _shifted(numbers, shift)) * factor
+    return numbers ^ _shifted(numbers, 31)
+
+
+def _shifted(numbers: Tensor, by: int) -> Tensor:
+    """To the right, with zeros from the left."""
+    return torch.bitwise_and(numbers >> by, (1 << (64 - by)) - 1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from friction_kernels.graph.harmonic import warn_of_unreached
 from friction_kernels.losses.statistics import GLossStats
 from friction_kernels.warn import warn
 
@@ -38,16 +39,17 @@ class Launched:
         )
 
     def warn(self, tol: float) -> None:
-        """Warn of a solve that did not converge. Waits for the device."""
+        """Warn of a solve that did not converge, or of nodes out of reach. Waits for the device."""
         iterations, residual, _, _, num_unreached, error, of_adjoint = self._statistics.tolist()
-        if error <= tol and of_adjoint <= tol:
-            return
-        warn(
-            f"label propagation did not converge: residual {residual:.1e}, of its gradient "
-            f"{of_adjoint:.1e}, after {iterations:.0f} iterations, tol={tol:g}; {num_unreached:.0f} "
-            "unlabelled nodes are reached by no labelled node; raise max_iter or sigma, or label more "
-            "nodes"
-        )
+        if not (error <= tol and of_adjoint <= tol):
+            warn(
+                f"label propagation did not converge: residual {residual:.1e}, of its gradient "
+                f"{of_adjoint:.1e}, after {iterations:.0f} iterations, tol={tol:g}; "
+                f"{num_unreached:.0f} rows of F do not sum to 1, and are uniform; raise max_iter or "
+                "sigma, or label more nodes"
+            )
+        elif num_unreached:
+            warn_of_unreached(int(num_unreached), int((~self._labelled).sum()))
 
 
 def one_launch_loss(

@@ -14,13 +14,15 @@ def is_distributed() -> bool:
 
 
 @overload
-def gather_rows(rows: Tensor, labels: Tensor, /) -> tuple[Tensor, Tensor]: ...
+def gather_rows(
+    rows: Tensor, labels: Tensor, ids: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None]: ...
 
 
 @overload
 def gather_rows(
-    rows: Tensor, labels: Tensor, labelled: Tensor | None, /
-) -> tuple[Tensor, Tensor, Tensor | None]: ...
+    rows: Tensor, labels: Tensor, labelled: Tensor | None, ids: Tensor | None, /
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]: ...
 
 
 def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -55,8 +57,8 @@ def _sizes(first: Tensor, tensors: tuple[Tensor | None, ...]) -> list[int]:
     rows = [h.tolist() for h in headers]
     if any(r[1:] != rows[0][1:] for r in rows):
         raise ValueError(
-            "the ranks' rows cannot be gathered: widths, types or the presence of `labelled` differ "
-            f"(rank {dist.get_rank()} has shape {tuple(first.shape)}, type {first.dtype}); "
+            "the ranks' rows cannot be gathered: widths, types, or the presence of `labelled` or `ids` "
+            f"differ (rank {dist.get_rank()} has shape {tuple(first.shape)}, type {first.dtype}); "
             "pass the same kind of batch on every rank"
         )
     return [r[0] for r in rows]

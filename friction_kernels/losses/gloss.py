@@ -12,14 +12,23 @@ from torch.nn.functional import cross_entropy, nll_loss
 from friction_kernels.graph import checks
 from friction_kernels.graph.checks import Solver
 from friction_kernels.graph.compiling import uncompiled
-from friction_kernels.graph.nodes import Nodes, arrange, draw_keys, first_of, rank_nodes
+from friction_kernels.graph.nodes import (
+    Nodes,
+    arrange,
+    check_sizes,
+    draw_keys,
+    first_copies,
+    first_of,
+    rank_nodes,
+)
 from friction_kernels.graph.propagation import inverse_square, propagate_nodes
 from friction_kernels.graph.select import GRAPH_BACKENDS, GraphBackend, choose
 from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
+from friction_kernels.graph.surroundings import gradients_are_being_computed, refuse_transforms
 from friction_kernels.graph.tiles import PRECISIONS, Precision
 from friction_kernels.losses.batch import Launched, one_launch_loss, one_launch_serves
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
-from friction_kernels.losses.memory import GraphMemory
+from friction_kernels.losses.memory import GraphMemory, int64_ids
 from friction_kernels.losses.statistics import GLossStats
 from friction_kernels.warn import warn
 
@@ -39,8 +48,8 @@ class GLoss(torch.nn.Module):
         loss = cross_entropy(F[U], labels[U], class_weight)        # form="official"
         loss = nll_loss(F[U].log(), labels[U], class_weight)       # form="log"
 
-    Call: loss = loss_fn(embeddings, labels, labelled=None), see `forward`. `loss_fn.last` has what the
-    call did (`GLossStats`).
+    Call: loss = loss_fn(embeddings, labels, labelled=None, ids=None), see `forward`. `loss_fn.last` has
+    what the call did (`GLossStats`), `loss_fn.num_skipped` how many calls had one document by itself.
 
     Source: Sharma, Agarwal, Kumar, "G-Loss: Graph-Guided Fine-Tuning of Language Models", LoG 2025,
     arXiv 2604.25853, and their code. From the paper: the graph, the propagation, the log form. From the
@@ -58,8 +67,9 @@ class GLoss(torch.nn.Module):
             one. With a memory that has rows, none need be drawn (default 0.7).
         form: "official", what the authors' code computes: F are taken as logits, so the loss cannot fall
             below log(1 + (C - 1) / e). "log", what the paper prints: -log F of the right class, F from
-            1e-6; a scored node whose class no labelled node has counts in the mean with -log 1e-6 = 13.8,
-            whatever the embeddings are, and has no gradient (default "official").
+            1e-6 to 1, so that it is never below zero; a scored node whose class no labelled node has counts
+            in the mean with -log 1e-6 = 13.8, whatever the embeddings are, and has no gradient (default
+            "official").
         class_weight: (C,), finite and not negative: the mean is weighted as
             torch.nn.functional.cross_entropy weights it; None weights all alike (default None).
         solver: "cg" or "iterate", as in `label_propagation` (default "cg").
@@ -71,7 +81,9 @@ class GLoss(torch.nn.Module):
             scored (default "mean").
         ignore_index: documents with this label are nodes of the graph, and neither labelled nor scored
             (default -100).
-        memory: a `GraphMemory`, whose rows join each graph as labelled nodes (default None).
+        memory: a `GraphMemory`, whose rows join each graph as labelled nodes, and which remembers each
+            batch in training mode where gradients are enabled; pass `ids` to the call, or a document's own
+            older row gives its hidden label away (default None).
         backend: "auto", "triton", "chunked" or "dense", as in `label_propagation` (default "auto").
         generator: of the draw, on any device; None is the default generator of the embeddings' device
             (default None).
@@ -90,13 +102,19 @@ class GLoss(torch.nn.Module):
     256 nodes and 64 classes, solver "cg" and reduction "mean" loss and gradient are one launch, for which
     nothing waits: then the next call warns of a solve that did not converge.
 
-    Warns: once, of classes that are to be recovered and have no labelled node; of a solve that does not
-    converge, with its residual.
+    A call inside a function that torch.utils.checkpoint recomputes makes the same draw again, from the
+    default generator; with a memory or a generator it is refused in backward(). torch.func's transforms are
+    refused.
+
+    Warns: once, of classes that are to be recovered and have no labelled node, of a memory without ids, of
+    one document by itself; of a solve that does not converge, with its residual; of unlabelled nodes that no
+    labelled node reaches.
 
     Raises:
         ValueError, TypeError: an argument out of range, from the constructor; embeddings or labels without
             meaning, from the call, which names the rows.
-        RuntimeError: a backend that cannot serve; from backward(), a second derivative.
+        RuntimeError: a backend that cannot serve; a transform of torch.func; from backward(), a second
+            derivative, and the recomputation of a loss with a memory or a generator.
     """
 
     class_weight: Tensor | None
@@ -132,6 +150,7 @@ class GLoss(torch.nn.Module):
         checks.check_choice("reduction", reduction, REDUCTIONS)
         checks.check_choice("backend", backend, GRAPH_BACKENDS)
         checks.check_integer("memory_budget", memory_budget, 0)
+        checks.check_ignore_index(ignore_index)
         if memory is not None and not isinstance(memory, GraphMemory):
             raise TypeError(f"memory must be a GraphMemory, got {type(memory).__name__}")
         self.num_classes, self.gamma, self.form = num_classes, gamma, form
@@ -146,7 +165,8 @@ class GLoss(torch.nn.Module):
         self._set_sigma(sigma)
         self._last: GLossStats | None = None
         self._launched: Launched | None = None  # in its place, where the last call was one launch
-        self._warned_of_classes = False
+        self.num_skipped = 0  # calls with one document by itself, whose loss was zero
+        self._warned_of_classes = self._warned_of_ids = False
 
     def _set_sigma(self, sigma: float | Tensor | Literal["learnable"] | Rule) -> None:
         self.sigma_rule: Rule | None = None
@@ -171,54 +191,87 @@ class GLoss(torch.nn.Module):
     if TYPE_CHECKING:  # Module's takes and returns anything
 
         def __call__(
-            self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None = None
+            self,
+            embeddings: Tensor,
+            labels: Tensor,
+            labelled: Tensor | None = None,
+            ids: Tensor | None = None,
         ) -> Tensor: ...
 
     @uncompiled
-    def forward(self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        labelled: Tensor | None = None,
+        ids: Tensor | None = None,
+    ) -> Tensor:
         """The loss of a batch, differentiable in embeddings and sigma.
 
         Args:
-            embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
-            labels: (N,), integers in [0, C), or ignore_index.
+            embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero (to which
+                numbers below the smallest normal one count).
+            labels: (N,), integers of any type, in [0, C), or ignore_index.
             labelled: bool (N,), the nodes that keep their label; None draws them (default None).
+            ids: (N,), integers of any type that tell documents apart, such as their places in the data
+                set. Rows of the memory with one of these ids are no nodes of this graph, and are replaced
+                afterwards. Copies of a document within the batch are drawn as labelled together, and the
+                last one is remembered. None: a memory does not recognise its documents (default None).
 
         Returns:
-            (), or (N,) for reduction "none"; float32, or float64 where embeddings are.
+            (), or (N,) for reduction "none"; float32, or float64 where embeddings are. One document by
+            itself, as at the end of a data set, has no graph: its loss and its gradient are zero.
 
         Raises:
-            ValueError, TypeError: embeddings, labels or labelled without meaning; rows are named.
-            RuntimeError: the backend that was asked for cannot serve.
+            ValueError, TypeError: embeddings, labels, labelled or ids without meaning; rows are named.
+            RuntimeError: the backend that was asked for cannot serve; a transform of torch.func; a
+                recomputation, as by torch.utils.checkpoint, of a loss with a memory or a generator.
         """
-        checks.check_batch(embeddings, labels, labelled)
+        checks.check_batch(embeddings, labels, labelled, ids)
         if self.memory is not None:
             self.memory.check_rows(embeddings)
+        refuse_transforms("GLoss")
+        self._refuse_recomputation(labelled)
+        labels = checks.int64_labels(labels)
+        ids = None if ids is None else int64_ids(ids)
         with torch.autocast(embeddings.device.type, enabled=False):
             if self.gather:
-                embeddings, labels, labelled = gather_rows(embeddings, labels, labelled)
-            return self._loss_of_graph(embeddings, labels, labelled)
+                embeddings, labels, labelled, ids = gather_rows(embeddings, labels, labelled, ids)
+            return self._loss_of_graph(embeddings, labels, labelled, ids)
 
-    def _loss_of_graph(self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None) -> Tensor:
-        num_new, num_remembered = len(embeddings), 0
-        if self.memory is not None:
-            num_remembered = len(self.memory)
-            embeddings, labels, labelled = self.memory.join(embeddings, labels, labelled)
+    def _refuse_recomputation(self, labelled: Tensor | None) -> None:
+        """torch.utils.checkpoint restores the default generators, and nothing else that a call changes."""
+        draws = self.generator is not None and labelled is None
+        if (draws or self.memory is not None) and gradients_are_being_computed():
+            changed = (
+                "its memory has changed" if self.memory is not None else "its generator draws anew"
+            )
+            raise RuntimeError(
+                f"GLoss was called again by backward(), as torch.utils.checkpoint does, and {changed} since: "
+                "the gradient would be that of another loss; call GLoss outside of the checkpointed function"
+            )
+
+    def _loss_of_graph(
+        self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None, ids: Tensor | None
+    ) -> Tensor:
+        num_new, memory, past = len(embeddings), self.memory, None
+        if memory is not None:
+            embeddings, labels, labelled, past = memory.join(
+                embeddings, labels, labelled, ids, self.ignore_index
+            )
         backend = choose(self.backend, embeddings)
-        in_one_launch = self._one_launch_serves(backend, len(embeddings))
         keys = None
         if labelled is None:
-            keys = draw_keys(len(labels), labels.device, self.generator)
-            keys = same_on_all_ranks(keys) if self.gather else keys
-        if self.sigma_rule is None:
-            sigma = self._own_sigma()
-        else:
-            sigma = gaussian_sigma(
-                embeddings, labels, self.sigma_rule, ignore_index=self.ignore_index
-            )
-        if in_one_launch and not self.validate and self.memory is None:
+            keys = self._draw(num_new, labels.device, ids)
+            keys = torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
+        present = slice(None) if past is None else ~past.absent
+        sigma = self._sigma_of(embeddings, labels, present)
+        together = ids is not None
+        if memory is None and not self.validate and self._one_launch_serves(backend, num_new):
             if labelled is None:
                 known = labels != self.ignore_index
-                labelled = first_of(*rank_nodes(known, None, keys, self.gamma, 0))
+                ranked = rank_nodes(known, None, keys, self.gamma, equal_keys_together=together)
+                labelled = first_of(*ranked)
             return self._loss_in_one_launch(embeddings, labels, labelled, sigma)
         nodes = arrange(
             embeddings,
@@ -229,25 +282,77 @@ class GLoss(torch.nn.Module):
             ignore_index=self.ignore_index,
             keys=keys,
             gamma=self.gamma,
-            num_remembered=num_remembered,
+            past=past,
+            equal_keys_together=together,
             count_missing_classes=not self._warned_of_classes,
         )
+        if num_new == 1 and (len(nodes.z) == 1 or nodes.num_scored == 0):
+            loss = self._loss_of_nothing(nodes, sigma)
+        else:
+            loss = self._loss_of_nodes(nodes, embeddings, labels, sigma, backend, num_new)
+        if memory is not None and self.training and torch.is_grad_enabled():
+            self._warn_without_ids(ids, memory)
+            memory.remember(nodes, num_new, ids, gathered=self.gather)
+        return loss
+
+    def _draw(self, num_nodes: int, device: torch.device, ids: Tensor | None) -> Tensor:
+        """(N,): random numbers, the smallest of which are labelled; one for all copies of a document."""
+        keys = draw_keys(num_nodes, device, self.generator)
+        keys = same_on_all_ranks(keys) if self.gather else keys
+        return keys if ids is None else keys[first_copies(ids)]
+
+    def _sigma_of(
+        self, embeddings: Tensor, labels: Tensor, present: Tensor | slice
+    ) -> float | Tensor:
+        if self.sigma_rule is None:
+            return self._own_sigma()
+        embeddings, labels = embeddings[present], labels[present]
+        if len(embeddings) < 2:
+            return SIGMA_AT_FIRST  # of no use: there is no graph
+        return gaussian_sigma(embeddings, labels, self.sigma_rule, ignore_index=self.ignore_index)
+
+    def _loss_of_nothing(self, nodes: Nodes, sigma: float | Tensor) -> Tensor:
+        """Zero, with a gradient of zero wherever a loss has one."""
+        self.num_skipped += 1
+        if self.num_skipped == 1:
+            warn(
+                "GLoss was given one document, of which nothing can be recovered: its loss is zero, here "
+                "and wherever that happens (loss_fn.num_skipped counts); set drop_last=True in the "
+                "DataLoader to leave out what remains at the end of an epoch (said once)"
+            )
+        nan, zero = nodes.z.new_full((), math.nan), nodes.z.new_zeros(())
+        self._launched = None
+        self._last = GLossStats(0, zero, nan, len(nodes.z), nodes.num_labelled, 0, zero)
+        loss = 0 * nodes.z.sum()
+        if isinstance(sigma, Tensor):
+            loss = loss + 0 * sigma.to(loss).reshape(())
+        return loss.reshape(1) if self.reduction == "none" else loss
+
+    def _loss_of_nodes(
+        self,
+        nodes: Nodes,
+        embeddings: Tensor,
+        labels: Tensor,
+        sigma: float | Tensor,
+        backend: str,
+        num_new: int,
+    ) -> Tensor:
+        check_sizes(nodes)
         if nodes.num_scored == 0:
             raise ValueError(
                 "no unlabelled node has a known label: there is nothing to score; set labelled to False "
                 "for some nodes that have a label"
             )
         self._warn_of_missing_classes(nodes)
-        if in_one_launch:
-            if self._launched is not None:  # the checks have waited for it
-                self._launched.warn(self.tol)
-            labelled = first_of(nodes.order, nodes.num_labelled)
-            loss = self._loss_in_one_launch(embeddings, labels, labelled, sigma)
-        else:
-            loss = self._loss_in_passes(nodes, sigma, backend, num_new)
-        if self.memory is not None and self.training:
-            self.memory.remember(nodes, num_new, gathered=self.gather)
-        return loss
+        if not self._one_launch_serves(backend, len(nodes.z)):
+            return self._loss_in_passes(nodes, sigma, backend, num_new)
+        if self._launched is not None:  # the checks have waited for it
+            self._launched.warn(self.tol)
+        labelled = first_of(nodes.order, nodes.num_labelled)
+        if self.memory is not None:  # not all rows need be nodes
+            embeddings, labels = embeddings.index_select(0, nodes.order), nodes.labels
+            labelled = torch.arange(len(labels), device=labels.device) < nodes.num_labelled
+        return self._loss_in_one_launch(embeddings, labels, labelled, sigma)
 
     def _loss_in_passes(
         self, nodes: Nodes, sigma: float | Tensor, backend: str, num_new: int
@@ -315,7 +420,7 @@ class GLoss(torch.nn.Module):
         if self.form == "official":
             loss = cross_entropy(f, truth, weight, reduction=self.reduction)
         else:
-            log_f = f.clamp_min(PROBABILITY_FLOOR).log()
+            log_f = f.clamp(PROBABILITY_FLOOR, 1).log()  # rounding may leave F above one
             loss = nll_loss(log_f, truth, weight, reduction=self.reduction)
         if self.reduction != "none":
             return loss
@@ -326,6 +431,18 @@ class GLoss(torch.nn.Module):
         if self.class_weight is not None and self.class_weight.device != device:
             self.class_weight = self.class_weight.to(device)  # once, not at every call
         return self.class_weight
+
+    def _warn_without_ids(self, ids: Tensor | None, memory: GraphMemory) -> None:
+        if ids is not None or self._warned_of_ids:
+            return
+        self._warned_of_ids = True
+        warn(
+            "GLoss remembers documents without ids: one that comes again while its older row is in the "
+            "memory meets that row, which is labelled and gives its hidden label away, so that the loss "
+            f"teaches nothing (of all documents, where the memory's capacity, {memory.capacity}, is that of "
+            "the data set); pass ids=, an integer for each document such as its place in the data set, or "
+            "keep the capacity far below their number (said once)"
+        )
 
     def _warn_of_missing_classes(self, nodes: Nodes) -> None:
         if not nodes.num_missing_classes:

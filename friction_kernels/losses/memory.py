@@ -2,24 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
-from friction_kernels.graph.dense import normalize
-from friction_kernels.graph.nodes import Nodes
+from friction_kernels.graph.nodes import Nodes, Past, first_copies
+from friction_kernels.graph.unit_rows import unit_rows
 from friction_kernels.losses.distributed import gather_rows
+from friction_kernels.warn import warn
+
+NO_ID = torch.iinfo(torch.int64).min  # of rows without an id
+
+
+def int64_ids(ids: Tensor) -> Tensor:
+    """ids (N,) of any integer type, told apart in int64."""
+    wide = ids.view(torch.int64) if ids.dtype == torch.uint64 else ids.long()
+    return wide.clamp_min(NO_ID + 1)  # the mark is no id
+
+
+class Joined(NamedTuple):
+    """A batch followed by rows of a memory."""
+
+    embeddings: Tensor
+    labels: Tensor
+    labelled: Tensor | None
+    past: Past | None  # None: nothing was added
 
 
 class GraphMemory(torch.nn.Module):
     """A ring of the last `capacity` labelled embeddings, for `GLoss(memory=...)`.
 
     Its rows are labelled, detached nodes of each graph, so that a batch of 32 sees a graph of 8,192. In
-    training mode GLoss adds every batch after its loss was computed; call `add` yourself otherwise.
+    training mode, and where gradients are enabled, GLoss adds every batch after its loss was computed; call
+    `add` yourself otherwise.
 
-    Rows are kept at length one in float32; buffers move with `.to()` and are part of `state_dict()`.
-    Under torch.distributed each rank's new rows are gathered in rank order, so that all ranks' memories
-    stay identical; every rank then must call `add` equally often, if need be with no rows.
+    A row with an id stands for a document. When the document comes again, its row is no node of that graph,
+    whose hidden label it would give away, and the document's new embedding takes the row's place. New
+    documents take the places of the oldest rows, by when they first came. Rows without ids are never
+    recognised.
+
+    Rows are kept at length one in float32, whatever the module is cast to; buffers move with `.to()` and
+    are part of `state_dict()`. Under torch.distributed each rank's new rows are gathered in rank order, so
+    that all ranks' memories stay identical; every rank then must call `add` equally often, if need be with
+    no rows, and with ids on all ranks or on none.
 
     Source: this library; G-Loss (arXiv 2604.25853) builds its graph from the batch alone.
 
@@ -30,19 +58,25 @@ class GraphMemory(torch.nn.Module):
     Raises:
         ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
             embeddings of another width, on another device, or with NaN, infinite or zero length.
+        RuntimeError: from `load_state_dict`, a state of another capacity or dim, or an incomplete one,
+            which changes nothing. A state of before ids were kept loads with a warning.
     """
 
     embeddings: Tensor
     labels: Tensor
+    ids: Tensor
+    _ring: Tensor
 
     def __init__(self, capacity: int, dim: int) -> None:
         super().__init__()
         checks.check_integer("capacity", capacity, 1)
         checks.check_integer("dim", dim, 1)
-        self.register_buffer("embeddings", torch.zeros(capacity, dim))
+        self.register_buffer("embeddings", torch.zeros(capacity, dim, dtype=torch.float32))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.int64))
-        self._filled = 0  # on the host, so that nothing waits for a device
-        self._next = 0
+        self.register_buffer("ids", torch.full((capacity,), NO_ID, dtype=torch.int64))
+        # Rows in use, and the next place; on the device, for which GLoss need not wait to go on.
+        self.register_buffer("_ring", torch.zeros(2, dtype=torch.int64), persistent=False)
+        self._filled_at_most = 0
 
     @property
     def capacity(self) -> int:
@@ -55,36 +89,48 @@ class GraphMemory(torch.nn.Module):
         return self.embeddings.shape[1]
 
     def __len__(self) -> int:
-        """Rows in use."""
-        return self._filled
+        """Rows in use. On a GPU the host waits for it."""
+        return int(self._ring[0])
 
     def rows(self) -> tuple[Tensor, Tensor]:
         """(embeddings (len, dim), labels (len,)) in use, in no particular order."""
-        return self.embeddings[: self._filled], self.labels[: self._filled]
+        filled = len(self)
+        return self.embeddings[:filled], self.labels[:filled]
 
-    def add(self, embeddings: Tensor, labels: Tensor, ignore_index: int = -100) -> None:
+    def add(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        ignore_index: int = -100,
+        ids: Tensor | None = None,
+    ) -> None:
         """Put in these rows, and those that the other ranks add.
 
         Args:
             embeddings: (n, dim), floating-point, of any length but zero.
-            labels: (n,), integers.
+            labels: (n,), integers of any type.
             ignore_index: rows with this label are left out (default -100).
+            ids: (n,), integers of any type that tell documents apart. A row whose id the memory has
+                replaces that row; of several rows with one id the last counts. None: rows that are not
+                recognised when their document comes again (default None).
 
         Raises:
             ValueError, TypeError: rows that cannot stand in a graph, or not beside the memory's.
         """
-        checks.check_batch(embeddings, labels, None)
+        checks.check_ignore_index(ignore_index)
+        checks.check_batch(embeddings, labels, None, ids)
         self.check_rows(embeddings)
+        labels = checks.int64_labels(labels)
         known = labels != ignore_index
         with torch.no_grad():
-            rows = normalize(embeddings[known]).float()
-        faulty = ~rows.isfinite().all(dim=1)
-        if bool(faulty.any()):
+            rows, usable = unit_rows(embeddings[known])
+        if not bool(usable.all()):
             raise ValueError(
-                f"embeddings have NaN, infinite or zero length in {checks.rows_at_fault(faulty)} of the "
-                f"{len(rows)} labelled ones; leave these rows out"
+                f"embeddings have NaN, infinite or zero length in {checks.rows_at_fault(~usable)} of "
+                f"the {len(rows)} labelled ones; leave these rows out"
             )
-        self.put(*gather_rows(rows, labels[known].long()))
+        known_ids = None if ids is None else int64_ids(ids)[known]
+        self.put(*gather_rows(rows.float(), labels[known], known_ids))
 
     def check_rows(self, embeddings: Tensor) -> None:
         """Raise where embeddings (n, d) cannot stand beside the memory's."""
@@ -100,55 +146,167 @@ class GraphMemory(torch.nn.Module):
             )
 
     def join(
-        self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A batch followed by the memory's rows, which are labelled.
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        labelled: Tensor | None,
+        ids: Tensor | None,
+        ignore_index: int,
+    ) -> Joined:
+        """A batch followed by the memory's rows, which are labelled where they are nodes.
 
-        embeddings: (N, dim); labels: (N,); labelled: bool (N,) or None, which stays None.
+        embeddings: (N, dim); labels: (N,) int64; labelled: bool (N,) or None, which stays None; ids: (N,)
+        int64 or None. Documents of the batch are no nodes a second time. Nothing waits for the device.
         """
-        if len(self) == 0:
-            return embeddings, labels, labelled
-        rows, their_labels = self.rows()
+        count = self._filled_at_most
+        if count == 0:
+            return Joined(embeddings, labels, labelled, None)
+        present = torch.arange(count, device=self.ids.device) < self._ring[0]
+        present &= self.labels[:count] != ignore_index
+        if ids is not None:
+            present &= ~self._places_taken(*self._find(ids))[:count]
         compute = torch.promote_types(embeddings.dtype, torch.float32)
-        embeddings = torch.cat((embeddings.to(compute), rows.to(compute)))
-        labels = torch.cat((labels.long(), their_labels))
+        # What a batch's backward() needs must survive the rows' being overwritten: cat copies them.
+        joined = torch.cat((embeddings.to(compute), self.embeddings[:count].to(compute)))
+        nobody = present.new_zeros(len(labels))
+        past = Past(torch.cat((nobody, present)), torch.cat((nobody, ~present)))
         if labelled is not None:
-            labelled = torch.cat((labelled, labelled.new_ones(len(rows))))
-        return embeddings, labels, labelled
+            labelled = torch.cat((labelled, present))
+        return Joined(joined, torch.cat((labels, self.labels[:count])), labelled, past)
 
-    def remember(self, nodes: Nodes, num_new: int, *, gathered: bool) -> None:
+    def remember(self, nodes: Nodes, num_new: int, ids: Tensor | None, *, gathered: bool) -> None:
         """Put in those of a graph's first `num_new` rows whose label is known, in the batch's order.
 
-        gathered: whether the graph has the rows of all ranks.
+        ids: (num_new,) int64 or None; gathered: whether the graph has the rows of all ranks.
         """
         num_known = nodes.num_labelled + nodes.num_scored
-        num_remembered = len(nodes.z) - num_new
-        place = torch.where(nodes.order < num_new, nodes.order, len(nodes.z))
-        place[num_known:] = len(nodes.z)
-        rows = place.argsort()[: num_known - num_remembered]
-        z, labels = nodes.z.detach()[rows].to(self.embeddings.dtype), nodes.labels[rows]
-        self.put(*((z, labels) if gathered else gather_rows(z, labels)))
+        place = nodes.order.where(nodes.order < num_new, num_new)
+        place[num_known:] = num_new
+        rows = place.argsort()[: num_known - nodes.num_remembered]
+        z, labels = nodes.z.detach()[rows].float(), nodes.labels[rows]
+        of_rows = None if ids is None else ids[nodes.order[rows]]
+        self.put(*((z, labels, of_rows) if gathered else gather_rows(z, labels, of_rows)))
 
     @torch.no_grad()
-    def put(self, rows: Tensor, labels: Tensor) -> None:
-        """Put in rows (n, dim) of length one and labels (n,), the same on all ranks."""
+    def put(self, rows: Tensor, labels: Tensor, ids: Tensor | None) -> None:
+        """Put in rows (n, dim) of length one, labels (n,) and ids (n,) int64, the same on all ranks."""
         rows, labels = rows[-self.capacity :], labels[-self.capacity :]
-        places = torch.arange(self._next, self._next + len(rows), device=self.labels.device)
-        places.remainder_(self.capacity)
-        self.embeddings.index_copy_(0, places, rows.to(self.embeddings))
-        self.labels.index_copy_(0, places, labels.to(self.labels))
-        self._next = (self._next + len(rows)) % self.capacity
-        self._filled = min(self._filled + len(rows), self.capacity)
+        if len(rows) == 0:
+            return
+        if ids is None:
+            places = (self._ring[1] + torch.arange(len(rows), device=rows.device)) % self.capacity
+            ids = torch.full_like(labels, NO_ID)
+            self._advance(places[-1:], self._ring.new_full((1,), len(rows)))
+        else:
+            ids = ids[-self.capacity :]
+            last = len(ids) - 1 - first_copies(ids.flip(0)).flip(0)
+            places = self._places_for(ids, last)[
+                last
+            ]  # copies go where the last one goes, and are it
+            rows, labels = rows[last], labels[last]
+        self.embeddings.index_copy_(0, places, rows)
+        self.labels.index_copy_(0, places, labels)
+        self.ids.index_copy_(0, places, ids)
+        self._filled_at_most = min(self._filled_at_most + len(rows), self.capacity)
+        if self._ring.device.type == "cpu":
+            self._filled_at_most = int(self._ring[0])
+
+    def _places_for(self, ids: Tensor, last: Tensor) -> Tensor:
+        """(n,): where rows with these ids go, right where a row is the last one with its id."""
+        found_at, found = self._find(ids)
+        taken = self._places_taken(found_at, found)
+        ring = (self._ring[1] + torch.arange(self.capacity, device=ids.device)) % self.capacity
+        free = ring[
+            taken[ring].long().argsort(stable=True)
+        ]  # the oldest first, those taken at the end
+        is_new = ~found & (last == torch.arange(len(ids), device=ids.device))
+        turn = is_new.long().cumsum(0) - 1
+        self._advance(free[turn[-1:]], turn[-1:] + 1)  # where none is new, free[-1] does not count
+        return torch.where(found, found_at, free[turn])
+
+    def _advance(self, last_place: Tensor, num_new: Tensor) -> None:
+        """Move on after num_new (1,) rows were given places, the last of them last_place (1,)."""
+        filled, following = self._ring.split(1)
+        following.copy_(torch.where(num_new > 0, (last_place + 1) % self.capacity, following))
+        filled.copy_((filled + num_new).clamp_max(self.capacity))
+
+    def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """(places (n,), bool (n,): whether the memory has a row with this id, which then is there)."""
+        ordered, places = self.ids.sort()
+        position = torch.searchsorted(ordered, ids).clamp_max(self.capacity - 1)
+        return places[position], ordered[position] == ids
+
+    def _places_taken(self, found_at: Tensor, found: Tensor) -> Tensor:
+        """bool (capacity,): the places that were found."""
+        times = torch.zeros(self.capacity, dtype=torch.int64, device=found.device)
+        return times.index_add_(0, found_at, found.long()) > 0
 
     def clear(self) -> None:
         """Forget all rows."""
-        self._filled = self._next = 0
+        self.ids.fill_(NO_ID)
+        self._ring.zero_()
+        self._filled_at_most = 0
 
     def get_extra_state(self) -> dict[str, int]:
-        return {"filled": self._filled, "next": self._next}
+        filled, following = self._ring.tolist()
+        return {"filled": filled, "next": following}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        self._filled, self._next = state["filled"], state["next"]
+        self._ring.copy_(torch.tensor([state["filled"], state["next"]]))
+        self._filled_at_most = state["filled"]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """All of it or nothing: half a ring would be another memory."""
+        needed = [prefix + name for name in ("embeddings", "labels", "_extra_state")]
+        missing = [key for key in needed if key not in state_dict]
+        faults = [] if missing else self._faults_of(state_dict, prefix)
+        missing_keys += missing
+        error_msgs += faults
+        if missing or faults:
+            return
+        if prefix + "ids" not in state_dict:
+            filled = state_dict[prefix + "_extra_state"]["filled"]
+            state_dict = {**state_dict, prefix + "ids": torch.full_like(self.ids, NO_ID)}
+            if filled:
+                warn(
+                    f"the memory's state is of before ids were kept: its {filled} rows are not recognised "
+                    "when their documents come again, and give their hidden labels away until they are "
+                    "overwritten; clear() forgets them"
+                )
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _faults_of(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        found = {k: state_dict.get(prefix + k) for k in ("embeddings", "labels", "ids")}
+        sizes = {k: tuple(v.shape) for k, v in found.items() if v is not None}
+        wrong = [k for k, size in sizes.items() if size != tuple(getattr(self, k).shape)]
+        if wrong:
+            return [
+                f"size mismatch for {prefix}{wrong[0]}: the state has {sizes[wrong[0]]}, and this memory "
+                f"{tuple(getattr(self, wrong[0]).shape)}; load it into a GraphMemory of its own capacity "
+                "and dim, and add() the rows to this one"
+            ]
+        ring = state_dict[prefix + "_extra_state"]
+        if not (0 <= ring["filled"] <= self.capacity and 0 <= ring["next"] < self.capacity):
+            return [f"{prefix}_extra_state has {ring}, which is no place in {self.capacity} rows"]
+        return []
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphMemory:
+        rows = self.embeddings
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.embeddings.dtype != torch.float32:  # .half(), .to(dtype) and the like
+            self.embeddings = rows.to(self.embeddings.device)
+        return self
 
     def extra_repr(self) -> str:
         return f"capacity={self.capacity}, dim={self.dim}"

@@ -14,21 +14,37 @@ import triton.language as tl
 
 from friction_triton.tiles import LOG2_E, add_product, half
 
+SMALLEST: tl.constexpr = tl.constexpr(2.0**-126)  # normal number
+
 
 @triton.jit
 def inverse_lengths(embeddings, result, count, dim, STRIP: tl.constexpr, BLOCK_D: tl.constexpr):
-    """result_i = 1 / |e_i|; 0 for a row of zeros, and for rows that do not exist."""
+    """result_i = 1 / |e_i|; 0 for a row of zeros, and for rows that do not exist.
+
+    Rows are scaled before they are squared, so that none is too long or too short.
+    """
     steps = tl.arange(0, BLOCK_D)
     for first in range(0, count, STRIP):
         rows = first + tl.arange(0, STRIP)
+        largest = tl.zeros((STRIP,), tl.float32)
+        for start in range(0, dim, BLOCK_D):
+            e = block_of(embeddings, rows, start + steps, count, dim)
+            largest = tl.maximum(largest, tl.max(tl.abs(e), axis=1))
+        scale = 1 / tl.maximum(largest, SMALLEST)
         squares = tl.zeros((STRIP,), tl.float32)
         for start in range(0, dim, BLOCK_D):
-            mask = (rows < count)[:, None] & (start + steps < dim)[None, :]
-            offsets = rows[:, None] * dim + (start + steps)[None, :]
-            e = tl.load(embeddings + offsets, mask=mask, other=0.0).to(tl.float32)
+            e = block_of(embeddings, rows, start + steps, count, dim) * scale[:, None]
             squares += tl.sum(e * e, axis=1)
-        tl.store(result + rows, tl.where(squares > 0, 1 / tl.sqrt(squares), 0.0))
+        inverse = scale / tl.sqrt(tl.maximum(squares, SMALLEST))
+        tl.store(result + rows, tl.where(largest >= SMALLEST, inverse, 0.0))
     tl.debug_barrier()
+
+
+@triton.jit
+def block_of(embeddings, rows, channels, count, dim):
+    mask = (rows < count)[:, None] & (channels < dim)[None, :]
+    offsets = rows[:, None] * dim + channels[None, :]
+    return tl.load(embeddings + offsets, mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit

@@ -18,10 +18,10 @@ from friction_triton.batch_graph import (
     tile_of,
 )
 from friction_triton.batch_loss import loss_and_slopes
-from friction_triton.batch_solver import solve
+from friction_triton.batch_solver import leave_out_unreached, solve
 from friction_triton.tiles import LN_2, add_product
 
-VECTORS: tl.constexpr = tl.constexpr(14)  # of N numbers, in scratch
+VECTORS: tl.constexpr = tl.constexpr(15)  # of N numbers, in scratch
 ARRAYS: tl.constexpr = tl.constexpr(8)  # of N x WIDTH numbers
 
 
@@ -74,6 +74,7 @@ def batch_kernel(
     of_log_u = delta + SIZE
     of_log_degree = of_log_u + SIZE
     along = of_log_degree + SIZE
+    measured = along + SIZE  # 1 in U but where no label reaches the node
     x = scratch + VECTORS * SIZE
     array: tl.constexpr = SIZE * WIDTH
     f = x + SIZE * SIZE
@@ -105,6 +106,7 @@ def batch_kernel(
     tl.store(to_unlabelled + everyone, tl.where(is_unknown, -r, float("-inf")))
     tl.store(weight + everyone, tl.exp2(log_weight - tl.max(log_weight)))
     tl.store(unknown + everyone, is_unknown.to(tl.float32))
+    tl.store(measured + everyone, is_unknown.to(tl.float32))
     for first in range(0, count, STRIP):
         rows = first + tl.arange(0, STRIP)
         row_exists = rows < count
@@ -123,24 +125,34 @@ def batch_kernel(
         set_array(b, rows, known, WIDTH)
     tl.debug_barrier()
     scale = 1.0
-    for phase in range(2):
-        # F_U = T_UU F_U + b, and then the adjoint l = T_UU^T l + dL/dF.
-        iterations, error, residual = solve(
-            x, to_unlabelled + phase * SIZE, from_unlabelled - phase * SIZE, weight, unknown,
-            b, solution, image + phase * array, work, scale, phase == 1, tol, max_iter, count,
-            SIZE, STRIP, WIDTH, CHUNK, VALUE_PRECISION,
-        )  # fmt: skip
-        if phase == 0:
-            tl.store(results + 2, iterations.to(tl.float32))
-            tl.store(results + 3, residual)
-            tl.store(results + 7, error)
+    num_left_out = 0.0
+    for phase in range(3):
+        # F_U = T_UU F_U + b; the same without nodes that no label reaches, where these were in the way; and
+        # then the adjoint l = T_UU^T l + dL/dF.
+        adjoint = phase // 2
+        if (phase != 1) | (num_left_out > 0):
+            iterations, error, residual = solve(
+                x, to_unlabelled + adjoint * SIZE, from_unlabelled - adjoint * SIZE, weight, measured,
+                b, solution, image + adjoint * array, work, scale, phase == 2, tol, max_iter, count,
+                SIZE, STRIP, WIDTH, CHUNK, VALUE_PRECISION,
+            )  # fmt: skip
+            if phase == 2:
+                tl.store(results + 8, error)
+            else:
+                tl.store(results + 2, iterations.to(tl.float32))
+                tl.store(results + 3, residual)
+                tl.store(results + 7, error)
+                if (phase == 0) & (error > tol):
+                    num_left_out = leave_out_unreached(
+                        x, to_unlabelled, from_unlabelled, weight, unknown, measured, log_u, log_r, b,
+                        work, count, SIZE, STRIP, WIDTH, CHUNK, VALUE_PRECISION,
+                    )  # fmt: skip
+        if phase == 1:
             scale = loss_and_slopes(
                 labels, class_weight, results, propagated, solution, f, b,
                 log_u, log_r, from_unlabelled, weight, unknown, count, num_classes, ignore_index,
                 SIZE, STRIP, WIDTH, LOG_FORM, WEIGHTED, WANTED,
             )  # fmt: skip
-        else:
-            tl.store(results + 8, error)
 
     # dL/dlog u_j = (T^T delta)_j - F_j . (T^T l)_j with delta_i = l_i . (T F)_i.
     for first in range(0, count, STRIP):

@@ -58,8 +58,8 @@ def loss_and_slopes(
         row_weight /= total_weight
         largest = tl.max(values, axis=1)
         if LOG_FORM:
-            nll = -tl.log(tl.maximum(of_own, FLOOR))
-            slope = tl.where(of_own >= FLOOR, -1 / of_own, 0.0)
+            nll = -tl.log(tl.minimum(tl.maximum(of_own, FLOOR), 1.0))
+            slope = tl.where((of_own >= FLOOR) & (of_own <= 1), -1 / of_own, 0.0)
             slopes = tl.where(own, slope[:, None], 0.0)
         else:
             powers = tl.exp(values - largest[:, None])

@@ -16,6 +16,8 @@ from friction_triton.batch_graph import applied, array_of, set_array
 
 ROUNDING: tl.constexpr = tl.constexpr(4 * 2.0**-23)
 STALLED_AFTER: tl.constexpr = tl.constexpr(20)  # iterations without a smaller error
+# What flows into a row beside less than that is rounding; the same in friction_kernels.graph.harmonic.
+INFLOW: tl.constexpr = tl.constexpr(4 * 2.0**-23)
 MASS_TOLERANCE: tl.constexpr = tl.constexpr(100)  # rows of F sum to one; in units of tol
 
 
@@ -94,6 +96,72 @@ def conjugate_gradients(
         best_error = tl.minimum(error, best_error)
         tl.debug_barrier()
     return iteration
+
+
+@triton.jit
+def leave_out_unreached(
+    x, to_unlabelled, from_unlabelled, weight, unknown, measured, log_u, log_r, b, reached, count,
+    SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Take nodes out of the system into which nothing flows from labels; return how many these are.
+
+    reached: room for an array, whose rows will be 1 at nodes that are reached, and 0 at others.
+    """
+    everyone = tl.arange(0, SIZE)
+    num_reached = 0.0
+    for first in range(0, count, STRIP):
+        rows = first + tl.arange(0, STRIP)
+        inflow = tl.sum(array_of(b, rows, WIDTH), axis=1)
+        flag = tl.where((inflow > INFLOW) & (tl.load(unknown + rows) > 0), 1.0, 0.0)
+        set_array(reached, rows, tl.zeros((STRIP, WIDTH), tl.float32) + flag[:, None], WIDTH)
+        num_reached += tl.sum(flag)
+    tl.debug_barrier()
+    before = -1.0
+    while num_reached > before:
+        before = num_reached
+        num_reached = 0.0
+        for first in range(0, count, STRIP):
+            rows = first + tl.arange(0, STRIP)
+            inflow = tl.max(
+                applied(
+                    x,
+                    rows,
+                    to_unlabelled,
+                    from_unlabelled,
+                    reached,
+                    count,
+                    SIZE,
+                    WIDTH,
+                    CHUNK,
+                    PRECISION,
+                ),
+                axis=1,
+            )
+            inflow += tl.sum(array_of(b, rows, WIDTH), axis=1)
+            flag = tl.max(array_of(reached, rows, WIDTH), axis=1)
+            flag = tl.where((inflow > INFLOW) & (tl.load(unknown + rows) > 0), 1.0, flag)
+            num_reached += tl.sum(flag)
+            tl.debug_barrier()
+            set_array(reached, rows, tl.zeros((STRIP, WIDTH), tl.float32) + flag[:, None], WIDTH)
+            tl.debug_barrier()
+    for first in range(0, count, STRIP):
+        rows = first + tl.arange(0, STRIP)
+        flag = tl.max(array_of(reached, rows, WIDTH), axis=1) > 0
+        set_array(b, rows, tl.where(flag[:, None], array_of(b, rows, WIDTH), 0.0), WIDTH)
+        row_bias, column_bias = tl.load(to_unlabelled + rows), tl.load(from_unlabelled + rows)
+        tl.debug_barrier()
+        tl.store(to_unlabelled + rows, tl.where(flag, row_bias, float("-inf")))
+        tl.store(from_unlabelled + rows, tl.where(flag, column_bias, float("-inf")))
+        tl.store(measured + rows, flag.to(tl.float32))
+    num_unknown = tl.sum(tl.load(unknown + everyone))
+    tl.debug_barrier()
+    log_weight = tl.load(log_r + everyone) - tl.load(log_u + everyone)
+    log_weight = tl.where(tl.load(measured + everyone) > 0, log_weight, float("-inf"))
+    heaviest = tl.maximum(tl.max(log_weight), -1e30)
+    tl.store(weight + everyone, tl.exp2(log_weight - heaviest))
+    tl.debug_barrier()
+    return num_unknown - num_reached
 
 
 @triton.jit

@@ -1,0 +1,39 @@
+"""Rows of length one, of whatever length they were."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def unit_rows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """(rows of length one in float32 at least, bool (N,): whether a row has a direction).
+
+    embeddings: (N, d). Rows are scaled before they are squared, so that no finite row is too long or, down
+    to the smallest normal number, too short.
+    """
+    e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    z, largest = _UnitRows.apply(e)  # type: ignore[no-untyped-call]
+    usable = (largest >= torch.finfo(e.dtype).tiny) & (largest < math.inf)
+    return z, usable[:, 0]
+
+
+class _UnitRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, e: Tensor) -> tuple[Tensor, Tensor]:
+        largest = torch.linalg.vector_norm(e, ord=math.inf, dim=1, keepdim=True)
+        z = e / largest
+        length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+        z /= length
+        ctx.save_for_backward(z, length, largest)
+        ctx.mark_non_differentiable(largest)
+        return z, largest
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
+        z, length, largest = ctx.saved_tensors
+        across: Tensor = grad - z * (z * grad).sum(dim=1, keepdim=True)
+        return across.div_(length).div_(largest)  # their product may overflow
