@@ -4,7 +4,8 @@ usage: python tests/sanitize.py [--examples N]
 
 Builds the library twice into build/sanitize: the processor's kernels, and the GPU's launches on the host.
 Tests run on each in a Python that has the sanitizers' runtime; the first fault ends a run and is printed with
-what led to it. N: of each hypothesis test, and random sequences (default 20; a long search takes thousands).
+what led to it. N: of each hypothesis test, and random sequences (default 10; a long search takes thousands,
+and from 100 on more files are run).
 Needs g++.
 """
 
@@ -56,7 +57,7 @@ def runtimes():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--examples", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=10)
     examples = str(parser.parse_args().examples)
     environment = {
         "LD_PRELOAD": runtimes(),
@@ -75,7 +76,9 @@ def main():
         built = time.monotonic()
         # Uncaptured and verbose: a fault ends the process, and its last words are all there is.
         quiet = ("-s", "-p", "no:faulthandler", "--hypothesis-verbosity=verbose")
-        status, output = run_pytest(packages, *quiet, *arguments, **environment)
+        more = MORE_FILES if int(examples) >= LONG and cuda == "0" else []
+        files = [TESTS / f"{file}.py" for file in more]
+        status, output = run_pytest(packages, *quiet, *arguments, *files, **environment)
         lines = output.splitlines()
         print("\n".join(lines[-1:] if status == 0 else lines[-200:]))
         seconds = built - started, time.monotonic() - built
