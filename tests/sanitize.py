@@ -5,8 +5,7 @@ usage: python tests/sanitize.py [--examples N]
 Builds the library twice into build/sanitize: the processor's kernels, and the GPU's launches on the host.
 Tests run on each in a Python that has the sanitizers' runtime; the first fault ends a run and is printed with
 what led to it. N: of each hypothesis test, and random sequences (default 10; a long search takes thousands,
-and from 100 on more files are run).
-Needs g++.
+and from 100 on more files are run). Needs g++.
 """
 
 import argparse
@@ -19,13 +18,9 @@ from built_package import ROOT, TESTS, build, run_pytest
 from test_cuda_plan import OTHERWISE_ON_A_GPU
 
 FOLDER = ROOT / "build" / "sanitize"
-FILES = [
-    "test_differential",
-    "test_raw_addresses",
-    "test_native",
-    "test_scale_native",
-    "test_state",
-]
+FILES = ["test_differential", "test_raw_addresses", "test_scale_native"]
+LONG = 100  # examples from which more files are run
+MORE_FILES = ["test_native", "test_state", "test_low_precision", "test_storage"]
 # Of each build: its FRICTION_CUDA, and what pytest is told.
 BUILDS = {
     "processor": ("0", [*(TESTS / f"{name}.py" for name in FILES), "-k", "not reference"]),
