@@ -6,7 +6,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test test-integrations bench bench-report gpu-report lint format docs wheel
+.PHONY: example test test-integrations sanitize torch-suite bench bench-report gpu-report lint format docs wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -17,6 +17,13 @@ test: .venv/installed  ## run every test
 test-integrations: .venv/installed  ## run what needs other libraries, too; installs some 800 MB
 	$(BIN)/pip install --quiet 'friction-kernels[integrations]'
 	$(BIN)/pytest tests/test_integrations_*.py tests/test_finetune_text.py tests/test_pages.py $(ARGS)
+
+sanitize: .venv/installed  ## run native code and random sequences under sanitizers: ARGS="--examples 5000" for long
+	$(BIN)/python tests/sanitize.py $(ARGS)
+
+torch-suite: .venv/installed  ## run torch's own optimizer tests: UPSTREAM=folder that holds PyTorch v2.6.0's sources
+	$(BIN)/pip install --quiet expecttest
+	$(BIN)/python tests/torch_suite.py '$(UPSTREAM)' $(ARGS)
 
 bench: .venv/installed  ## measure against eager code and every peer: ARGS="scale gloss" for some suites
 	$(BIN)/python -m bench run $(ARGS)

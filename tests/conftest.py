@@ -21,11 +21,14 @@ from processes import Processes
 
 from friction_kernels import _native
 
+EXAMPLES = os.environ.get("EXAMPLES") or ("2000" if os.environ.get("CI") else "200")
 settings.register_profile(
-    "default", max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "ours",
+    max_examples=int(EXAMPLES),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
 )
-settings.register_profile("ci", settings.get_profile("default"), max_examples=2000)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.load_profile("ours")
 
 
 @pytest.fixture(autouse=True)

@@ -131,7 +131,7 @@ OPTIONS_THAT_CAN_BE_WRONG = [
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS_THAT_CAN_BE_WRONG)
 def test_bad_option_is_refused_by_the_constructor_and_by_add_param_group(name, option):
-    says = SAYS.get(option, f"{option} (must be at least 0|as a tensor must have one element)")
+    says = SAYS.get(option, f"{option} must be at least 0|Tensor {option} must be 1-element")
     opt = OPTIMIZERS[name](make_params())
     for bad in BAD_OPTIONS.get(option, BAD_RATES):
         with pytest.raises((TypeError, ValueError), match=says):

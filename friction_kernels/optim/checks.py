@@ -26,8 +26,7 @@ def check_number(
 ) -> None:
     """Raise ValueError unless low <= value < below (a one-element tensor counts as its value)."""
     if isinstance(value, Tensor) and value.numel() != 1:
-        shape = tuple(value.shape)
-        raise ValueError(f"{name} as a tensor must have one element, got shape {shape}")
+        raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
     bounds = f"at least {low:g} and " + (f"below {below:g}" if below < math.inf else "finite")
     wrong_type = TypeError(f"{name} must be {bounds}, got {value!r}")
     if isinstance(value, str):  # float() would read it, and step() read it anew each time

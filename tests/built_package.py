@@ -1,0 +1,50 @@
+"""Copies of the package whose library is built with other options than the one that is installed."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+
+def build(folder: Path, build_folder: Path, **options: str) -> Path:
+    """Have folder/friction_kernels with a library of these CMake options; return the folder."""
+    package = folder / "friction_kernels"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "friction_kernels", package, ignore=shutil.ignore_patterns("_native*"))
+    configure = [
+        *("cmake", "-S", ROOT, "-B", build_folder, "-G", "Ninja"),
+        *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
+        f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}",
+        *(f"-D{name}={value}" for name, value in options.items()),
+    ]
+    for command in (configure, ["cmake", "--build", build_folder]):
+        run = subprocess.run(command, capture_output=True, text=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+    return folder
+
+
+def run_pytest(folder: Path, *arguments: str | Path, **environment: str) -> tuple[int, str]:
+    """Run tests with the package that lies there: exit status and output.
+
+    In that folder: Python looks first into the one it runs in, and the project has the package, too.
+    """
+    path = os.pathsep.join(map(str, (folder, TESTS / "host_gpu", TESTS, ROOT)))
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-c", ROOT / "pyproject.toml", *arguments),
+        ],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    return run.returncode, run.stdout

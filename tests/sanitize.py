@@ -1,0 +1,86 @@
+"""Native tests and random sequences under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+usage: python tests/sanitize.py [--examples N]
+
+Builds the library twice into build/sanitize: the processor's kernels, and the GPU's launches on the host.
+Tests run on each in a Python that has the sanitizers' runtime; the first fault ends a run and is printed with
+what led to it. N: of each hypothesis test, and random sequences (default 10; a long search takes thousands,
+and from 100 on more files are run). Needs g++.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+
+from built_package import ROOT, TESTS, build, run_pytest
+from test_cuda_plan import OTHERWISE_ON_A_GPU
+
+FOLDER = ROOT / "build" / "sanitize"
+FILES = ["test_differential", "test_raw_addresses", "test_scale_native"]
+LONG = 100  # examples from which more files are run
+MORE_FILES = ["test_native", "test_state", "test_low_precision", "test_storage"]
+# Of each build: its FRICTION_CUDA, and what pytest is told.
+BUILDS = {
+    "processor": ("0", [*(TESTS / f"{name}.py" for name in FILES), "-k", "not reference"]),
+    "host for a GPU": (
+        "host",
+        [
+            *("-p", "host_gpu_plugin"),
+            *(TESTS / f"{name}.py" for name in ("test_differential", "test_raw_addresses")),
+            *(TESTS / "host_gpu" / f"{name}.py" for name in ("plan_checks", "scale_checks")),
+            *("-k", f"not reference and {OTHERWISE_ON_A_GPU}"),
+        ],
+    ),
+}
+
+
+def runtimes():
+    """What must be in the process before anything else: Python itself is not built with sanitizers."""
+    compiler = os.environ.get("CXX", "g++")
+    found = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
+    if not all(map(os.path.isabs, found)):
+        sys.exit(f"{compiler} has no sanitizers' runtime: install g++'s")
+    return " ".join(found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--examples", type=int, default=10)
+    examples = str(parser.parse_args().examples)
+    environment = {
+        "LD_PRELOAD": runtimes(),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONMALLOC": "malloc",  # so that Python's objects are watched, too
+        "EXAMPLES": examples,
+        "FUZZ_EXAMPLES": examples,
+    }
+    failed = False
+    for number, (name, (cuda, arguments)) in enumerate(BUILDS.items()):
+        started = time.monotonic()
+        folder = FOLDER / str(number)
+        options = {"FRICTION_CUDA": cuda, "FRICTION_SANITIZE": "ON"}
+        packages = build(folder / "packages", folder / "cmake", **options)
+        built = time.monotonic()
+        # Uncaptured and verbose: a fault ends the process, and its last words are all there is.
+        quiet = ("-s", "-p", "no:faulthandler", "--hypothesis-verbosity=verbose")
+        more = MORE_FILES if int(examples) >= LONG and cuda == "0" else []
+        files = [TESTS / f"{file}.py" for file in more]
+        status, output = run_pytest(packages, *quiet, *arguments, *files, **environment)
+        lines = output.splitlines()
+        print("\n".join(lines[-1:] if status == 0 else lines[-200:]))
+        seconds = built - started, time.monotonic() - built
+        print(f"{name}: built in {seconds[0]:.0f} s, tested in {seconds[1]:.0f} s", flush=True)
+        failed |= status != 0
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
