@@ -920,6 +920,25 @@ def test_friction_stats_of_a_group_without_gradient_are_nan(name, backend):
 
 
 @both_backends
+@pytest.mark.parametrize("name", FRICTION)
+def test_friction_stats_of_a_skipped_step_are_of_nothing(name, backend):
+    params = make_params([(300, 20)] * 3)
+    opt = OPTIMIZERS[name](params, skip_nonfinite=True, backend=backend)
+    give_gradients(params, 0)
+    opt.step()
+    made = friction_stats(opt)[0].count
+    give_gradients(params, 1)
+    params[0].grad = None  # other tensors take the places of those that were stepped
+    params[2].grad[7, 7] = float("inf")
+    opt.step()
+    (skipped,) = friction_stats(opt)
+    assert skipped.count == 0 and skipped.mean != skipped.mean
+    give_gradients(params, 2)
+    opt.step()
+    assert friction_stats(opt)[0].count == made > 0
+
+
+@both_backends
 def test_friction_stats_need_a_step_first(backend):
     opt = TanhSignAdamW(make_params(), backend=backend)
     with pytest.raises(RuntimeError, match=r"after opt\.step\(\)"):

@@ -88,6 +88,20 @@ def test_schedules_are_followed_without_compiling_again(as_tensor):
     assert counters["stats"]["unique_graphs"] == 1
 
 
+def test_states_loaded_between_steps_are_gone_on_from_without_compiling_again():
+    net, opt, train = trainer("SigSignAdamW", lr=1e-2)
+    twin, twin_opt, twin_train = trainer("SigSignAdamW", lr=1e-2)
+    with torch._dynamo.config.patch(trace_autograd_ops=True, error_on_recompile=True):
+        compiled = torch.compile(train, fullgraph=True, backend="aot_eager")
+        for _ in range(torch._dynamo.config.recompile_limit + 2):
+            compiled(INPUT)
+            twin_train(INPUT)
+            for each in (opt, twin_opt):
+                each.load_state_dict(copy.deepcopy(each.state_dict()))
+    assert_same_bits(net, twin)
+    assert counters["stats"]["unique_graphs"] == 1
+
+
 def test_options_that_keep_numbers_otherwise():
     kept = {"master": "split", "state_dtype": "8bit", "max_grad_norm": 0.1}
     net, opt, _ = trainer("SigSignAdamW", **kept)

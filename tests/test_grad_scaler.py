@@ -16,7 +16,7 @@ from scale_cases import (
     norm_of,
 )
 
-from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, clip_grad_norm_
+from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, clip_grad_norm_, shards
 from friction_kernels.optim import planning
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -237,7 +237,7 @@ def test_processes_sum_where_the_parameters_lie(device, monkeypatch):
     here, there = make_params([(5,)])[0], make_params([(3,)])[0].to(device)
     there = torch.nn.Parameter(there.detach())
     summed = []
-    monkeypatch.setattr(planning, "sharding_groups", lambda p: ("all",) if p is there else ())
+    monkeypatch.setattr(shards, "summed_over", lambda p, _: ("all",) if p is there else ())
     monkeypatch.setattr(
         planning, "all_reduce", lambda part, of: summed.append((part.device.type, of)) or part
     )

@@ -120,7 +120,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   using T = typename Storage::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Scratch<Observation, kWarps> scratch;
-  if (launch.guards.skip()) return;
+  if (launch.guards.skip())
+    return forget_observations(launch, int64_t{blockIdx.x} * kThreads + threadIdx.x,
+                               int64_t{gridDim.x} * kThreads);
   BlockShared<Launch, T> shared(memory);
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {

@@ -134,6 +134,15 @@ FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
   });
 }
 
+// What a skipped launch leaves: it observes nothing, and what earlier ones saw is not its own.
+template <class Launch>
+FRICTION_INLINE void forget_observations(const Launch& launch, int64_t worker, int64_t workers) {
+  if constexpr (Launch::Rule::kObserves)
+    for (int64_t slot = worker; slot < observation_slots(launch.count, launch.chunks);
+         slot += workers)
+      launch.observations[slot] = Observation();
+}
+
 template <class T>
 FRICTION_INLINE Observation observation_of(const Observed<T>& observed, bool observe,
                                            const Part& part, int thread) {

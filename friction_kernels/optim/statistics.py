@@ -12,7 +12,7 @@ from friction_kernels.optim.planning import StepPlan
 
 
 class FrictionStats(NamedTuple):
-    """S over `count` elements of a group; `mean` and `std` are nan where no element had a gradient."""
+    """S over `count` elements of a group; `mean` and `std` are nan where none was stepped."""
 
     mean: float
     std: float
@@ -31,7 +31,7 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
         opt: one of the friction optimizers, after at least one step.
 
     Returns:
-        one FrictionStats(mean, std, count) for each group.
+        one FrictionStats(mean, std, count) for each group; a step that was skipped is over no element.
 
     S needs the gradient that a step
     replaces, so a native step leaves two sums for every eighth block of 2,048 elements (the first of

@@ -73,7 +73,7 @@ std::vector<Observation> update_mixture(const Launch<Rule>& launch, const Part& 
 template <class Storage, bool kProjects, class Rule>
 void update_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Storage::Arithmetic;
-  if (launch.guards.skip()) return;
+  if (launch.guards.skip()) return forget_observations(launch, 0, 1);
   for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
     std::vector<Observation> seen;
@@ -156,7 +156,7 @@ void decide_all(const Launch<FrictionAdam>& launch) {
 template <class Storage>
 void adamp_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
   using T = typename Storage::Arithmetic;
-  if (launch.guards.skip()) return;
+  if (launch.guards.skip()) return forget_observations(launch, 0, 1);
   reduce_all<T, Storage>(launch, blocks);
   decide_all<T>(launch);
   update_all<Storage, true>(launch, blocks);
