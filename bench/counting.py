@@ -31,7 +31,7 @@ NOTHING = frozenset(
         *("unsqueeze", "squeeze", "slice", "select", "as_strided", "zeros", "zeros_like", "ones"),
         *("ones_like", "empty", "empty_like", "new_zeros", "new_empty", "full", "full_like"),
         *("zero_", "fill_", "scalar_tensor", "_to_copy", "to", "lift_fresh", "is_nonzero", "item"),
-        *("_local_scalar_dense", "promote_types"),
+        *("_local_scalar_dense", "promote_types", "isnan", "nan_to_num", "where"),
     )
 )
 

@@ -281,6 +281,8 @@ class Pair:
             eps = place_of(param, state, key)
             clips = any(opt.grad_norm is not None for opt in self.opts)  # by norms in float32
             compute = torch.float32 if clips else arithmetic(param.dtype)
+            if key != "value":  # a clipped gradient that comes again changes by its factor's rounding
+                eps = max(eps, torch.finfo(compute).eps)
             assert_close(name, ours[key], theirs[key], start, eps, compute)
 
     @torch.no_grad()

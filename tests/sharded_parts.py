@@ -243,7 +243,7 @@ def own_parts(compiles=False, infinite=False, copied=False):
     if copied:
         opt, param = copy.deepcopy((opt, param))
         saved = opt.state_dict()
-        assert "process_group" not in saved["param_groups"][0]
+        assert saved["param_groups"][0]["process_group"] is None
         opt.load_state_dict(pickle.loads(pickle.dumps(saved)))
         opt = pickle.loads(pickle.dumps(opt))
         param = opt.param_groups[0]["params"][0] if rows else param

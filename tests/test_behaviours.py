@@ -57,7 +57,7 @@ def run(opts, params, steps):
 
 def assert_same_bits(left, right):
     for a, b in zip(left, right, strict=True):
-        assert torch.equal(a, b)
+        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 def assert_close(left, right, rtol):

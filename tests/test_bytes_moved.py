@@ -17,7 +17,8 @@ SCALES = 4 / 256
 
 
 def lists_of(param, opt):
-    state = {key: value for key, value in opt.state[param].items() if key != "step"}
+    tensors = {k: v for k, v in opt.state[param].items() if isinstance(v, torch.Tensor)}
+    state = {key: value for key, value in tensors.items() if key != "step"}
     return {"param": param.data, "grad": param.grad, **state}
 
 

@@ -43,7 +43,7 @@ def export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
     for group in state_dict["param_groups"]:
         group.update(opt._kind())
         for option in NOT_SAVED:
-            group.pop(option, None)
+            group[option] = None  # torch.distributed.checkpoint asks for every key of a group
     params = list(chain.from_iterable(group["params"] for group in opt.param_groups))
     states, converts = state_dict["state"], False
     for ordinal, (number, param) in enumerate(zip(_numbers(state_dict), params, strict=True)):

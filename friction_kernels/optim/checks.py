@@ -293,7 +293,8 @@ def check_memory(name: object, what: str, tensor: Tensor) -> None:
     what: which tensor of the parameter it is; empty for the parameter itself. Subclasses may keep their
     elements elsewhere.
     """
-    if not is_plain(type(tensor)) or not tensor.numel():
+    knows = type(tensor) is Tensor or is_plain(type(tensor))
+    if not knows or not tensor.numel():
         return
     if tensor.untyped_storage().nbytes() == 0 or tensor.data_ptr() == 0:
         which = f"{name}: its {what}" if what else str(name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
@@ -14,9 +15,6 @@ from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.friction_docs import describe
 from friction_kernels.optim.options import Master, Rounding, StateDtype
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 FrictionInput = Literal["product", "normalized"]
 FRICTION_INPUTS = get_args(FrictionInput)
@@ -150,7 +148,7 @@ class FrictionAdamCoupled(FrictionAdam):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
-        process_group: ProcessGroup | str | None = None,
+        process_group: torch.distributed.ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -179,7 +177,7 @@ class FrictionAdamW(FrictionAdam):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
-        process_group: ProcessGroup | str | None = None,
+        process_group: torch.distributed.ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
@@ -213,7 +211,7 @@ class FrictionAdamP(FrictionAdam):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
-        process_group: ProcessGroup | str | None = None,
+        process_group: torch.distributed.ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:

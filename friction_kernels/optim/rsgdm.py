@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,9 +14,6 @@ from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 _DOC = """Momentum corrected by its own change.
 
@@ -96,7 +93,7 @@ class RSGDM(PlannedOptimizer):
         rounding: Rounding = "nearest",
         seed: int = 0,
         state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
-        process_group: ProcessGroup | str | None = None,
+        process_group: torch.distributed.ProcessGroup | str | None = None,
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
