@@ -30,7 +30,9 @@ def inverse_lengths(embeddings, result, count, dim, STRIP: tl.constexpr, BLOCK_D
         for start in range(0, dim, BLOCK_D):
             e = block_of(embeddings, rows, start + steps, count, dim)
             largest = tl.maximum(largest, tl.max(tl.abs(e), axis=1))
-        scale = 1 / tl.maximum(largest, SMALLEST)
+        # A power of two, so that scaling rounds nothing.
+        exponent = tl.maximum(largest, SMALLEST).to(tl.int32, bitcast=True) >> 23
+        scale = ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
         squares = tl.zeros((STRIP,), tl.float32)
         for start in range(0, dim, BLOCK_D):
             e = block_of(embeddings, rows, start + steps, count, dim) * scale[:, None]
