@@ -36,7 +36,9 @@ def leave_global_settings_alone():
     threads, instruction_set = torch.get_num_threads(), _native.instruction_set()
     grad_enabled = torch.is_grad_enabled()
     yield
-    torch.set_grad_enabled(grad_enabled)  # torch.compile leaves no_grad on where something raises in it
+    torch.set_grad_enabled(
+        grad_enabled
+    )  # torch.compile leaves no_grad on where something raises in it
     torch.set_num_threads(threads)
     _native.use_instruction_set(instruction_set)
 

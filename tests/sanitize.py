@@ -4,8 +4,8 @@ usage: python tests/sanitize.py [--examples N]
 
 Builds the library twice into build/sanitize: the processor's kernels, and the GPU's launches on the host.
 Tests run on each in a Python that has the sanitizers' runtime; the first fault ends a run and is printed with
-what led to it. N: of each hypothesis test, and random sequences (default 10; a long search takes thousands,
-and from 100 on more files are run). Needs g++.
+what led to it. N: of each hypothesis test, and random sequences (default 10, the same at each run; a long
+search takes thousands, and from 100 on more files are run). Needs g++.
 """
 
 import argparse
@@ -54,6 +54,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--examples", type=int, default=10)
     examples = str(parser.parse_args().examples)
+    again = ("--hypothesis-seed=0",) if int(examples) < LONG else ()
     environment = {
         "LD_PRELOAD": runtimes(),
         "ASAN_OPTIONS": "detect_leaks=0",
@@ -73,7 +74,7 @@ def main():
         quiet = ("-s", "-p", "no:faulthandler", "--hypothesis-verbosity=verbose")
         more = MORE_FILES if int(examples) >= LONG and cuda == "0" else []
         files = [TESTS / f"{file}.py" for file in more]
-        status, output = run_pytest(packages, *quiet, *arguments, *files, **environment)
+        status, output = run_pytest(packages, *quiet, *again, *arguments, *files, **environment)
         lines = output.splitlines()
         print("\n".join(lines[-1:] if status == 0 else lines[-200:]))
         seconds = built - started, time.monotonic() - built
