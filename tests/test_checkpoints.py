@@ -378,7 +378,7 @@ def other_option(key, value):
 
 
 MISFITS = {
-    "two steps": (other_state("step", torch.zeros(2)), "'step' of parameter 1 .*1-element"),
+    "two steps": (other_state("step", torch.zeros(2)), "'step' of parameter 1 .*one element"),
     "step as text": (other_state("step", "x"), "'step' of parameter 1 .* got 'x'"),
     "no step": (lambda saved: saved["state"][1].pop("step"), "for parameter 1 .* no 'step'"),
     "no moment": (

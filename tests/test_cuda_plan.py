@@ -7,9 +7,10 @@ import pytest
 from built_package import TESTS, build, run_pytest
 
 # A GPU takes a launch for each list of types, and does not let the host wait. torch would have to make the
-# sums for max_grad_norm on it: scale_checks does without.
+# sums for max_grad_norm and skip_nonfinite on it: scale_checks does without.
 OTHERWISE_ON_A_GPU = (
     "not test_a_step_is_one_launch and not test_step_runs_without_the_gil and not max_grad_norm"
+    " and not friction_stats_of_a_skipped_step"
 )
 
 
