@@ -55,23 +55,27 @@ OPTIONAL = (
 # What optimizers are constructed with.
 
 
+def rate(*shape):
+    """A tensor of its own for each input: schedulers write into it."""
+    return torch.full(shape, 1e-3)
+
+
 def every_class():
-    number = torch.tensor(1e-3)
     return [
         {},
         {"lr": 1e-2},
-        {"lr": number},
-        {"lr": number.reshape(1)},
-        {"lr": number.reshape(1, 1)},
+        {"lr": rate()},
+        {"lr": rate(1)},
+        {"lr": rate(1, 1)},
         {"weight_decay": 0.1},
         {"weight_decay": 0.1, "maximize": True},
         {"max_grad_norm": 1.0},
         {"max_grad_norm": float("inf"), "skip_nonfinite": True},
         {"backend": "native"},
         {"backend": "reference"},
-        {"backend": "reference", "lr": number, "max_grad_norm": 1.0},
+        {"backend": "reference", "lr": rate(), "max_grad_norm": 1.0},
         {"capturable": True},
-        {"capturable": True, "lr": number},
+        {"capturable": True, "lr": rate()},
         {"master": "split"},  # these two change nothing in float32
         {"rounding": "stochastic", "seed": 3},
         {"state_dtype": "8bit"},
