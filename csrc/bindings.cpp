@@ -37,6 +37,14 @@ std::vector<SettingValue> settings_of(const TensorReader& reader, const py::hand
   return settings;
 }
 
+template <class Rule>
+std::vector<std::vector<SettingValue>> groups_of(const TensorReader& reader,
+                                                 const py::list& settings) {
+  std::vector<std::vector<SettingValue>> groups;
+  for (const py::handle group : settings) groups.push_back(settings_of<Rule>(reader, group));
+  return groups;
+}
+
 // Numbers that squared norms go to: (device, tensor of one float64 there).
 std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& tensors) {
   std::vector<NormTarget> targets;
@@ -117,35 +125,33 @@ void bind_plan(py::module_& m, const char* name) {
            py::arg("reader"), py::arg("entries"), py::arg("allocate"), py::arg("keep"))
       .def(
           "step",
-          [](PlanType& self, const py::dict& state, const py::list& param_groups,
-             const py::list& settings, int threads, const py::list& guards) -> py::object {
-            std::vector<std::vector<SettingValue>> groups;
-            for (const py::handle group : settings)
-              groups.push_back(settings_of<Rule>(self.reader(), group));
-            return problem_or_none(
-                self.step(state, param_groups, groups, threads, guards_of(self.reader(), guards)));
+          [](PlanType& self, const py::list& settings, int threads, const py::list& guards) {
+            return problem_or_none(self.step(groups_of<Rule>(self.reader(), settings), threads,
+                                             guards_of(self.reader(), guards)));
           },
-          py::arg("state"), py::arg("param_groups"), py::arg("settings"), py::arg("threads"),
-          py::arg("guards") = py::list());
-  plan.def(
-      "squared_norm",
-      [](PlanType& self, const py::dict& state, const py::list& param_groups,
-         const std::vector<bool>& counted, const py::list& targets, int threads) -> py::object {
-        return problem_or_none(self.squared_norm(state, param_groups, counted,
-                                                 targets_of(self.reader(), targets), threads));
-      },
-      py::arg("state"), py::arg("param_groups"), py::arg("counted"), py::arg("targets"),
-      py::arg("threads"));
-  if constexpr (Rule::kObserves)
+          py::arg("settings"), py::arg("threads"), py::arg("guards") = py::list())
+      .def(
+          "squared_norm",
+          [](PlanType& self, const std::vector<bool>& counted, const py::list& targets,
+             int threads) {
+            return problem_or_none(
+                self.squared_norm(counted, targets_of(self.reader(), targets), threads));
+          },
+          py::arg("counted"), py::arg("targets"), py::arg("threads"));
+  if constexpr (Rule::kHasStatistic)
     plan.def(
-        "observations",
-        [](const PlanType& self, size_t groups) {
-          py::list sums;
-          for (const GroupObservation& g : self.observations(groups))
-            sums.append(py::make_tuple(g.count, g.sum, g.square_sum));
-          return sums;
+        "statistics",
+        [](PlanType& self, const py::list& settings, int threads, const py::list& guards) {
+          std::vector<GroupStatistic> statistics;
+          const Problem problem =
+              self.statistics(groups_of<Rule>(self.reader(), settings), threads,
+                              guards_of(self.reader(), guards), statistics);
+          py::list of_groups;
+          for (const auto& [count, moments] : statistics)
+            of_groups.append(py::make_tuple(count, moments.sum, moments.square_sum));
+          return py::make_tuple(of_groups, problem_or_none(problem));
         },
-        py::arg("groups"));
+        py::arg("settings"), py::arg("threads"), py::arg("guards") = py::list());
   py::list names;
   for (const char* setting : Rule::kSettings) names.append(setting);
   plan.attr("settings") = py::tuple(names);
@@ -177,6 +183,11 @@ PYBIND11_MODULE(_native, m) {
       .def("allow", &TensorReader::allow, py::arg("subclass"))
       .def("unwrap", &TensorReader::unwrap, py::arg("dtensor"));
   py::class_<Plan>(m, "Plan").def_property_readonly("updated", &Plan::updated);
+  py::class_<Reading>(m, "Reading")
+      .def(py::init<Plan&, const py::dict&, const py::list&>(), py::arg("plan"), py::arg("state"),
+           py::arg("param_groups"), py::keep_alive<1, 2>())
+      .def("__enter__", [](const Reading& self) { return problem_or_none(self.problem()); })
+      .def("__exit__", [](Reading& self, const py::args&) { self.end(); });
   bind_rules(m, Rules());
   bind_plan<FrictionAdam, AdamPPlan>(m, "friction_adamp");
 }

@@ -25,6 +25,51 @@ def _gradient(param: Tensor, grad: Tensor, *, maximize: bool, coupled_decay: flo
     return g + coupled_decay * param if coupled_decay else g  # g_t + lambda theta_{t-1}
 
 
+def friction_factor(
+    grad: Tensor,
+    exp_avg_sq: Tensor,
+    prev_grad: Tensor,
+    step: float,
+    *,
+    beta2: float,
+    beta3: float,
+    eps: float,
+    friction: str,
+    friction_input: str,
+) -> Tensor:
+    """S_t of g_t, v_t and g_{t-1}."""
+    if friction_input == "normalized":
+        # x = g_{t-1} g_t / (v^_t + eps), ours; both sides times 1 - b2 overflow where v_t does
+        v_correction = 1 - beta2**step
+        x = (1 - beta2) * grad * prev_grad / (exp_avg_sq + v_correction * eps)
+        x = x * (v_correction / (1 - beta2))
+    else:
+        x = prev_grad * grad  # x = g_{t-1} g_t
+    y = (beta3 * x).nan_to_num()  # no friction where overflow leaves 0 * inf or inf / inf
+    s = torch.sigmoid(y) if friction == "sigmoid" else torch.tanh(y) + 1  # S_t = f(b3 x)
+    return torch.where(grad.isnan(), grad, s)
+
+
+def next_friction(
+    param: Tensor,
+    grad: Tensor,
+    exp_avg_sq: Tensor,
+    prev_grad: Tensor,
+    step: float,
+    *,
+    beta2: float,
+    coupled_decay: float,
+    maximize: bool,
+    **friction_options: Any,
+) -> Tensor:
+    """S_t of the step that a gradient would make. Changes nothing."""
+    g = _gradient(
+        param, grad.to(_arithmetic(param)), maximize=maximize, coupled_decay=coupled_decay
+    )
+    v = beta2 * exp_avg_sq + (1 - beta2) * g * g
+    return friction_factor(g, v, prev_grad, step, beta2=beta2, **friction_options)
+
+
 def friction_direction(
     param: Tensor,
     grad: Tensor,
@@ -38,11 +83,10 @@ def friction_direction(
     eps: float,
     coupled_decay: float,
     maximize: bool,
-    friction: str,
-    friction_input: str,
     nesterov: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Advance the states; return (S_t m^_t / (sqrt(v^_t) + eps), S_t)."""
+    **friction_options: Any,
+) -> Tensor:
+    """Advance the states; return S_t m^_t / (sqrt(v^_t) + eps)."""
     beta1, beta2 = betas
     p, g = param.to(_arithmetic(param)), grad.to(_arithmetic(param))
     g = _gradient(p, g, maximize=maximize, coupled_decay=coupled_decay)
@@ -53,17 +97,10 @@ def friction_direction(
     # sqrt(v^_t) + eps, v^_t = v_t / (1 - b2^t), in an order that overflows where v_t does
     denominator = exp_avg_sq.sqrt() / v_correction**0.5 + eps
     adam = m / denominator / m_correction  # m^_t / (sqrt(v^_t) + eps), m^_t = m_t / (1 - b1^t)
-    if friction_input == "normalized":
-        # x = g_{t-1} g_t / (v^_t + eps), ours; both sides times 1 - b2 overflow where v_t does
-        x = (1 - beta2) * g * prev_grad / (exp_avg_sq + v_correction * eps)
-        x = x * (v_correction / (1 - beta2))
-    else:
-        x = prev_grad * g  # x = g_{t-1} g_t
-    y = (beta3 * x).nan_to_num()  # no friction where overflow leaves 0 * inf or inf / inf
-    s = torch.sigmoid(y) if friction == "sigmoid" else torch.tanh(y) + 1  # S_t = f(b3 x)
-    s = torch.where(g.isnan(), g, s)
+    options = {"beta2": beta2, "beta3": beta3, "eps": eps, **friction_options}
+    s = friction_factor(g, exp_avg_sq, prev_grad, step, **options)
     prev_grad.copy_(g)
-    return s * adam, s
+    return s * adam
 
 
 def friction_adam(
@@ -78,9 +115,9 @@ def friction_adam(
     weight_decay: float,
     decoupled: bool,
     **direction_options: Any,
-) -> Tensor:
-    """SigSignGrad, TanhSignGrad and their AdamW forms. Returns S_t."""
-    u, s = friction_direction(
+) -> None:
+    """SigSignGrad, TanhSignGrad and their AdamW forms."""
+    u = friction_direction(
         param,
         grad,
         exp_avg,
@@ -94,7 +131,6 @@ def friction_adam(
     if decoupled:
         p = p * (1 - lr * weight_decay)  # theta <- theta (1 - eta lambda)
     param.copy_(p - lr * u)  # theta_t = theta_{t-1} - eta S_t m^_t / (sqrt(v^_t) + eps)
-    return s
 
 
 def nearly_orthogonal(
@@ -140,9 +176,9 @@ def friction_adamp(
     wd_ratio: float,
     is_matrix: bool,
     **direction_options: Any,
-) -> Tensor:
-    """SigSignAdamP and TanhSignAdamP; `is_matrix`: more than one dimension. Returns S_t."""
-    u, s = friction_direction(
+) -> None:
+    """SigSignAdamP and TanhSignAdamP; `is_matrix`: more than one dimension."""
+    u = friction_direction(
         param,
         grad,
         exp_avg,
@@ -159,7 +195,6 @@ def friction_adamp(
     decay = weight_decay * wd_ratio if projected else weight_decay
     p = p * (1 - lr * decay)  # theta <- theta (1 - eta lambda), lambda scaled where projected
     param.copy_(p - lr * u)  # theta_t = theta_{t-1} - eta u_t
-    return s
 
 
 def rsgdm(

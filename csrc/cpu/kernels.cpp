@@ -74,31 +74,23 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
 
 // The loop over plain arrays that the compiler vectorises. Lists never overlap but for equal
 // indices.
-template <class Rule, int kVariant, bool kObserve, class T, size_t... kList>
-FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], T* observed, int64_t count,
+template <class Rule, int kVariant, class T, size_t... kList>
+FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], int64_t count,
                                      const typename Rule::template Scalars<T> s,
                                      std::index_sequence<kList...>) {
   T* const local[] = {lists[kList]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {local[kList][i]...}, raw;
-    Rule::template update<kVariant>(x, s, raw);
+    T x[] = {local[kList][i]...};
+    Rule::template update<kVariant>(x, s);
     ((Rule::kWrites[kList] ? void(local[kList][i] = x[kList]) : void()), ...);
-    if constexpr (kObserve) observed[i] = Rule::observation(raw, s);
   }
 }
 
-template <class T>
-Observation observation_of(const T* observed, int64_t count) {
-  return {lane_sum<T>(count, [&](int64_t i) { return observed[i]; }),
-          lane_sum<T>(count, [&](int64_t i) { return observed[i] * observed[i]; }), count};
-}
-
-template <class Rule, int kVariant, bool kObserve, class T>
+template <class Rule, int kVariant, class T>
 void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, int64_t count,
                   const typename Rule::template Scalars<T>& scalars) {
   Stage<T, Rule> stage;
-  T observed[kObserve ? kChunk : 1];
   const Rounding rounding = rounding_of(r.scalars[t.scalars], t);
   const bool buffers = stage.buffers(t);
   const int64_t most = buffers ? kStaged : kChunk;
@@ -106,13 +98,10 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
     const int64_t length = count - done < most ? count - done : most;
     if (buffers) stage.look_ahead(t, begin + done + most, most);
     stage.load(t, begin + done, length);
-    update_elements<Rule, kVariant, kObserve>(stage.x, observed + (kObserve ? done : 0), length,
-                                              scalars, std::make_index_sequence<Rule::kLists>());
+    update_elements<Rule, kVariant>(stage.x, length, scalars,
+                                    std::make_index_sequence<Rule::kLists>());
     stage.store(t, begin + done, length, rounding);
   }
-  if constexpr (kObserve)
-    r.observations[observation_slot(&t - r.table.tensors, t.first_chunk, begin)] =
-        observation_of(observed, count);
 }
 
 template <class Rule>
@@ -122,10 +111,7 @@ FRICTION_INLINE void update_chunk_of(const Region<Rule>& r, const TensorEntry& t
   with_instance<Rule>(t, s, [&](auto* type, auto variant) {
     using T = std::remove_pointer_t<decltype(type)>;
     constexpr int kVariant = decltype(variant)::value;
-    if constexpr (Rule::kObserves)
-      if (is_observed(begin))
-        return update_chunk<Rule, kVariant, true, T>(r, t, begin, end - begin, scalars_of<T>(s));
-    update_chunk<Rule, kVariant, false, T>(r, t, begin, end - begin, scalars_of<T>(s));
+    update_chunk<Rule, kVariant, T>(r, t, begin, end - begin, scalars_of<T>(s));
   });
 }
 
@@ -134,6 +120,47 @@ void update(const Region<Rule>& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     update_chunk_of(r, t, begin, end);
   });
+}
+
+template <class Rule, int kVariant, class T, size_t... kList>
+FRICTION_INLINE void find_statistics(T* const (&lists)[Rule::kLists], T* values, int64_t count,
+                                     const typename Rule::template Scalars<T> s,
+                                     std::index_sequence<kList...>) {
+  const T* const local[] = {lists[kList]...};
+#pragma GCC ivdep
+  for (int64_t i = 0; i < count; ++i) {
+    const T x[] = {local[kList][i]...};
+    values[i] = Rule::template statistic<kVariant>(x, s);
+  }
+}
+
+// The moments of a chunk's statistic at the step that an update would make. Changes nothing.
+template <class Rule>
+void statistic(const StatisticRegion<Rule>& r, int64_t first, int64_t last) {
+  int64_t chunk = first;
+  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+    const StepScalars<Rule>& s = r.scalars[t.scalars];
+    with_instance<Rule>(t, s, [&](auto* type, auto variant) {
+      using T = std::remove_pointer_t<decltype(type)>;
+      const int64_t count = end - begin;
+      Stage<T, Rule> stage;
+      T values[kChunk];
+      stage.load(t, begin, count);
+      find_statistics<Rule, decltype(variant)::value>(stage.x, values, count, scalars_of<T>(s),
+                                                      std::make_index_sequence<Rule::kLists>());
+      r.of_chunk[chunk] = {lane_sum<T>(count, [&](int64_t i) { return values[i]; }),
+                           lane_sum<T>(count, [&](int64_t i) { return values[i] * values[i]; })};
+    });
+    ++chunk;
+  });
+}
+
+template <class Rule>
+constexpr Kernel<StatisticRegion<Rule>> statistic_of() {
+  if constexpr (Rule::kHasStatistic)
+    return statistic<Rule>;
+  else
+    return nullptr;
 }
 
 // Calls visit(row, begin, end) for every part of a row among the elements [begin, end).
@@ -208,8 +235,8 @@ void find_directions(const Stage<T, Adam>& stage, int64_t count, const Adam::Sca
           *prev_grad = stage.x[Adam::kPrevGrad];
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
-    directions[i] = Adam::direction<kVariant>(x, s, raw);
+    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]};
+    directions[i] = Adam::direction<kVariant>(x, s);
   }
 }
 
@@ -260,20 +287,19 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
 }
 
 // Advances the states of the staged elements and leaves each one's direction in `directions`.
-template <int kVariant, bool kObserve, class T>
+template <int kVariant, class T>
 FRICTION_INLINE void advance_states(const Stage<T, Adam>& stage, int64_t count,
-                                    const Adam::Scalars<T> s, T* directions, T* observed) {
+                                    const Adam::Scalars<T> s, T* directions) {
   const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad];
   T *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
     *prev_grad = stage.x[Adam::kPrevGrad];
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]}, raw;
-    directions[i] = Adam::direction<kVariant>(x, s, raw);
+    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]};
+    directions[i] = Adam::direction<kVariant>(x, s);
     exp_avg[i] = x[Adam::kExpAvg];
     exp_avg_sq[i] = x[Adam::kExpAvgSq];
     prev_grad[i] = x[Adam::kPrevGrad];
-    if constexpr (kObserve) observed[i] = Adam::observation(raw, s);
   }
 }
 
@@ -318,10 +344,9 @@ double direction_sum(const ProjectedRegion& r, const TensorEntry& t, int64_t row
 
 // AdamP, second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and
 // the decay scaled. They are whole rows where rows are projected one by one.
-template <int kVariant, bool kObserve, class T>
-Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t begin,
-                            int64_t end, const StepScalars<Adam>& step,
-                            const ProjectionDecision& decision) {
+template <int kVariant, class T>
+void apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
+                     const StepScalars<Adam>& step, const ProjectionDecision& decision) {
   const Adam::Scalars<T>& s = scalars_of<T>(step);
   const Adam::Settings& group = step.settings;
   const T decay = T(1 - group.lr * group.weight_decay * group.wd_ratio);
@@ -337,12 +362,11 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
   const bool whole_rows = by_rows && !t.packed && !long_row;
   const int64_t block = whole_rows ? kChunk / t.row_length * t.row_length : kChunk;
   Stage<T, Adam> stage;
-  T directions[kChunk], observed[kObserve ? kChunk : 1];
-  Observation seen;
+  T directions[kChunk];
   for (; begin < end; begin += block) {
     const int64_t count = end - begin < block ? end - begin : block;
     stage.load(t, begin, count);
-    advance_states<kVariant, kObserve>(stage, count, s, directions, observed);
+    advance_states<kVariant>(stage, count, s, directions);
     T* param = stage.x[Adam::kParam];
     if (!by_rows || long_row) {
       descend_projected(param, directions, count, decay, of_all);
@@ -355,42 +379,39 @@ Observation apply_projected(const ProjectedRegion& r, const TensorEntry& t, int6
       });
     }
     stage.store(t, begin, count, rounding_of(step, t));
-    if constexpr (kObserve) seen += observation_of(observed, count);
   }
-  return seen;
 }
 
 void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
     if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Adam>(r, t, begin, end);
-    const bool observe = is_observed(begin);
-    const int64_t slot = observation_slot(&t - r.table.tensors, t.first_chunk, begin);
     const bool by_rows = decision.kind == ProjectionDecision::kRows && !t.packed;
     if (by_rows) {
       // A chunk is answerable for the rows that begin in it.
       begin = (begin + t.row_length - 1) / t.row_length * t.row_length;
       end = (end + t.row_length - 1) / t.row_length * t.row_length;
     }
-    Observation seen;
     const StepScalars<Adam>& s = r.scalars[t.scalars];
     with_instance<Adam>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
-      constexpr int kVariant = decltype(variant)::value;
       // Long rows one by one: each has a coefficient of its own.
       const int64_t stride = by_rows && t.row_length > kChunk ? t.row_length : end - begin;
       for (int64_t at = begin; at < end; at += stride)
-        seen += observe ? apply_projected<kVariant, true, T>(r, t, at, at + stride, s, decision)
-                        : apply_projected<kVariant, false, T>(r, t, at, at + stride, s, decision);
+        apply_projected<decltype(variant)::value, T>(r, t, at, at + stride, s, decision);
     });
-    if (observe) r.observations[slot] = seen;
   });
 }
 
 template <class... Rule>
 KernelSet kernel_set(const char* instruction_set, RuleList<Rule...>) {
-  return {{{update<Rule>...}}, instruction_set,  squared_norm, adamp_reduce,
-          adamp_decide,        adamp_directions, adamp_apply};
+  return {{{update<Rule>...}, {statistic_of<Rule>()...}},
+          instruction_set,
+          squared_norm,
+          adamp_reduce,
+          adamp_decide,
+          adamp_directions,
+          adamp_apply};
 }
 
 }  // namespace

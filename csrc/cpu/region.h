@@ -3,7 +3,7 @@
 
 #include <tuple>
 
-#include "../observation.h"
+#include "../moments.h"
 #include "../packed.h"
 #include "../rules.h"
 #include "../rules/adamp.h"
@@ -33,7 +33,12 @@ template <class Rule>
 struct Region {
   TensorTable table;
   const StepScalars<Rule>* scalars;  // [TensorEntry::scalars]
-  Observation* observations;         // see observation_slot; null where the rule observes nothing
+};
+
+// What a rule's statistic is over each chunk.
+template <class Rule>
+struct StatisticRegion : Region<Rule> {
+  Moments* of_chunk;  // [chunks]
 };
 
 // What a look at the gradients alone sees of a tensor's lists.
@@ -68,6 +73,7 @@ struct RuleKernels;
 template <class... Rule>
 struct RuleKernels<RuleList<Rule...>> {
   std::tuple<Kernel<Region<Rule>>...> update;
+  std::tuple<Kernel<StatisticRegion<Rule>>...> statistic;  // null where a rule has none
 };
 
 struct KernelSet : RuleKernels<Rules> {

@@ -21,8 +21,14 @@ void adamp(const Launch<Rule>&, Storage, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
+template <class Rule>
+void statistic(const Launch<Rule>&, Storage, const Target&) {
+  throw std::runtime_error(kAbsent);
+}
+
 [[gnu::used]] const auto updates = updates_of(Rules());
 template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
+template void statistic(const Launch<FrictionAdam>&, Storage, const Target&);
 
 void squared_norm(const Launch<Gradients>&, const Target&) { throw std::runtime_error(kAbsent); }
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }

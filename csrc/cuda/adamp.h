@@ -36,10 +36,9 @@ FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, in
           FRICTION_UNROLL
           for (auto& x : elements) {
             const int at = position(i++);
-            T raw;
             stage.param[at] = x[FrictionAdam::kParam];
             stage.grad[at] = x[FrictionAdam::kGrad];
-            stage.direction[at] = FrictionAdam::direction<variant()>(x, shared.scalars, raw);
+            stage.direction[at] = FrictionAdam::direction<variant()>(x, shared.scalars);
           }
         });
       });

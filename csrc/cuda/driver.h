@@ -34,6 +34,11 @@ auto updates_of(RuleList<Rule...>) {
   return Update(update<Rule>...);
 }
 
+// One launch: launch.statistics[chunk] becomes what the rule's statistic is there, and nothing else
+// changes.
+template <class Rule>
+void statistic(const Launch<Rule>& launch, Storage storage, const Target& target);
+
 // Three launches, whatever the number of tensors.
 template <class Rule>
 void adamp(const Launch<Rule>& launch, Storage storage, const Target& target);

@@ -89,7 +89,7 @@ __device__ void count_steps(const Launch& launch) {
 
 // What update_part does, where types are looked up.
 template <class Storage, bool kProjects, class Launch>
-__device__ __forceinline__ Observation update_mixture(
+__device__ __forceinline__ void update_mixture(
     const Launch& launch, const Part& part, const Shared<typename Launch::Rule, float>& shared) {
   MixtureUpdate<Storage, kProjects, Launch> mine(launch, part, int(threadIdx.x), shared);
   const auto find_largest = [&] {
@@ -110,40 +110,46 @@ __device__ __forceinline__ Observation update_mixture(
   }
   __syncwarp();
   mine.write_scales();
-  return mine.observation();
 }
 
 template <class Launch, class Storage, bool kProjects>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     update_kernel(const __grid_constant__ Launch launch) {
-  using Rule = typename Launch::Rule;
   using T = typename Storage::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
-  __shared__ Scratch<Observation, kWarps> scratch;
-  if (launch.guards.skip())
-    return forget_observations(launch, int64_t{blockIdx.x} * kThreads + threadIdx.x,
-                               int64_t{gridDim.x} * kThreads);
+  if (launch.guards.skip()) return;
   BlockShared<Launch, T> shared(memory);
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
     const Part part = part_of(launch, chunk, tensor);
     tensor = part.tensor;
     const auto& scalars = shared.of(launch, tensor);
-    Observation mine;
     if constexpr (Storage::kLookedUp)
-      mine = update_mixture<Storage, kProjects>(launch, part, scalars);
+      update_mixture<Storage, kProjects>(launch, part, scalars);
     else
-      mine = update_part<Storage, kProjects>(launch, part, int(threadIdx.x), scalars);
-    if constexpr (Rule::kObserves) {
-      if (!is_observed(part.begin)) continue;
-      const Observation seen = block_sum(mine, scratch.values());
-      if (threadIdx.x == 0)
-        launch.observations[observation_slot(tensor, launch.entries()[tensor].first_chunk,
-                                             part.begin)] = seen;
-      __syncthreads();  // scratch may be written again
-    }
+      update_part<Storage, kProjects>(launch, part, int(threadIdx.x), scalars);
   }
   if (launch.blocks_done != nullptr) count_steps(launch);
+}
+
+// What the rule's statistic is over each chunk, at the step that an update would make.
+template <class Launch, class Storage>
+__global__ void __launch_bounds__(kThreads, kBlocksEach)
+    statistic_kernel(const __grid_constant__ Launch launch) {
+  using T = typename Storage::Arithmetic;
+  __shared__ typename BlockShared<Launch, T>::Memory memory;
+  __shared__ Scratch<Moments, kWarps> scratch;
+  BlockShared<Launch, T> shared(memory);
+  int64_t tensor = 0;
+  for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
+    const Part part = part_of(launch, chunk, tensor);
+    tensor = part.tensor;
+    const Moments mine = statistic_of_part<Storage>(launch, part, int(threadIdx.x),
+                                                    shared.of(launch, tensor));
+    const Moments moments = block_sum(mine, scratch.values());
+    if (threadIdx.x == 0) launch.statistics[chunk] = moments;
+    __syncthreads();  // scratch may be written again
+  }
 }
 
 // AdamP, first: sums of each row and stage.

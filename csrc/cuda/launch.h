@@ -4,7 +4,7 @@
 // Nothing here needs a GPU: the tests walk launches on the host.
 #pragma once
 
-#include "../observation.h"
+#include "../moments.h"
 #include "../rules/adamp.h"
 #include "../tensor_table.h"
 #include "guards.h"
@@ -113,7 +113,7 @@ struct Header {
   int64_t chunks;
   const Extra* extras;     // [tensors]; null where no tensor needs one
   const int64_t* layouts;  // each: dims, sizes [dims], strides [lists + 1, dims] (in elements)
-  Observation* observations;
+  Moments* statistics;     // [chunks]: what a rule's statistic is over each
   uint32_t* blocks_done;  // 0 between launches; where the last block has work to do
   Projection projection;
   SquaredNorm norm;

@@ -48,9 +48,8 @@ __device__ __forceinline__ ProjectionSums from_lane(const ProjectionSums& sums, 
   return other;
 }
 
-__device__ __forceinline__ Observation from_lane(const Observation& seen, int distance) {
-  return {shuffle_down(seen.sum, distance), shuffle_down(seen.square_sum, distance),
-          __shfl_down_sync(0xffffffffu, seen.count, distance)};
+__device__ __forceinline__ Moments from_lane(const Moments& moments, int distance) {
+  return {shuffle_down(moments.sum, distance), shuffle_down(moments.square_sum, distance)};
 }
 
 // The whole sum in the first lane. Every lane of the warp must take part.

@@ -84,29 +84,14 @@ class Coefficients {
   T coefficient_ = T(0);
 };
 
-// What a thread adds up of what is observed.
-template <class T>
-struct Observed {
-  T sum = T(0), square_sum = T(0);
-};
-
 // Applies the rule to elements x, which position(i) says the place of in the part. AdamP's
 // projection is taken where the tensor has one.
 template <bool kProjects, class Launch, class T, class Elements, class Position>
 FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
-                                     const Shared<typename Launch::Rule, T>& shared, bool observe,
-                                     Observed<T>& observed, Elements& elements,
-                                     Position&& position) {
+                                     const Shared<typename Launch::Rule, T>& shared,
+                                     Elements& elements, Position&& position) {
   using Rule = typename Launch::Rule;
   with_variant<Rule>(shared.variant, [&](auto variant) {
-    const auto observing = [&](T raw) {
-      if constexpr (Rule::kObserves) {
-        if (!observe) return;
-        const T seen = Rule::observation(raw, shared.scalars);
-        observed.sum += seen;
-        observed.square_sum += seen * seen;
-      }
-    };
     if constexpr (kProjects) {
       const bool projected = launch.projection.projected[part.tensor];
       const Extra& extra = launch.extras[part.tensor];
@@ -116,53 +101,49 @@ FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
       int i = 0;
       FRICTION_UNROLL
       for (auto& x : elements) {
-        T raw;
         const T param = x[Rule::kParam];
-        const T u = Rule::template direction<variant()>(x, shared.scalars, raw);
+        const T u = Rule::template direction<variant()>(x, shared.scalars);
         const int64_t element = part.begin + position(i++);
         x[Rule::kParam] = param * decay - (projected ? u - coefficients.at(element) * param : u);
-        observing(raw);
       }
     } else {
       FRICTION_UNROLL
-      for (auto& x : elements) {
-        T raw;
-        Rule::template update<variant()>(x, shared.scalars, raw);
-        observing(raw);
-      }
+      for (auto& x : elements) Rule::template update<variant()>(x, shared.scalars);
     }
   });
 }
 
-// What a skipped launch leaves: it observes nothing, and what earlier ones saw is not its own.
-template <class Launch>
-FRICTION_INLINE void forget_observations(const Launch& launch, int64_t worker, int64_t workers) {
-  if constexpr (Launch::Rule::kObserves)
-    for (int64_t slot = worker; slot < observation_slots(launch.count, launch.chunks);
-         slot += workers)
-      launch.observations[slot] = Observation();
-}
-
-template <class T>
-FRICTION_INLINE Observation observation_of(const Observed<T>& observed, bool observe,
-                                           const Part& part, int thread) {
-  return {double(observed.sum), double(observed.square_sum),
-          observe && thread == 0 ? part.count : 0};
-}
-
-// A thread's share of a part. Returns its sums of what is observed; zero where the part is not.
+// A thread's share of a part.
 template <class Storage, bool kProjects, class Launch>
-FRICTION_INLINE Observation
-update_part(const Launch& launch, const Part& part, int thread,
-            const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
-  using T = typename Storage::Arithmetic;
-  Observed<T> observed;
-  const bool observe = Launch::Rule::kObserves && is_observed(part.begin);
+FRICTION_INLINE void update_part(
+    const Launch& launch, const Part& part, int thread,
+    const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
   visit_elements<Storage, true>(
       launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
-        update_elements<kProjects>(launch, part, shared, observe, observed, elements, position);
+        update_elements<kProjects>(launch, part, shared, elements, position);
       });
-  return observation_of(observed, observe, part, thread);
+}
+
+// A thread's share of a part's statistic. Changes nothing.
+template <class Storage, class Launch>
+FRICTION_INLINE Moments
+statistic_of_part(const Launch& launch, const Part& part, int thread,
+                  const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
+  using Rule = typename Launch::Rule;
+  using T = typename Storage::Arithmetic;
+  T sum = T(0), square_sum = T(0);
+  visit_elements<Storage, false>(
+      launch, part, shared.types, thread, [&](auto& elements, auto&&) {
+        with_variant<Rule>(shared.variant, [&](auto variant) {
+          FRICTION_UNROLL
+          for (auto& x : elements) {
+            const T value = Rule::template statistic<variant()>(x, shared.scalars);
+            sum += value;
+            square_sum += value * value;
+          }
+        });
+      });
+  return {double(sum), double(square_sum)};
 }
 
 // The same where types are looked up, in two phases. Between them the lanes of a warp find the
@@ -180,8 +161,7 @@ class MixtureUpdate {
       : launch_(launch),
         part_(part),
         shared_(shared),
-        thread_(thread),
-        observe_(Rule::kObserves && is_observed(part.begin)) {}
+        thread_(thread) {}
 
   FRICTION_INLINE bool by_vectors() const { return by_eights(launch_, part_, shared_.types); }
   FRICTION_INLINE bool packs() const { return Storage::kStatesPacked || shared_.types.packed; }
@@ -191,7 +171,7 @@ class MixtureUpdate {
     eight_.clear();  // else the registers would be in use all along, with what they held before
     if (position() >= part_.count) return;
     eight_.load(launch_, part_, shared_.types, position());
-    update_elements<kProjects>(launch_, part_, shared_, observe_, observed_, eight_.x,
+    update_elements<kProjects>(launch_, part_, shared_, eight_.x,
                                [&](int i) { return position() + i; });
     note(eight_.x);
   }
@@ -203,10 +183,8 @@ class MixtureUpdate {
   // One by one: the second phase computes anew, which is simpler than to keep what a rolled loop
   // makes. The first is needed only where a list is packed.
   FRICTION_INLINE void one_by_one(bool stores) {
-    const bool observe = observe_ && stores;
     visit_ones<Storage>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
-      update_elements<kProjects>(launch_, part_, shared_, observe, observed_, one.x,
-                                 [&](int) { return at; });
+      update_elements<kProjects>(launch_, part_, shared_, one.x, [&](int) { return at; });
       if (stores)
         one.store(launch_, part_, shared_.types, largest, shared_.rounding);
       else
@@ -225,10 +203,6 @@ class MixtureUpdate {
         write_one(float_of(largest[list]), Form<Stored>::scale(place));
       }
     });
-  }
-
-  FRICTION_INLINE Observation observation() const {
-    return observation_of(observed_, observe_, part_, thread_);
   }
 
  private:
@@ -251,8 +225,6 @@ class MixtureUpdate {
   const Part& part_;
   const Shared<Rule, float>& shared_;
   int thread_;
-  bool observe_;
-  Observed<float> observed_;
   Eight<Rule, Storage> eight_;
 };
 

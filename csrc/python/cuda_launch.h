@@ -93,9 +93,9 @@ class LaunchMaker {
   }
 
   // The launch over a table, with all that it refers to in device memory. Valid until the next one.
-  const Launch& make(Table& table, const std::vector<GroupStep>& group_steps, bool projects,
-                     const cuda::Guards& guards, const DeviceAllocator& allocator,
-                     const cuda::Target& target) {
+  Launch& make(Table& table, const std::vector<GroupStep>& group_steps, bool projects,
+               const cuda::Guards& guards, const DeviceAllocator& allocator,
+               const cuda::Target& target) {
     const DeviceUse use{target.device, target.stream, cuda::is_capturing(target)};
     const auto send = [&](const void* bytes, size_t count, void* to) {
       cuda::store(bytes, count, to, target);
@@ -118,10 +118,6 @@ class LaunchMaker {
       const std::vector<char> extras = cuda::extras_of<Rule::kLists>(table.tensors);
       cuda::refer_to_extras(launch, table.tensors, table.extras.of(extras, allocator, use, send));
     }
-    if constexpr (Rule::kObserves)
-      launch.observations = static_cast<Observation*>(
-          reserve(table.observations,
-                  int64_t(sizeof(Observation)) * observation_slots(launch.count, launch.chunks)));
     if (projects) {
       launch.projection.sums = static_cast<cuda::ProjectionSums*>(reserve(
           table.sums,

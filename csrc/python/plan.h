@@ -5,6 +5,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -66,7 +67,7 @@ struct Table {
   int64_t chunks = 0, rows = 0, elements = 0;
   // What a GPU's launch needs in device memory, kept from step to step.
   DeviceCopy entries, group_steps, extras;
-  DeviceMemory observations, sums, coefficients, projected;
+  DeviceMemory sums, coefficients, projected;
 };
 
 // Why a step could not run as planned; nothing was changed then.
@@ -86,28 +87,21 @@ class Plan {
        const std::vector<const char*>& state_keys, bool projects_rows);
   virtual ~Plan() = default;
 
+  // Checks that the optimizer is as it was planned, finds every address, and holds the tensors
+  // until `release`: for one step, or a look at what it would do. Nothing is changed.
+  Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
+  void release() { held_.clear(); }
+
   // Parameters the last step updated, for torch.autograd.graph.increment_version.
   pybind11::list updated() const { return updated_; }
   const TensorReader& reader() const { return *reader_; }
+  RunningProcess& running() { return running_; }
 
   // For the garbage collector: a parameter's hook or attribute may lead back to its optimizer.
   virtual int traverse(visitproc visit, void* arg) const;
   virtual void clear();
 
  protected:
-  // One step, or a norm of its gradients: the only one of this plan, it holds what it reads.
-  class Reading {
-   public:
-    explicit Reading(Plan& plan) : running_(plan.running_), plan_(plan) {}
-    ~Reading() { plan_.held_.clear(); }
-
-   private:
-    Running running_;
-    Plan& plan_;
-  };
-
-  // Checks that the optimizer is as it was planned and finds every address. Nothing is changed.
-  Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
   // Which of a GPU's kernels serve a tensor; negative: none.
   virtual int kernels_of(const TensorEntry& tensor) const = 0;
 
@@ -141,6 +135,26 @@ class Plan {
   std::vector<pybind11::object> held_;  // what the step at hand reads: alive without the GIL
   pybind11::list updated_;
   std::vector<size_t> updated_entries_;  // what updated_ lists
+};
+
+// The one reading of a plan at a time: what was read is held until its end.
+class Reading {
+ public:
+  Reading(Plan& plan, const pybind11::dict& state, const pybind11::list& param_groups)
+      : plan_(plan), running_(std::in_place, plan.running()) {
+    problem_ = plan.read(state, param_groups);
+  }
+  ~Reading() { end(); }
+  void end() {
+    if (running_) plan_.release();
+    running_.reset();
+  }
+  const Problem& problem() const { return problem_; }
+
+ private:
+  Plan& plan_;
+  std::optional<Running> running_;
+  Problem problem_;
 };
 
 }  // namespace friction

@@ -12,10 +12,10 @@
 
 namespace friction {
 
-// Sums over a group's observed elements at the last step of what the rule observes.
-struct GroupObservation {
+// A rule's statistic over a group's elements that have a gradient.
+struct GroupStatistic {
   int64_t count = 0;
-  double sum = 0, square_sum = 0;
+  Moments moments;
 };
 
 template <class Rule>
@@ -30,41 +30,55 @@ class RulePlan : public Plan {
         allocator_(std::move(allocator)),
         projects_(projects_rows) {}
 
+  // Each of these is of the tensors that the Reading at hand has read.
+
   // One step with the groups' settings, on the processor with up to `threads` threads, on a GPU
   // under its guards. Where there is a problem, nothing changed.
-  Problem step(const pybind11::dict& state, const pybind11::list& param_groups,
-               const std::vector<GroupSettings>& groups, int threads,
-               const std::vector<DeviceGuards>& guards = {}) {
-    const Reading reading(*this);
-    has_run_ = false;
-    Problem problem = read(state, param_groups);
-    if (problem.what == nullptr) problem = check_steps();
-    if (problem.what == nullptr) problem = check_tables(groups, guards);
+  Problem step(const std::vector<GroupSettings>& groups, int threads,
+               const std::vector<DeviceGuards>& guards) {
+    const Problem problem = prepare(groups, guards);
     if (problem.what != nullptr) return problem;
-    find_group_steps();
-    const bool on_gpu = std::any_of(tables_.begin(), tables_.end(),
-                                    [](const Table& table) { return table.device != kCpu; });
-    if (on_gpu && group_steps_.size() > size_t{UINT16_MAX})
-      return {-1, "a launch on a GPU takes up to 65,535 pairs of a group and a step; merge groups"};
     for (Table& table : tables_) {
       if (table.device == kCpu)
-        run_on_cpu(table, groups, threads);
+        run_on_cpu(table, groups, [&](const Region<Rule>& region) {
+          launch_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
+        });
       else
-        run_on_gpu(table, groups, guards_of(guards, table));
+        run_on_gpu(table, groups, guards_of(guards, table),
+                   [&](const cuda::Launch<Rule>& launch, const cuda::Target& target) {
+                     launch_on_gpu(launch, cuda::Storage(table.kernels), target);
+                   });
     }
     count_steps();
-    has_run_ = true;
+    return {};
+  }
+
+  // The rule's statistic in the step that `step` would make, for each group; waits for GPUs.
+  Problem statistics(const std::vector<GroupSettings>& groups, int threads,
+                     const std::vector<DeviceGuards>& guards,
+                     std::vector<GroupStatistic>& statistics) {
+    const Problem problem = prepare(groups, guards);
+    if (problem.what != nullptr) return problem;
+    statistics.resize(groups.size());
+    for (Table& table : tables_) {
+      if (table.chunks == 0) continue;
+      const std::vector<Moments> of_chunk =
+          table.device == kCpu ? statistics_on_cpu(table, groups, threads)
+                               : statistics_on_gpu(table, groups, guards_of(guards, table));
+      for (size_t i = 0; i < table.tensors.size(); ++i) {
+        const TensorEntry& tensor = table.tensors[i];
+        GroupStatistic& group = statistics.at(size_t(entry_of(table, i).group));
+        group.count += tensor.numel;
+        for (int64_t chunk = 0; chunk * kChunk < tensor.numel; ++chunk)
+          group.moments += of_chunk.at(size_t(tensor.first_chunk + chunk));
+      }
+    }
     return {};
   }
 
   // Adds the squares of all counted entries' gradients up, into a number on each device.
-  Problem squared_norm(const pybind11::dict& state, const pybind11::list& param_groups,
-                       const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
+  Problem squared_norm(const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
                        int threads) {
-    const Reading reading(*this);
-    has_run_ = false;
-    Problem problem = read(state, param_groups);
-    if (problem.what != nullptr) return problem;
     std::map<int, std::vector<TensorEntry>> of_device;
     for (const NormTarget& target : targets) of_device[target.device];
     for (const Table& table : tables_) {
@@ -85,28 +99,6 @@ class RulePlan : public Plan {
                                    {target.device, reader_->current_stream(target.device)});
     }
     return {};
-  }
-
-  std::vector<GroupObservation> observations(size_t groups) const {
-    std::vector<GroupObservation> sums(groups);
-    if (!has_run_) return sums;
-    for (const Table& table : tables_) {
-      const std::vector<Observation> on_host =
-          table.device == kCpu ? std::vector<Observation>() : copy_to_host(table);
-      const std::vector<Observation>& observations = table.device == kCpu ? observations_ : on_host;
-      for (size_t i = 0; i < table.tensors.size(); ++i) {
-        const TensorEntry& t = table.tensors[i];
-        GroupObservation& group = sums.at(static_cast<size_t>(entry_of(table, i).group));
-        for (int64_t begin = 0; begin < t.numel; begin += kObserveEvery * kChunk) {
-          const Observation& seen = observations.at(
-              static_cast<size_t>(observation_slot(int64_t(i), t.first_chunk, begin)));
-          group.count += seen.count;
-          group.sum += seen.sum;
-          group.square_sum += seen.square_sum;
-        }
-      }
-    }
-    return sums;
   }
 
   int traverse(visitproc visit, void* arg) const override {
@@ -152,6 +144,20 @@ class RulePlan : public Plan {
   int kernels_of(const TensorEntry& tensor) const override {
     const auto storage = storage_of<Rule>(tensor);
     return storage ? int(*storage) : -1;
+  }
+
+  // Finds whether tensors, groups and guards make a step, and their pairs.
+  Problem prepare(const std::vector<GroupSettings>& groups,
+                  const std::vector<DeviceGuards>& guards) {
+    Problem problem = check_steps();
+    if (problem.what == nullptr) problem = check_tables(groups, guards);
+    if (problem.what != nullptr) return problem;
+    find_group_steps();
+    const bool on_gpu = std::any_of(tables_.begin(), tables_.end(),
+                                    [](const Table& table) { return table.device != kCpu; });
+    if (on_gpu && group_steps_.size() > size_t{UINT16_MAX})
+      return {-1, "a launch on a GPU takes up to 65,535 pairs of a group and a step; merge groups"};
+    return {};
   }
 
   // Where the host counts; nobody waits for a GPU.
@@ -239,7 +245,8 @@ class RulePlan : public Plan {
     }
   }
 
-  void run_on_cpu(const Table& table, const std::vector<GroupSettings>& groups, int threads) {
+  template <class Run>
+  void run_on_cpu(const Table& table, const std::vector<GroupSettings>& groups, Run&& run) {
     std::vector<StepScalars<Rule>> scalars;
     for (const auto& [group, step, types] : group_steps_) {
       double numbers[std::size(Rule::kSettings)];
@@ -250,40 +257,50 @@ class RulePlan : public Plan {
       std::memcpy(&settings, numbers, sizeof settings);
       scalars.emplace_back(settings, step);
     }
-    Region<Rule> region{
-        {table.tensors.data(), int64_t(table.tensors.size())}, scalars.data(), nullptr};
     if (table.chunks == 0) return;
-    if constexpr (Rule::kObserves) {
-      observations_.resize(size_t(observation_slots(region.table.count, table.chunks)));
-      region.observations = observations_.data();
-    }
     const pybind11::gil_scoped_release no_gil;
-    launch_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
+    run(Region<Rule>{{table.tensors.data(), int64_t(table.tensors.size())}, scalars.data()});
   }
 
+  template <class Run>
   void run_on_gpu(Table& table, const std::vector<GroupSettings>& groups,
-                  const cuda::Guards& guards) {
+                  const cuda::Guards& guards, Run&& run) {
     std::vector<cuda::GroupStep<Rule>> group_steps;
     for (const auto& [group, step, types] : group_steps_)
       group_steps.push_back(
           LaunchMaker<Rule>::group_step(groups.at(size_t(group)), step, types_of_bits(types)));
     const cuda::Target target{table.device, reader_->current_stream(table.device)};
-    launch_on_gpu(maker_.make(table, group_steps, projects_, guards, allocator_, target),
-                  cuda::Storage(table.kernels), target);
+    run(maker_.make(table, group_steps, projects_, guards, allocator_, target), target);
   }
 
-  static std::vector<Observation> copy_to_host(const Table& table) {
-    const pybind11::object host = table.observations.tensor().attr("cpu")();
-    const auto* data =
-        reinterpret_cast<const Observation*>(host.attr("data_ptr")().cast<uintptr_t>());
-    return {data, data + observation_slots(int64_t(table.tensors.size()), table.chunks)};
+  std::vector<Moments> statistics_on_cpu(const Table& table,
+                                         const std::vector<GroupSettings>& groups, int threads) {
+    std::vector<Moments> of_chunk(size_t(table.chunks));
+    run_on_cpu(table, groups, [&](const Region<Rule>& region) {
+      run_region("friction_stats", StatisticRegion<Rule>{region, of_chunk.data()}, table.chunks,
+                 Shares(table.elements, table.chunks, threads),
+                 std::get<Kernel<StatisticRegion<Rule>>>(kernels().statistic));
+    });
+    return of_chunk;
+  }
+
+  std::vector<Moments> statistics_on_gpu(Table& table, const std::vector<GroupSettings>& groups,
+                                         const cuda::Guards& guards) {
+    DeviceMemory of_chunk;
+    run_on_gpu(table, groups, guards, [&](cuda::Launch<Rule>& launch, const cuda::Target& target) {
+      launch.statistics = static_cast<Moments*>(
+          of_chunk.reserve(allocator_, int64_t(sizeof(Moments)) * table.chunks,
+                           {target.device, target.stream, cuda::is_capturing(target)}));
+      cuda::statistic(launch, cuda::Storage(table.kernels), target);
+    });
+    const pybind11::object host = of_chunk.tensor().attr("cpu")();
+    const auto* data = reinterpret_cast<const Moments*>(host.attr("data_ptr")().cast<uintptr_t>());
+    return {data, data + table.chunks};
   }
 
   DeviceAllocator allocator_;
   bool projects_;
-  bool has_run_ = false;  // the last step, with the tables as they are
   std::vector<GroupStepKey> group_steps_;
-  std::vector<Observation> observations_;  // of the processor's tensors
   LaunchMaker<Rule> maker_;
   std::map<int, NormOnGpu> norms_;  // of each device
 };

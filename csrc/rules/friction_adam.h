@@ -22,7 +22,7 @@ struct FrictionAdam {
   static constexpr const char* kStateKeys[] = {"exp_avg", "exp_avg_sq", "prev_grad"};
   static constexpr bool kNonNegative[kLists] = {false, false, false, true, false};
   static constexpr bool kCountsSteps = true;
-  static constexpr bool kObserves = true;  // the friction, for statistics
+  static constexpr bool kHasStatistic = true;  // the friction
 
   // A parameter group's settings. delta and wd_ratio are read by the projection (adamp.h) alone.
   struct Settings {
@@ -54,11 +54,11 @@ struct FrictionAdam {
   // e)(sqrt(v) + c eps))
   template <class T>
   struct Scalars {
-    T of_raw_grad;    // the gradient's factor, negative where the objective is maximized
+    T grad_scale;    // the gradient's factor, negative where the objective is maximized
     T coupled_decay;  // times the parameter, added to the gradient
     T decay;          // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
-    T of_m, of_grad;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
+    T m_coefficient, grad_coefficient;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
     T c_eps;          // c eps
     T c_squared_eps;  // c^2 eps
     T exponent;       // e = 2^(exponent agreement): -b3 log2(e) x / agreement, doubled for tanh
@@ -71,59 +71,77 @@ struct FrictionAdam {
       const double friction_scale = s.tanh != 0 ? 2 : 1;
       const double of_agreement = s.normalized != 0 ? c_squared / (1 - s.beta2) : 1;
       const double factor = s.lr * friction_scale * c / (1 - integer_power(s.beta1, step));
-      of_raw_grad = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
+      grad_scale = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
       beta1 = T(s.beta1), one_minus_beta1 = T(1 - s.beta1);
       beta2 = T(s.beta2), one_minus_beta2 = T(1 - s.beta2);
-      of_m = T(factor * (s.nesterov != 0 ? s.beta1 : 1));
-      of_grad = T(factor * (s.nesterov != 0 ? 1 - s.beta1 : 0));
+      m_coefficient = T(factor * (s.nesterov != 0 ? s.beta1 : 1));
+      grad_coefficient = T(factor * (s.nesterov != 0 ? 1 - s.beta1 : 0));
       c_eps = T(c * s.eps), c_squared_eps = T(c_squared * s.eps);
       exponent = T(-friction_scale * s.beta3 * log2_e * of_agreement);
       scale = T(friction_scale);
     }
   };
 
-  // Advances the moments and prev_grad of one element; returns lr S m^ / (sqrt(v^) + eps).
-  // raw: what `observation` makes the observed quantity of.
+  // g_t: scaled, flipped where the objective is maximized, with coupled decay.
   template <int kVariant, class T>
-  static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s, T& raw) {
+  static FRICTION_INLINE T gradient(const T (&x)[kLists], const Scalars<T>& s) {
     T g = x[kGrad];
     if constexpr (kVariant & kGeneral) {
-      g = s.of_raw_grad * g;
+      g = s.grad_scale * g;
       g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     }
-    const T m = s.beta1 * x[kExpAvg] + s.one_minus_beta1 * g;
-    const T share_of_g = s.one_minus_beta2 * g;
-    const T v = s.beta2 * x[kExpAvgSq] + share_of_g * g;
+    return g;
+  }
+
+  // v_t
+  template <class T>
+  static FRICTION_INLINE T second_moment(const T (&x)[kLists], T g, const Scalars<T>& s) {
+    return s.beta2 * x[kExpAvgSq] + s.one_minus_beta2 * g * g;
+  }
+
+  // 1 + exp(-y), where S = scale / (1 + exp(-y)).
+  template <int kVariant, class T>
+  static FRICTION_INLINE T one_plus_exp(const T (&x)[kLists], T g, T v, const Scalars<T>& s) {
     // Normalized, both sides of the fraction are times (1-b2), or c^2: neither overflows before v.
     T agreement = x[kPrevGrad] * g;
     if constexpr (kVariant & kNormalized)
-      agreement = share_of_g * x[kPrevGrad] / (v + s.c_squared_eps);
+      agreement = s.one_minus_beta2 * g * x[kPrevGrad] / (v + s.c_squared_eps);
     T exponent = s.exponent * agreement;
     exponent = exponent == exponent ? exponent : T(0);  // 0 * inf, inf / inf: no friction
-    const T one_plus_e = T(1) + clamped_exp2(exponent);
+    return T(1) + clamped_exp2(exponent);
+  }
+
+  // Advances the moments and prev_grad of one element; returns lr S m^ / (sqrt(v^) + eps).
+  template <int kVariant, class T>
+  static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s) {
+    const T g = gradient<kVariant>(x, s);
+    const T m = s.beta1 * x[kExpAvg] + s.one_minus_beta1 * g;
+    const T v = second_moment(x, g, s);
+    const T denominator = one_plus_exp<kVariant>(x, g, v, s) * (std::sqrt(v) + s.c_eps);
     x[kExpAvg] = m;
     x[kExpAvgSq] = v;
     x[kPrevGrad] = g;
-    raw = g == g ? one_plus_e : g;
-    T numerator = s.of_m * m;
+    T numerator = s.m_coefficient * m;
     if constexpr (kVariant & kGeneral) {
-      numerator = s.of_grad != T(0) ? numerator + s.of_grad * g : numerator;
+      numerator = s.grad_coefficient != T(0) ? numerator + s.grad_coefficient * g : numerator;
     }
-    return numerator / (one_plus_e * (std::sqrt(v) + s.c_eps));
-  }
-
-  // S less its value without friction.
-  template <class T>
-  static FRICTION_INLINE T observation(T one_plus_e, const Scalars<T>& s) {
-    return s.scale / one_plus_e - T(0.5) * s.scale;
+    return numerator / denominator;
   }
 
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& raw) {
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s) {
     const T param = x[kParam];
-    x[kParam] = param * s.decay - direction<kVariant>(x, s, raw);
+    x[kParam] = param * s.decay - direction<kVariant>(x, s);
+  }
+
+  // S less its value without friction, at the step that `update` would make.
+  template <int kVariant, class T>
+  static FRICTION_INLINE T statistic(const T (&x)[kLists], const Scalars<T>& s) {
+    const T g = gradient<kVariant>(x, s);
+    const T friction = s.scale / one_plus_exp<kVariant>(x, g, second_moment(x, g, s), s);
+    return g == g ? friction - T(0.5) * s.scale : g;
   }
 };
 

@@ -19,7 +19,7 @@ struct Rsgdm {
   static constexpr const char* kStateKeys[] = {"momentum_buffer"};
   static constexpr bool kNonNegative[kLists] = {};
   static constexpr bool kCountsSteps = true;  // for stochastic rounding
-  static constexpr bool kObserves = false;
+  static constexpr bool kHasStatistic = false;
 
   struct Settings {
     double lr, momentum, weight_decay;
@@ -35,12 +35,12 @@ struct Rsgdm {
 
   template <class T>
   struct Scalars {
-    T of_raw_grad, coupled_decay, decay, lr;  // of_raw_grad: see FrictionAdam
+    T grad_scale, coupled_decay, decay, lr;  // grad_scale: see FrictionAdam
     T momentum, one_minus_momentum, momentum_squared, one_minus_momentum_squared;
 
     Scalars() = default;
     FRICTION_INLINE Scalars(const Settings& s, double /*step*/) {
-      of_raw_grad = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
+      grad_scale = T(s.maximize != 0 ? -s.grad_factor : s.grad_factor);
       coupled_decay = T(s.decoupled != 0 ? 0 : s.weight_decay);
       decay = T(s.decoupled != 0 ? 1 - s.lr * s.weight_decay : 1);
       lr = T(s.lr);
@@ -51,8 +51,8 @@ struct Rsgdm {
   };
 
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s, T& /*raw*/) {
-    T g = s.of_raw_grad * x[kGrad];
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s) {
+    T g = s.grad_scale * x[kGrad];
     g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     const T m = x[kMomentum];
     x[kMomentum] = s.momentum * m + s.one_minus_momentum * g;

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import weakref
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, NamedTuple, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -14,61 +14,51 @@ from torch.optim.optimizer import ParamsT
 
 from friction_kernels import backends
 from friction_kernels.optim import checkpoints, checks, compiled, options
-from friction_kernels.optim.guards import Demand, Guard
+from friction_kernels.optim.fallbacks import Entry, entries_of, warn_of_fallbacks
+from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs
 from friction_kernels.optim.memory import MemoryReport
-from friction_kernels.optim.planning import (
-    Entry,
-    StepPlan,
-    entries_of,
-    is_capturing,
-    numbers_of,
-    warn_of_fallbacks,
-)
+from friction_kernels.optim.planning import PlanMismatch, StepPlan, is_capturing, settings_of
+from friction_kernels.optim.rule import Rule
 from friction_kernels.optim.sharded_adamp import why_not_flattened
 from friction_kernels.optim.sharded_rounding import why_no_shard
-from friction_kernels.optim.states import Storage
+from friction_kernels.optim.states import StateFormat
 from friction_kernels.shards import local, mismatch, name_of, why_no_sum
 
 
-class PlannedOptimizer(Optimizer, ABC):
-    """Base of the optimizers. Subclasses say which rule and which settings."""
+Result = TypeVar("Result")
 
-    rule: ClassVar[str]  # the plan's name in _native
-    projects_rows: ClassVar[bool] = False  # whether rows are walked one after the other
-    # The state's tensors; True: kept in float32 at least, False: in the parameter's type.
-    state_lists: ClassVar[dict[str, bool]]
+
+class Applied(NamedTuple):
+    """One gradient of a step, by which one sees whether it is the next step's, too."""
+
+    param: weakref.ref[Tensor]
+    grad: weakref.ref[Tensor]
+    version: int
+
+    @classmethod
+    def of(cls, param: Tensor | None) -> Applied | None:
+        if param is None or param.grad is None:
+            return None
+        return cls(weakref.ref(param), weakref.ref(param.grad), param.grad._version)
+
+    def is_still_there(self) -> bool:
+        param, grad = self.param(), self.grad()
+        return grad is not None and param is not None and param.grad is grad and grad._version == self.version
+
+
+class PlannedOptimizer(Optimizer):
+    """Base of the optimizers. Subclasses say which rule they step by, and their options."""
+
+    rule: ClassVar[Rule]
 
     _number: int  # by which compiled steps find the optimizer
-    _guard: Guard | None = None  # of the last step, where max_grad_norm asked for a norm
+    _applied: Applied | None = None  # of the last step
+    _scaling: GradientScaling | None = None  # of the last step, where max_grad_norm asked for a norm
     _snapshot: checkpoints.Snapshot | None = None  # the last state_dict(), where it has copies
     # The handle of release_gradients, while it holds.
     _released: Any = None
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
     _step_supports_amp_scaling = True
-
-    @abstractmethod
-    def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise for settings of the rule that are out of range."""
-
-    @abstractmethod
-    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group's settings by the native rule's names; others may be among them."""
-
-    @abstractmethod
-    def _reference_update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        lists: dict[str, Tensor],
-        group: dict[str, Any],
-        *,
-        step: float,
-        whole: Tensor,
-    ) -> Tensor | None:
-        """Advance one real tensor by the equations; return what the rule observes (the friction).
-
-        whole: the parameter as the user has it, which may be complex, or spread over processes.
-        """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
@@ -80,9 +70,9 @@ class PlannedOptimizer(Optimizer, ABC):
         super().__init__(params, defaults)
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        self._check_group(group)
+        self.rule.check_group(group)
         checks.check_backend(group["backend"])
-        options.check(group, self.state_lists)
+        options.check(group, self.rule.states)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters.
@@ -105,7 +95,7 @@ class PlannedOptimizer(Optimizer, ABC):
             else:
                 params = param_group["params"] = list(params)
             param_group = options.without_torchs(
-                index, param_group, self._options, self._kind(), type(self).__name__
+                index, param_group, self._options, self.rule.identity(), type(self).__name__
             )
             checks.check_parameters(params, index)
             if "process_group" in param_group:
@@ -113,13 +103,13 @@ class PlannedOptimizer(Optimizer, ABC):
             group = {**self.defaults, **param_group}
             self._check_options(group)
             for name, param in checks.with_names(params, len(self.param_groups)):
-                problem = why_not_flattened(self, param)
+                problem = why_not_flattened(self.rule, param)
                 if problem is not None:
                     raise ValueError(f"{name} cannot be updated: {problem}")
             checks.check_capturable(group, params)
-            options.check_parameters(params, index, group, self.state_lists)
+            options.check_parameters(params, index, group, self.rule.states)
         super().add_param_group(param_group)
-        self._traced = compiled.parameters_of(self)
+        self._traced = compiled.parameters_of(self.param_groups)
 
     # The step.
 
@@ -134,7 +124,7 @@ class PlannedOptimizer(Optimizer, ABC):
             torch._dynamo.graph_break(
                 msg="read grad_norm outside: it is of a step that the graph has yet to make"
             )
-        return None if self._guard is None else self._guard.norm()
+        return None if self._scaling is None else self._scaling.norm()
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -184,73 +174,89 @@ class PlannedOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def _step(self) -> None:
-        checks.check_groups(self.param_groups, self._options)
-        checks.check_not_faking()
-        if is_capturing():
-            checks.check_captured(self.param_groups)
+        self._check_step()
         if self._snapshot is not None and self._snapshot.is_written():
             self._snapshot = None
             checkpoints.warn_of_written_snapshot()
         self._plan = self._update(self._plan, self.param_groups)
+        self._applied = Applied.of(self._plan.stepped())
         self._opt_called = True
+
+    def _check_step(self) -> None:
+        checks.check_groups(self.param_groups, self._options)
+        checks.check_not_faking()
+        if is_capturing():
+            checks.check_captured(self.param_groups)
 
     def _update(
         self, plan: StepPlan | None, groups: list[dict[str, Any]], first: int = 0
     ) -> StepPlan:
-        """Step the groups by the plan, or by a new one; return the plan that did it.
+        """Step the groups by the plan, or by a new one; return the plan that did it."""
+        plan, scaling = self._with_plan(StepPlan.step, plan, groups, first)
+        self._scaling = scaling if plan.needs.clips else None
+        return plan
+
+    def _with_plan(
+        self,
+        do: Callable[..., Result],
+        plan: StepPlan | None,
+        groups: list[dict[str, Any]],
+        first: int = 0,
+    ) -> tuple[StepPlan, Result]:
+        """What `do` makes of a plan for the groups, a new one where the given one does not fit.
 
         first: the place of the groups' first parameter among all of the optimizer's.
         """
-        demand, numbers = Demand.of(self, groups), numbers_of(self, groups)
-        if not demand.clips:
-            self._guard = None
-        if plan is None or not plan.fits(groups, demand):
-            plan = self._make_plan(groups, first, demand)
+        loss_scale = LossScale.of(self.__dict__)
+        needs, settings = Needs.of(groups, loss_scale), settings_of(self.rule, groups)
+        if plan is None or not plan.fits(groups, needs):
+            plan = self._make_plan(groups, first, needs)
         elif plan.reference:  # the native plan looks at its own parameters itself
-            self._prepare(groups, plan.reference, demand)
-        problem = plan.run(self, groups, numbers)
-        if problem is not None:
-            plan = self._make_plan(groups, first, demand)
-            problem = plan.run(self, groups, numbers)
-        if problem is not None:
-            entry, what = problem
-            cannot = "step() cannot run"
-            if entry >= 0:
-                cannot = f"{checks.name_at(self.param_groups, first + entry)} cannot be updated"
-            raise RuntimeError(f"{cannot}: {what}")
-        return plan
+            self._prepare(groups, plan.reference, needs)
+        try:
+            return plan, do(plan, self.state, groups, settings, loss_scale)
+        except PlanMismatch:
+            plan = self._make_plan(groups, first, needs)
+        try:
+            return plan, do(plan, self.state, groups, settings, loss_scale)
+        except PlanMismatch as problem:
+            what = "the step cannot be made"
+            if problem.entry >= 0:
+                name = checks.name_at(self.param_groups, first + problem.entry)
+                what = f"{name} cannot be updated"
+            raise RuntimeError(f"{what}: {problem}") from None
 
-    def _make_plan(self, groups: list[dict[str, Any]], first: int, demand: Demand) -> StepPlan:
+    def _make_plan(self, groups: list[dict[str, Any]], first: int, needs: Needs) -> StepPlan:
         """Look at every parameter once: who serves it, and whether it can be served at all."""
         for index, group in enumerate(groups):
             checks.check_members(index, group)
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             checks.check_capturable(group, group["params"])
             group["process_group"] = name_of(group["process_group"])
-            options.check(group, self.state_lists)
+            options.check(group, self.rule.states)
         if groups is self.param_groups:
-            self._traced = compiled.parameters_of(self)  # without what was taken out
-        entries = entries_of(self, groups, first)
-        self._check_spreads(groups, entries, demand)
-        self._prepare(groups, entries, demand)
-        warn_of_fallbacks(self, groups, entries)
-        return StepPlan.make(self, groups, entries, demand)
+            self._traced = compiled.parameters_of(self.param_groups)  # without what was taken out
+        entries = entries_of(self.rule, groups, first)
+        self._check_spreads(groups, entries, needs)
+        self._prepare(groups, entries, needs)
+        warn_of_fallbacks(self.param_groups, groups, entries)
+        return StepPlan.make(self.rule, groups, entries, needs, self.state, self._graph_memory)
 
     def _check_spreads(
-        self, groups: list[dict[str, Any]], entries: list[Entry], demand: Demand
+        self, groups: list[dict[str, Any]], entries: list[Entry], needs: Needs
     ) -> None:
         """Of parameters without gradient, too: what one process refuses, all must."""
         for entry in entries:
             group = groups[entry.group]
             param = group["params"][entry.index]
-            problem = why_not_flattened(self, param)
-            if problem is None and demand.guarded:
+            problem = why_not_flattened(self.rule, param)
+            if problem is None and needs.anything:
                 problem = why_no_sum(param, group["process_group"])
             if problem is not None:
                 name = checks.name_at(self.param_groups, entry.ordinal)
                 raise RuntimeError(f"{name} cannot be updated: {problem}")
 
-    def _prepare(self, groups: list[dict[str, Any]], entries: list[Entry], demand: Demand) -> None:
+    def _prepare(self, groups: list[dict[str, Any]], entries: list[Entry], needs: Needs) -> None:
         """Check every gradient and state first; then start and convert the states that need it."""
         unready = []
         capturing = is_capturing()
@@ -276,18 +282,18 @@ class PlannedOptimizer(Optimizer, ABC):
                 )
             problem = mismatch(param, param.grad)
             if problem is None and options.rounds_stochastically(param, group):
-                problem = why_no_shard(param, self.projects_rows)
+                problem = why_no_shard(param, self.rule.projects_rows)
             if problem is not None:
                 raise RuntimeError(f"{name} cannot be updated: {problem}")
             part = local(param)
             checks.check_gradient(name, part, local(param.grad))
             checks.check_device(name, param, *first)
-            options.check_parameter(name, part, group, self.state_lists)
+            options.check_parameter(name, part, group, self.rule.states)
             state = self.state.get(param, {})
             if state != {}:
-                checks.check_state(name, part, state, self.state_lists)
-            storage = Storage.of(self, part, group, may_skip=demand.may_skip)
-            if state and storage.fits(part, state):
+                checks.check_state(name, part, state, self.rule.states)
+            format = StateFormat.of(self.rule, part, group, may_skip=needs.may_skip)
+            if state and format.fits(part, state):
                 continue
             if capturing:
                 raise RuntimeError(
@@ -295,11 +301,11 @@ class PlannedOptimizer(Optimizer, ABC):
                     "while a CUDA graph is captured would be made anew by every replay; run a step "
                     "before capturing"
                 )
-            unready.append((param, storage))
-        for param, storage in unready:
+            unready.append((param, format))
+        for param, format in unready:
             # Whoever interrupts finds a state as it was or as it should be, and never a half-made one.
             state = dict(self.state.get(param, {}))
-            storage.bring(local(param), state)
+            format.bring(local(param), state)
             self.state[param] = state
 
     def memory_report(self) -> MemoryReport:
@@ -307,7 +313,7 @@ class PlannedOptimizer(Optimizer, ABC):
 
         Counts what there is: states begin with a parameter's first step.
         """
-        return MemoryReport.of(self)
+        return MemoryReport.of(self.param_groups, self.state)
 
     # Saving and loading.
 
@@ -321,7 +327,7 @@ class PlannedOptimizer(Optimizer, ABC):
         """
         # Registered first, so that the user's own hooks see numbers.
         handle = self.register_state_dict_post_hook(
-            checkpoints.export,  # type: ignore[arg-type]
+            _export,  # type: ignore[arg-type]
             prepend=True,
         )
         try:
@@ -358,23 +364,28 @@ class PlannedOptimizer(Optimizer, ABC):
             del self._groups_before
 
     def _keep_state_dict(self, _: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-        state_dict = self._understood(checkpoints.understood(state_dict))
-        self._new_states = checkpoints.new_states(self, state_dict)
-        return checkpoints.without_states(self, state_dict)
+        name = type(self).__name__
+        state_dict = self.rule.understood(checkpoints.understood(state_dict), name)
+        self._check_loaded_groups(state_dict["param_groups"])
+        groups = self.param_groups
+        self._new_states = checkpoints.new_states(self.rule, name, groups, state_dict)
+        return checkpoints.without_states(self.rule, state_dict)
 
-    def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """The state_dict in this optimizer's terms; raise where there are none."""
-        return state_dict
-
-    def _kind(self) -> dict[str, Any]:
-        """What tells the class from others that have the same states; a state_dict's groups say it."""
-        return {}
+    def _check_loaded_groups(self, loaded: list[dict[str, Any]]) -> None:
+        """Raise where a loaded group, completed by what is here, has options that cannot be."""
+        for index, (group, saved) in enumerate(zip(self.param_groups, loaded, strict=False)):
+            given = {k: v for k, v in saved.items() if k not in ("params", *options.OWN)}
+            try:
+                self._check_options({**self.defaults, **group, **given})
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"the state_dict's group {index}: {error}") from error
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._plan = None
         compiled.register(self)
-        self._traced = compiled.parameters_of(self)
+        self._traced = compiled.parameters_of(self.param_groups)
+        self._applied = None
         self.__dict__.setdefault("_graph_memory", [])
         self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups
         for option, value in options.DEFAULTS.items():
@@ -388,3 +399,7 @@ class PlannedOptimizer(Optimizer, ABC):
             group.update({key: known[key] for key in options.OWN if key in known})
         for param, param_state in self.__dict__.get("_new_states", {}).items():
             self.state[param] = {**param_state, **self.state[param]}
+
+
+def _export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
+    opt._snapshot = checkpoints.export(opt.rule, opt.param_groups, state_dict)

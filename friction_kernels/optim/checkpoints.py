@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,12 +22,10 @@ from friction_kernels.flattened import is_flattened
 from friction_kernels.optim import checks
 from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, NOT_SAVED, OWN
 from friction_kernels.optim.packed import packed_otherwise
-from friction_kernels.optim.states import COPIES, NOTES, Storage, numbers_of
+from friction_kernels.optim.rule import Rule
+from friction_kernels.optim.states import NOTES, StateFormat, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
 from friction_kernels.warn import warn
-
-if TYPE_CHECKING:
-    from friction_kernels.optim.base import PlannedOptimizer
 
 # Of torch's optimizers, whose groups say how they compute; and what amsgrad, once switched off, leaves.
 _TORCHS_OPTIONS = ("foreach", "fused", "differentiable", "amsgrad")
@@ -37,14 +35,18 @@ _TORCHS_STATES = ("max_exp_avg_sq",)
 # Saving.
 
 
-def export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
-    """Put numbers in the place of codes, and say of each group what kind of optimizer it is of."""
-    opt._snapshot = None
+def export(
+    rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any]
+) -> Snapshot | None:
+    """Put numbers in the place of codes, and say of each group which rule it is of.
+
+    Returns what tells whether a state_dict of copies was written; None where it has none.
+    """
     for group in state_dict["param_groups"]:
-        group.update(opt._kind())
+        group.update(rule.identity())
         for option in NOT_SAVED:
             group[option] = None  # torch.distributed.checkpoint asks for every key of a group
-    params = list(chain.from_iterable(group["params"] for group in opt.param_groups))
+    params = list(chain.from_iterable(group["params"] for group in groups))
     states, converts = state_dict["state"], False
     for ordinal, (number, param) in enumerate(zip(_numbers(state_dict), params, strict=True)):
         state = states.get(number)
@@ -52,22 +54,23 @@ def export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
             continue
         problem = packed_otherwise(local(param), state)
         if problem is not None:
-            raise RuntimeError(
-                f"state_dict(): {checks.name_at(opt.param_groups, ordinal)} {problem}"
-            )
+            raise RuntimeError(f"state_dict(): {checks.name_at(groups, ordinal)} {problem}")
         kept = {key: value for key, value in state.items() if key not in NOTES}
-        for key in (*opt.state_lists, *COMPANION_NAMES):
+        for key in (*rule.states, *COMPANION_NAMES):
             if key not in state:
                 continue
-            numbers = numbers_of(local(param), state, key) if key in opt.state_lists else state[key]
+            numbers = state[key]
+            if key in rule.states:
+                numbers = numbers_of(local(param), state, key, rule.states[key])
             if is_dtensor(param) or is_flattened(param):
                 numbers = _sendable(numbers)
             converts |= numbers is not state[key]
             kept[key] = wrap(numbers, param)
         states[number] = kept
-    if converts:
-        state_dict.update(_cloned(state_dict))
-        opt._snapshot = Snapshot.of(state_dict)
+    if not converts:
+        return None
+    state_dict.update(_cloned(state_dict))
+    return Snapshot.of(state_dict)
 
 
 def _cloned(value: Any) -> Any:
@@ -161,18 +164,18 @@ def _understood_group(index: int, group: object) -> dict[str, Any]:
     return {**group, "params": list(numbers)}
 
 
-def new_states(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> dict[Tensor, dict[str, Any]]:
+def new_states(
+    rule: Rule, class_name: str, groups: list[dict[str, Any]], state_dict: dict[str, Any]
+) -> dict[Tensor, dict[str, Any]]:
     """The states that a state_dict brings, as they are kept here; raise where it cannot be gone on from."""
-    if [len(group["params"]) for group in opt.param_groups] != [
+    if [len(group["params"]) for group in groups] != [
         len(group["params"]) for group in state_dict["param_groups"]
     ]:
         return {}  # torch raises, and says so
-    for index, saved_group in enumerate(state_dict["param_groups"]):
-        _check_group(opt, index, saved_group)
-    found = list(_parameters(opt, state_dict))
+    found = list(_parameters(groups, state_dict))
     for saved in found:
-        _check_state(opt, saved)
-    states = {saved.param: _as_kept_here(opt, saved) for saved in found}
+        _check_state(rule, class_name, saved)
+    states = {saved.param: _as_kept_here(rule, saved) for saved in found}
     _share_all_or_nothing([(saved.state, states[saved.param]) for saved in found])
     return states
 
@@ -199,9 +202,9 @@ def _is_shared(loaded: object, kept: Any) -> bool:
     return storages[0].data_ptr() == storages[1].data_ptr()
 
 
-def _parameters(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> Iterator[Saved]:
+def _parameters(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Iterator[Saved]:
     for group_index, (saved, group) in enumerate(
-        zip(state_dict["param_groups"], opt.param_groups, strict=True)
+        zip(state_dict["param_groups"], groups, strict=True)
     ):
         is_ours = DEFAULTS.keys() - set(OWN) <= saved.keys()
         for index, number in enumerate(saved["params"]):
@@ -212,16 +215,7 @@ def _parameters(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> Iterator[S
             yield Saved(name, group["params"][index], group, state, is_ours)
 
 
-def _check_group(opt: PlannedOptimizer, index: int, saved: Mapping[str, Any]) -> None:
-    group = opt.param_groups[index]
-    loaded = {key: value for key, value in saved.items() if key not in ("params", *OWN)}
-    try:
-        opt._check_options({**opt.defaults, **group, **loaded})
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"the state_dict's group {index}: {error}") from error
-
-
-def _check_state(opt: PlannedOptimizer, saved: Saved) -> None:
+def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
     name, state = saved.name, saved.state
     if not isinstance(state, dict):
         raise ValueError(f"the state_dict has {state!r} for {name}, and not a dict of its states")
@@ -229,50 +223,51 @@ def _check_state(opt: PlannedOptimizer, saved: Saved) -> None:
         raise ValueError(
             f"{name} cannot be given a state before it has a shape; run the model once, then load"
         )
-    needed = ("step", *(key for key in opt.state_lists if key not in COPIES))
-    known = {"step", *opt.state_lists, *COMPANION_NAMES, *_TORCHS_STATES}
+    # What is copied starts at zero.
+    needed = ("step", *(key for key, kind in rule.states.items() if kind.at_least_float32))
+    known = {"step", *rule.states, *COMPANION_NAMES, *_TORCHS_STATES}
     missing = [key for key in needed if state.get(key) is None]
     foreign = [key for key in state if isinstance(state[key], Tensor) and key not in known]
     if missing or (foreign and not saved.is_ours):
         problem = f"no '{missing[0]}'" if missing else f"'{foreign[0]}', which it does not know"
         raise ValueError(
-            f"the state_dict is not one of {type(opt).__name__}: for {name} it has "
+            f"the state_dict is not one of {class_name}: for {name} it has "
             f"{', '.join(map(repr, state))} and {problem}"
         )
     checks.check_step_count(f"'step' of {name} in the state_dict", state["step"])
-    for key in (*opt.state_lists, *COMPANION_NAMES):
+    for key in (*rule.states, *COMPANION_NAMES):
         if state.get(key) is not None:
-            checks.check_loaded(name, saved.param, key, state[key], is_list=key in opt.state_lists)
+            checks.check_loaded(name, saved.param, key, state[key], is_list=key in rule.states)
 
 
-def _as_kept_here(opt: PlannedOptimizer, saved: Saved) -> dict[str, Any]:
+def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
     """The state on the parameter's device, in the types that its group asks for."""
     part = local(saved.param)
-    storage = Storage.of(opt, part, saved.group)
+    format = StateFormat.of(rule, part, saved.group)
     step = saved.state["step"]
     if not isinstance(step, Tensor):
         step = torch.tensor(step, dtype=torch.float32, device="cpu")
     step = step.to("cpu", torch.float32).reshape(())
     state: dict[str, Any] = {"step": step}
-    for key in (*opt.state_lists, *COMPANION_NAMES):
+    for key in (*rule.states, *COMPANION_NAMES):
         if saved.state.get(key) is None:
             continue
         value = unwrap(saved.state[key], saved.param).to(part.device)
         if checks.shares_memory(value):
             value = value.contiguous()
-        if key in opt.state_lists:
-            value = storage.keep(value, key)
+        if key in rule.states:
+            value = format.keep(value, key)
         state[key] = value.short() if value.dtype == torch.int32 else value
-    storage.place_step(part, state)
-    storage.note_order(part, state)
-    storage.bring_lists(part, state)
+    format.place_step(part, state)
+    format.note_order(part, state)
+    format.bring_lists(part, state)
     return state
 
 
-def without_states(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+def without_states(rule: Rule, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict less what `new_states` made of it, which torch would cast to the parameters' types."""
-    options = {*_TORCHS_OPTIONS, *opt._kind()}
-    keys = {"step", *opt.state_lists, *COMPANION_NAMES, *_TORCHS_STATES, *NOTES}
+    options = {*_TORCHS_OPTIONS, *rule.identity()}
+    keys = {"step", *rule.states, *COMPANION_NAMES, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]
     return {
         **state_dict,

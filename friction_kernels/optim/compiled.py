@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import operator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -17,15 +18,24 @@ from torch import Tensor
 from friction_kernels.optim import checks
 from friction_kernels.shards import is_dtensor, local, mismatch, wrap
 
-if TYPE_CHECKING:
-    from friction_kernels.optim.base import PlannedOptimizer
 
-_optimizers: WeakValueDictionary[int, PlannedOptimizer] = WeakValueDictionary()
+class Traced(Protocol):
+    """What is stepped by the operator: an optimizer."""
+
+    _number: int
+    _traced: list[list[Tensor]]  # the parameters of its groups, as a compiled step knows them
+    _options: frozenset[str]
+    param_groups: list[dict[str, Any]]
+
+    def _step(self) -> None: ...
+
+
+_optimizers: WeakValueDictionary[int, Traced] = WeakValueDictionary()
 _numbers = itertools.count()
 _NONE = torch.zeros((), device="cpu")  # compilers drop an operator that changes no tensor
 
 
-def register(opt: PlannedOptimizer) -> None:
+def register(opt: Traced) -> None:
     """Give an optimizer its number, by which the operator finds it for as long as it lives.
 
     Once: a compiled step has the number in it.
@@ -44,9 +54,9 @@ def _step(params: list[Tensor], grads: list[Tensor], places: list[int], optimize
     params = params[: len(places)]  # without what stands for none
     opt = _optimizers[optimizer]
     checks.check_groups(opt.param_groups, opt._options)
-    everything, traced = _all(parameters_of(opt)), _all(opt._traced)
+    everything, traced = _all(parameters_of(opt.param_groups)), _all(opt._traced)
     if len(everything) != len(traced) or any(map(operator.is_not, everything, traced)):
-        opt._traced = parameters_of(opt)
+        opt._traced = parameters_of(opt.param_groups)
         raise RuntimeError(
             "param_groups were changed after step() was compiled, and nothing was updated; call it again, "
             "which compiles it anew. add_param_group() and changes within group['params'] are seen in time"
@@ -79,16 +89,16 @@ def _(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: i
     return None
 
 
-def parameters_of(opt: PlannedOptimizer) -> list[list[Tensor]]:
+def parameters_of(groups: Iterable[Mapping[str, Any]]) -> list[list[Tensor]]:
     """The groups' own lists of parameters. A compiled step is traced by them, and sees them change."""
-    return [group["params"] for group in opt.param_groups]
+    return [group["params"] for group in groups]
 
 
 def _all(lists: list[list[Tensor]]) -> list[Tensor]:
     return [param for params in lists for param in params]
 
 
-def step(opt: PlannedOptimizer) -> None:
+def step(opt: Traced) -> None:
     """What torch.compile traces in the place of a step."""
     everything = _all(
         opt._traced

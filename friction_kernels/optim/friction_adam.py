@@ -3,133 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from types import FunctionType
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from friction_kernels import equations
 from friction_kernels.backends import Backend
-from friction_kernels.optim import checks, options
+from friction_kernels.optim import options
 from friction_kernels.optim.base import PlannedOptimizer
-from friction_kernels.optim.friction_docs import describe
+from friction_kernels.optim.friction_rule import FrictionAdamPRule, FrictionAdamRule, FrictionInput
 from friction_kernels.optim.options import Master, Rounding, StateDtype
 
-FrictionInput = Literal["product", "normalized"]
-FRICTION_INPUTS = get_args(FrictionInput)
+_DOC = """{summary}
+
+    Equals, for every parameter p with gradient g (after `maximize` flips it), at its t-th step:
+
+        {coupled}exp_avg.mul_(beta1).add_(g, alpha=1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+        m_hat = exp_avg / (1 - beta1**t)
+        v_hat = exp_avg_sq / (1 - beta2**t)
+        x = prev_grad * g                      # friction_input="product"
+        x = prev_grad * g / (v_hat + eps)      # friction_input="normalized"
+        S = {friction}
+        prev_grad.copy_(g)
+        {update}
+
+    At usual gradient scales (|g| near 1e-3) the product form's x is so small that S hardly leaves
+    {neutral}: the optimizer is then {without}. `friction_input="normalized"` does not depend on the
+    gradients' scale; `friction_kernels.friction_stats(opt)` shows what S does.
+
+    Source: Zheng et al., "Adaptive Friction in Deep Learning", arXiv 2408.11839{more_sources}.
+    Published: the product form of S. Choices of this library, where the source was not readable:
+    beta3 = 1, a zero gradient before the first, S multiplies the bias-corrected first moment{choices}.
+    Its own: friction_input="normalized".
+
+    Args:
+        params: parameters, (name, parameter) pairs, or groups as dicts with any of the options
+            below. Floating-point or complex (updated as pairs of reals), of any dense layout.
+            Moments are kept in float32 at least, prev_grad in the parameter's type. Frozen ones
+            (requires_grad=False, without gradient) may be of any type and on any device.
+        lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
+            {lr}).
+        betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
+        eps: added to the root of the second moment, at least 0 (default 1e-8).
+        weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
+        beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
+{more_args}        maximize: maximize the objective (default False).
+        friction_input: "product" (published) or "normalized" (default "product").
+        {shared_args}
+        capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
+            lr, weight_decay, betas and the like are read there at each replay where they are tensors (a
+            number is kept as captured) (default False).
+        backend: "auto" (native where it serves, else reference, with a warning), "native" (raises with the
+            reason where it cannot serve) or "reference" (default "auto").
+
+    State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
+    {extra_states}
+    One of torch.optim.Adam loads into the classes with coupled decay, one of AdamW into the others, either
+    into all where weight_decay is 0; the missing prev_grad starts at zero.
+
+    Raises:
+        ValueError, TypeError: an option out of range, a group's option of torch's that is not one here
+            (fused=True), or kinds of devices mixed within a group; from the constructor and
+            add_param_group.
+        RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
+            from step(), before anything is changed.
+    """
 
 
 class FrictionAdam(PlannedOptimizer):
-    """What the six classes share. Each says which friction it has and how it decays weights."""
+    """What the six classes share."""
 
-    rule = "friction_adam"
-    state_lists: ClassVar[dict[str, bool]] = {
-        "exp_avg": True,
-        "exp_avg_sq": True,
-        "prev_grad": False,
-    }
-
-    friction: ClassVar[str]  # "sigmoid" or "tanh"
-    decoupled: ClassVar[bool]
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        checks.check_number("lr", group["lr"])
-        checks.check_betas(group["betas"])
-        checks.check_number("beta3", group["beta3"])
-        checks.check_number("eps", group["eps"])
-        checks.check_number("weight_decay", group["weight_decay"])
-        checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
-        checks.check_choice("maximize", group["maximize"], (False, True))
-
-    def _kind(self) -> dict[str, Any]:
-        return {
-            "friction": self.friction,
-            "projects_rows": self.projects_rows,
-            "decoupled_weight_decay": self.decoupled,  # as torch's AdamW and Adam say, too
-        }
-
-    def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        for index, group in enumerate(state_dict["param_groups"]):
-            self._check_maker(index, group)
-        return state_dict
-
-    def _check_maker(self, index: int, group: Mapping[str, Any]) -> None:
-        """Raise where what made a state_dict's group had the same states and another rule."""
-        name = type(self).__name__
-        if group.get("amsgrad"):
-            raise ValueError(
-                f"the state_dict was made with amsgrad=True, which {name} does not have; "
-                "set amsgrad=False in its param_groups to go on without the maximum"
-            )
-        if "amsgrad" not in group and {"decoupled_weight_decay", "foreach"} <= group.keys():
-            raise ValueError(
-                f"the state_dict is not one of {name}: it is one of torch.optim.RAdam or NAdam; "
-                f"start {name} afresh"
-            )
-        for key, own in self._kind().items():
-            theirs = group.get(key, own)
-            if theirs == own or (key == "decoupled_weight_decay" and not group.get("weight_decay")):
-                continue
-            raise ValueError(
-                f"the state_dict is not one of {name}: its group {index} has {key}={theirs!r} and this "
-                f"class {own!r}; load it into the class that made it, or delete {key!r} from its "
-                "param_groups to go on in this one's way"
-            )
-
-    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
-        checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
-        beta1, beta2 = checks.pair_of_betas(group["betas"])
-        return {
-            **group,
-            "beta1": beta1,
-            "beta2": beta2,
-            "tanh": self.friction == "tanh",
-            "normalized": group["friction_input"] == "normalized",
-            "decoupled": self.decoupled,
-            "nesterov": group.get("nesterov", False),
-            "delta": group.get("delta", 0.0),
-            "wd_ratio": group.get("wd_ratio", 1.0),
-        }
-
-    def _equation_options(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "lr": float(group["lr"]),
-            "betas": tuple(float(beta) for beta in group["betas"]),
-            "beta3": float(group["beta3"]),
-            "eps": float(group["eps"]),
-            "weight_decay": float(group["weight_decay"]),
-            "maximize": group["maximize"],
-            "friction": self.friction,
-            "friction_input": group["friction_input"],
-        }
-
-    def _reference_update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        lists: dict[str, Tensor],
-        group: dict[str, Any],
-        *,
-        step: float,
-        whole: Tensor,
-    ) -> Tensor:
-        return equations.friction_adam(
-            param,
-            grad,
-            lists["exp_avg"],
-            lists["exp_avg_sq"],
-            lists["prev_grad"],
-            step,
-            decoupled=self.decoupled,
-            **self._equation_options(group),
-        )
+    rule: ClassVar[FrictionAdamRule]
 
 
 class FrictionAdamCoupled(FrictionAdam):
     """What SigSignGrad and TanhSignGrad share: decay added to the gradient."""
-
-    decoupled = False
 
     def __init__(
         self,
@@ -158,8 +109,6 @@ class FrictionAdamCoupled(FrictionAdam):
 class FrictionAdamW(FrictionAdam):
     """What the two AdamW classes share: decoupled decay."""
 
-    decoupled = True
-
     def __init__(
         self,
         params: ParamsT,
@@ -187,10 +136,6 @@ class FrictionAdamW(FrictionAdam):
 class FrictionAdamP(FrictionAdam):
     """What the two AdamP classes share: decoupled decay and the projection."""
 
-    rule = "friction_adamp"
-    projects_rows = True
-    decoupled = True
-
     def __init__(
         self,
         params: ParamsT,
@@ -217,64 +162,95 @@ class FrictionAdamP(FrictionAdam):
     ) -> None:
         super().__init__(params, options.given(locals()))
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        checks.check_number("delta", group["delta"])
-        checks.check_number("wd_ratio", group["wd_ratio"])
-        checks.check_choice("nesterov", group["nesterov"], (False, True))
 
-    def _reference_update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        lists: dict[str, Tensor],
-        group: dict[str, Any],
-        *,
-        step: float,
-        whole: Tensor,
-    ) -> Tensor:
-        return equations.friction_adamp(
-            param,
-            grad,
-            lists["exp_avg"],
-            lists["exp_avg_sq"],
-            lists["prev_grad"],
-            step,
-            delta=float(group["delta"]),
-            wd_ratio=float(group["wd_ratio"]),
-            nesterov=group["nesterov"],
-            is_matrix=whole.dim() > 1,
-            **self._equation_options(group),
+def _give_own_init(cls: type[FrictionAdam]) -> None:
+    """Let errors of a call's arguments name the class itself, as if it repeated the signature."""
+    shared = cast("FunctionType", cls.__init__)
+    own = FunctionType(
+        shared.__code__, shared.__globals__, closure=shared.__closure__, argdefs=shared.__defaults__
+    )
+    own.__kwdefaults__, own.__annotations__ = shared.__kwdefaults__, shared.__annotations__
+    own.__qualname__ = f"{cls.__qualname__}.__init__"
+    cls.__init__ = own  # type: ignore[method-assign]
+
+
+def _describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
+    """Write the class's docstring, and name its constructor after it.
+
+    decay: "coupled", "decoupled" or "projected".
+    """
+    _give_own_init(cls)
+    tanh = cls.rule.friction == "tanh"
+    adamp = decay == "projected"
+    descend = "p.add_(S * m_hat / (v_hat.sqrt() + eps), alpha=-lr)"
+    shrink = "p.mul_(1 - lr * weight_decay)\n        "
+    project = (
+        "u = S * m_hat / (v_hat.sqrt() + eps)   # nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n"
+        "        # Where p.dim() > 1 and every row of p (first dimension) is nearly orthogonal to g,\n"
+        "        # |cosine_similarity(p_row, g_row, eps=eps)| < delta / sqrt(len(p_row)), or else p as a\n"
+        "        # whole is, the component along p_row / (p_row.norm() + eps) is taken out of u and the\n"
+        "        # decay is scaled by wd_ratio.\n"
+        "        p.mul_(1 - lr * weight_decay).add_(u, alpha=-lr)"
+    )
+    updates = {"coupled": descend, "decoupled": shrink + descend, "projected": project}
+    cls.__doc__ = _DOC.format(
+        summary=summary,
+        coupled="g = g + weight_decay * p\n        " if decay == "coupled" else "",
+        friction="torch.tanh(beta3 * x) + 1" if tanh else "torch.sigmoid(beta3 * x)",
+        update=updates[decay],
+        neutral="1" if tanh else "1/2",
+        without={
+            "coupled": "torch.optim.Adam",
+            "decoupled": "torch.optim.AdamW",
+            "projected": "AdamP",
+        }[decay]
+        + ("" if tanh else " at half the learning rate"),
+        more_sources='; projection: Heo et al., "AdamP", arXiv 2006.08217' if adamp else "",
+        choices=", and it does so before the projection" if adamp else "",
+        lr="1e-3",
+        decay_kind="coupled (added to the gradient, as in torch.optim.Adam)"
+        if decay == "coupled"
+        else "decoupled (as in torch.optim.AdamW)",
+        weight_decay="0.0" if decay == "coupled" else "1e-2",
+        shared_args=options.ARGS,
+        extra_states=options.EXTRA_STATES,
+        more_args=(
+            "        delta: bound of the cosine test, at least 0 (default 0.1).\n"
+            "        wd_ratio: factor of the decay where the update is projected, at least 0 (default 0.1).\n"
+            "        nesterov: look one step ahead in the first moment (default False).\n"
         )
+        if adamp
+        else "",
+    )
 
 
 class SigSignGrad(FrictionAdamCoupled):
-    friction = "sigmoid"
+    rule = FrictionAdamRule("sigmoid", decoupled=False)
 
 
 class TanhSignGrad(FrictionAdamCoupled):
-    friction = "tanh"
+    rule = FrictionAdamRule("tanh", decoupled=False)
 
 
 class SigSignAdamW(FrictionAdamW):
-    friction = "sigmoid"
+    rule = FrictionAdamRule("sigmoid", decoupled=True)
 
 
 class TanhSignAdamW(FrictionAdamW):
-    friction = "tanh"
+    rule = FrictionAdamRule("tanh", decoupled=True)
 
 
 class SigSignAdamP(FrictionAdamP):
-    friction = "sigmoid"
+    rule = FrictionAdamPRule("sigmoid")
 
 
 class TanhSignAdamP(FrictionAdamP):
-    friction = "tanh"
+    rule = FrictionAdamPRule("tanh")
 
 
-describe(SigSignGrad, "Adam with sigmoid friction.", "coupled")
-describe(TanhSignGrad, "Adam with tanh friction.", "coupled")
-describe(SigSignAdamW, "AdamW with sigmoid friction.", "decoupled")
-describe(TanhSignAdamW, "AdamW with tanh friction.", "decoupled")
-describe(SigSignAdamP, "AdamP with sigmoid friction.", "projected")
-describe(TanhSignAdamP, "AdamP with tanh friction.", "projected")
+_describe(SigSignGrad, "Adam with sigmoid friction.", "coupled")
+_describe(TanhSignGrad, "Adam with tanh friction.", "coupled")
+_describe(SigSignAdamW, "AdamW with sigmoid friction.", "decoupled")
+_describe(TanhSignAdamW, "AdamW with tanh friction.", "decoupled")
+_describe(SigSignAdamP, "AdamP with sigmoid friction.", "projected")
+_describe(TanhSignAdamP, "AdamP with tanh friction.", "projected")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
 from friction_kernels.shards import local
-
-if TYPE_CHECKING:
-    from friction_kernels.optim.base import PlannedOptimizer
 
 
 @dataclass(frozen=True)
@@ -32,11 +30,11 @@ class MemoryReport:
     trainable_sizes: dict[str, int]
 
     @classmethod
-    def of(cls, opt: PlannedOptimizer) -> MemoryReport:
+    def of(cls, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Any]) -> MemoryReport:
         """What an optimizer's parameters and states take now."""
-        params = [param for group in opt.param_groups for param in group["params"]]
+        params = [param for group in groups for param in group["params"]]
         trainable = [param for param in params if param.requires_grad]
-        return cls(*_count(opt, params), *_count(opt, trainable))
+        return cls(*_count(params, states), *_count(trainable, states))
 
     @property
     def total(self) -> int:
@@ -76,11 +74,11 @@ class MemoryReport:
         return "\n".join([*lines, f"{count}; gradients not counted"])
 
 
-def _count(opt: PlannedOptimizer, params: list[Tensor]) -> tuple[int, dict[str, int]]:
+def _count(params: list[Tensor], states: Mapping[Tensor, Any]) -> tuple[int, dict[str, int]]:
     """How many elements the parameters have, and the bytes of them and of their states."""
     sizes = {"parameter": sum(_bytes(local(param)) for param in params)}
     for param in params:
-        for key, value in opt.state.get(param, {}).items():
+        for key, value in states.get(param, {}).items():
             if isinstance(value, Tensor):
                 sizes[key] = sizes.get(key, 0) + _bytes(value)
     return sum(local(param).numel() for param in params), sizes

@@ -2,60 +2,70 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from friction_kernels.optim import options
 from friction_kernels.optim.rounding import RandomKey
+from friction_kernels.optim.rule import MeasuredRule, Rule
 from friction_kernels.optim.sharded_rounding import shard_of
 from friction_kernels.optim.states import read_list, read_wide, reals, write_list, write_wide
 from friction_kernels.optim.walk import Walk
 from friction_kernels.shards import local
 
-if TYPE_CHECKING:
-    from friction_kernels.optim.base import PlannedOptimizer
 
-
-class Update:
-    """A parameter's next step: the numbers that equations take and change, and how they are kept."""
+class Numbers:
+    """What equations take of a parameter at its next step, in float32 at least."""
 
     def __init__(
         self,
-        opt: PlannedOptimizer,
+        rule: Rule,
         param: Tensor,
+        state: dict[str, Any],
         group: dict[str, Any],
         *,
-        ordinal: int,
         grad_factor: float,
     ) -> None:
-        """Count the step and read what it needs.
-
-        ordinal: the parameter's place among all of the optimizer's; grad_factor: what the gradient is
-        multiplied by before anything else.
-        """
+        """grad_factor: what the gradient is multiplied by before anything else."""
         assert param.grad is not None
-        self.whole, self.group = param, group
-        self._opt, self._ordinal = opt, ordinal
-        self._param = local(param)
-        self._state = opt.state[param]
-        self._state["step"] += 1
-        self.step = self._state["step"].item()
+        self.rule, self.whole, self.group = rule, param, group
+        self._param, self._state = local(param), state
+        self.step = state["step"].item() + 1
         self._plain = self._param.resolve_conj()  # a copy where it is a conjugated view
         self._real = reals(self._plain)
-        self.wide = read_wide(self._real, self._state)
+        self.wide = read_wide(self._real, state)
         grad = reals(local(param.grad)).to(self.wide.dtype)
         self.grad = grad if grad_factor == 1 else grad * grad_factor
-        self.lists = {key: read_list(self._param, self._state, key) for key in opt.state_lists}
+        self.states = {
+            key: read_list(self._param, state, key, kind) for key, kind in rule.states.items()
+        }
+
+    def statistic(self) -> Tensor:
+        """What the rule's statistic is in the step. Changes nothing."""
+        assert isinstance(self.rule, MeasuredRule)
+        return self.rule.statistic(
+            self.wide, self.grad, self.states, self.group, step=self.step
+        )
+
+
+class Update(Numbers):
+    """A parameter's next step: the numbers that equations change, and how they are kept."""
+
+    def __init__(self, *arguments: Any, ordinal: int, grad_factor: float) -> None:
+        """Count the step. ordinal: the parameter's place among all of the optimizer's."""
+        super().__init__(*arguments, grad_factor=grad_factor)
+        self._ordinal = ordinal
+        self._state["step"] += 1
 
     def keep_states(self) -> None:
         """Write the states, and let go of their numbers and the gradient's."""
-        for key, numbers in self.lists.items():
-            write_list(self._param, self._state, key, numbers)
-        del self.lists, self.grad
+        for key, kind in self.rule.states.items():
+            write_list(self._param, self._state, key, kind, self.states[key])
+        del self.states, self.grad
 
     def keep_value(self) -> None:
-        param, rows_first = self._param, self._opt.projects_rows
+        param, rows_first = self._param, self.rule.projects_rows
         random = None
         if options.rounds_stochastically(param, self.group):
             shard = shard_of(self.whole, rows_first)
@@ -65,17 +75,14 @@ class Update:
         if self._plain is not param:
             param.copy_(self._plain)
 
-
-def make(opt: PlannedOptimizer, update: Update) -> Tensor | None:
-    """Make a step; return what its rule observes (the friction)."""
-    observed = opt._reference_update(
-        update.wide,
-        update.grad,
-        update.lists,
-        update.group,
-        step=update.step,
-        whole=update.whole,
-    )
-    update.keep_states()
-    update.keep_value()
-    return observed
+    def make(self) -> None:
+        self.rule.update(
+            self.wide,
+            self.grad,
+            self.states,
+            self.group,
+            step=self.step,
+            is_matrix=self.whole.dim() > 1,
+        )
+        self.keep_states()
+        self.keep_value()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -161,7 +161,6 @@ class GradientRelease:
         self._handles: list[Any] = [opt.register_step_pre_hook(self._before_step)]
         self._handles += [param.register_post_accumulate_grad_hook(on_gradient) for param in params]
         opt._released = self
-        opt._plan = None  # its statistics are of other steps
 
     def remove(self) -> None:
         """End the release: backward() leaves gradients again, and opt.step() makes the steps."""
@@ -171,11 +170,6 @@ class GradientRelease:
         self._plans.clear()
         if self._opt._released is self:
             self._opt._released = None
-
-    def plans(self) -> Iterator[tuple[int, StepPlan]]:
-        """What stepped the parameters: each one's plan and its group."""
-        for param, plan in self._plans.items():
-            yield self._places[param].group, plan
 
     def _before_step(self, opt: PlannedOptimizer, args: object, kwargs: object) -> None:
         problem = _why_not(opt, opt.param_groups)

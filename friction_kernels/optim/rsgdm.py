@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
+from friction_kernels.optim.rule import Rule
 
 _DOC = """Momentum corrected by its own change.
 
@@ -69,14 +70,60 @@ _DOC = """Momentum corrected by its own change.
     """
 
 
+class RSGDMRule(Rule):
+    name = "rsgdm"
+    states_of = "rsgdm"
+
+    def check_group(self, group: Mapping[str, Any]) -> None:
+        checks.check_number("lr", group["lr"])
+        checks.check_number("momentum", group["momentum"], below=1.0)
+        checks.check_number("weight_decay", group["weight_decay"])
+        for flag in ("decoupled_weight_decay", "maximize"):
+            checks.check_choice(flag, group[flag], (False, True))
+
+    def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        own = {name: group[name] for name in ("lr", "momentum", "weight_decay", "maximize")}
+        return {**own, "decoupled": group["decoupled_weight_decay"]}
+
+    def update(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        states: Mapping[str, Tensor],
+        group: Mapping[str, Any],
+        *,
+        step: float,
+        is_matrix: bool,
+    ) -> None:
+        # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
+        # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
+        m = states["momentum_buffer"]
+        equations.rsgdm(
+            param,
+            grad,
+            m,
+            torch.zeros_like(m),
+            m.clone(),
+            lr=float(group["lr"]),
+            momentum=float(group["momentum"]),
+            weight_decay=float(group["weight_decay"]),
+            decoupled=group["decoupled_weight_decay"],
+            maximize=group["maximize"],
+        )
+
+    def understood(self, state_dict: dict[str, Any], class_name: str) -> dict[str, Any]:
+        if any("dampening" in group for group in state_dict["param_groups"]):
+            return _from_sgd(state_dict)
+        return state_dict
+
+
 class RSGDM(PlannedOptimizer):
     __doc__ = _DOC.format(
         shared_args=options.ARGS,
         extra_states=options.EXTRA_STATES,
     )
 
-    rule = "rsgdm"
-    state_lists: ClassVar[dict[str, bool]] = {"momentum_buffer": True}
+    rule = RSGDMRule()
 
     def __init__(
         self,
@@ -98,47 +145,6 @@ class RSGDM(PlannedOptimizer):
         backend: Backend = "auto",
     ) -> None:
         super().__init__(params, options.given(locals()))
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        checks.check_number("lr", group["lr"])
-        checks.check_number("momentum", group["momentum"], below=1.0)
-        checks.check_number("weight_decay", group["weight_decay"])
-        for flag in ("decoupled_weight_decay", "maximize"):
-            checks.check_choice(flag, group[flag], (False, True))
-
-    def _understood(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        if any("dampening" in group for group in state_dict["param_groups"]):
-            return _from_sgd(state_dict)
-        return state_dict
-
-    def _settings(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {**group, "decoupled": group["decoupled_weight_decay"]}
-
-    def _reference_update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        lists: dict[str, Tensor],
-        group: dict[str, Any],
-        *,
-        step: float,
-        whole: Tensor,
-    ) -> None:
-        # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
-        # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
-        m = lists["momentum_buffer"]
-        equations.rsgdm(
-            param,
-            grad,
-            m,
-            torch.zeros_like(m),
-            m.clone(),
-            lr=float(group["lr"]),
-            momentum=float(group["momentum"]),
-            weight_decay=float(group["weight_decay"]),
-            decoupled=group["decoupled_weight_decay"],
-            maximize=group["maximize"],
-        )
 
 
 def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,12 @@ from torch import Tensor
 from friction_kernels import equations
 from friction_kernels.flattened import is_flattened, stretch_of
 from friction_kernels.optim.reference import Update
+from friction_kernels.optim.rule import ProjectedRule, Rule
 from friction_kernels.optim.states import count_of_reals
 from friction_kernels.shards import all_reduce, sharding_groups
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-    from friction_kernels.optim.base import PlannedOptimizer
-    from friction_kernels.optim.friction_adam import FrictionAdamP
 
 
 def is_spread(param: Tensor) -> bool:
@@ -30,9 +28,9 @@ def is_spread(param: Tensor) -> bool:
     return param.dim() > 1 and bool(sharding_groups(param))
 
 
-def why_not_flattened(opt: PlannedOptimizer, param: Tensor) -> str | None:
-    """Why an optimizer cannot update a parameter of FSDP1; None where it can."""
-    if not opt.projects_rows or not is_flattened(param) or param.dim() > 1:
+def why_not_flattened(rule: Rule, param: Tensor) -> str | None:
+    """Why a rule cannot update a parameter of FSDP1; None where it can."""
+    if not rule.projects_rows or not is_flattened(param) or param.dim() > 1:
         return None  # more dimensions: nobody cut it
     stretch = stretch_of(param)
     if stretch is not None and stretch.dims <= 1:
@@ -48,17 +46,16 @@ class Direction(NamedTuple):
 
     update: Update
     u: Tensor
-    friction: Tensor
     sums: Tensor  # of p.g, p.p, g.g and p.u of each row that has a part here
 
 
-def make_together(opt: FrictionAdamP, updates: Iterable[Update]) -> list[Tensor]:
-    """Make the steps of spread matrices; return the friction of each.
+def make_together(rule: ProjectedRule, updates: Iterable[Update]) -> None:
+    """Make the steps of spread matrices.
 
     Every process that holds a part of one must call it, with the same matrices in the same order. All
     directions live until the last sum is there.
     """
-    directions = [_direction(opt, update) for update in updates]
+    directions = [_direction(rule, update) for update in updates]
     wholes = [direction.update.whole for direction in directions]
     of_rows = _sum_over(
         [direction.sums for direction in directions],
@@ -73,27 +70,14 @@ def make_together(opt: FrictionAdamP, updates: Iterable[Update]) -> list[Tensor]
     )
     for direction, rows, numbers in zip(directions, of_rows, of_all, strict=True):
         _finish(direction, rows, failing=numbers[0], total=numbers[1:])
-    return [direction.friction for direction in directions]
 
 
-def _direction(opt: FrictionAdamP, update: Update) -> Direction:
-    options = opt._equation_options(update.group)
-    del options["lr"], options["weight_decay"]
-    u, friction = equations.friction_direction(
-        update.wide,
-        update.grad,
-        update.lists["exp_avg"],
-        update.lists["exp_avg_sq"],
-        update.lists["prev_grad"],
-        update.step,
-        coupled_decay=0.0,
-        nesterov=update.group["nesterov"],
-        **options,
-    )
+def _direction(rule: ProjectedRule, update: Update) -> Direction:
+    u = rule.direction(update.wide, update.grad, update.states, update.group, step=update.step)
     p, g, u_rows = (t.flatten(start_dim=1).double() for t in (update.wide, update.grad, u))
     sums = torch.stack([(a * b).sum(dim=1) for a, b in ((p, g), (p, p), (g, g), (p, u_rows))])
     update.keep_states()
-    return Direction(update, u, friction, sums)
+    return Direction(update, u, sums)
 
 
 def _sum_over(parts: list[Tensor], processes: list[tuple[ProcessGroup, ...]]) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,16 +14,12 @@ from friction_kernels.optim.companions import join, split
 from friction_kernels.optim.options import COMPANION_NAMES, PACKED
 from friction_kernels.optim.packed import PACKED_SHAPE, pack, packed_size, threshold_of, unpack
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
+from friction_kernels.optim.rule import Rule, StateKind
 from friction_kernels.optim.walk import Walk
-
-if TYPE_CHECKING:
-    from friction_kernels.optim.base import PlannedOptimizer
 
 # In which order packed states walk their parameter, where that is not a contiguous tensor's.
 ORDER = "packed_order"
 NOTES = (PACKED_SHAPE, ORDER)  # what a state has beside its tensors
-_UNSIGNED = ("exp_avg_sq",)
-COPIES = ("prev_grad",)  # no averages, and known to start at zero
 
 
 def reals(tensor: Tensor) -> Tensor:
@@ -38,36 +34,39 @@ def count_of_reals(tensor: Tensor) -> int:
 # State lists.
 
 
-def read_list(param: Tensor, state: Mapping[str, Any], key: str) -> Tensor:
+def read_list(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
     """A state's real numbers in float32 at least; the state's own memory where it is kept so."""
     value: Tensor = state[key]
     if value.dtype != PACKED:
         value = reals(value)
         return value.to(torch.promote_types(value.dtype, torch.float32))
-    flat = unpack(value, count_of_reals(param), signed=key not in _UNSIGNED)
+    flat = unpack(value, count_of_reals(param), signed=not kind.non_negative)
     shape = (*param.shape, 2) if param.is_complex() else param.shape
     return _walk_of_packed(param, state).unflatten(flat, shape)
 
 
-def write_list(param: Tensor, state: Mapping[str, Any], key: str, numbers: Tensor) -> None:
+def write_list(
+    param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind, numbers: Tensor
+) -> None:
     """Keep numbers that came from `read_list` and that a step changed."""
     value = state[key]
     if value.dtype == PACKED:
-        threshold = 0.5 if key in COPIES else threshold_of(int(state["step"].item()))
+        is_average = kind.at_least_float32
+        threshold = threshold_of(int(state["step"].item())) if is_average else 0.5
         flat = _walk_of_packed(param, state).flatten(numbers)
-        value.copy_(pack(flat, signed=key not in _UNSIGNED, threshold=threshold))
-    elif value.dtype == torch.bfloat16 and key not in COPIES:
+        value.copy_(pack(flat, signed=not kind.non_negative, threshold=threshold))
+    elif value.dtype == torch.bfloat16 and kind.at_least_float32:
         value.copy_(round_from(numbers, threshold_of(int(state["step"].item()))))
     elif reals(value).dtype != numbers.dtype:
         reals(value).copy_(numbers)
 
 
-def numbers_of(param: Tensor, state: Mapping[str, Any], key: str) -> Tensor:
+def numbers_of(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
     """A state as numbers of the parameter's shape: codes become float32, others stay as they are."""
     value: Tensor = state[key]
     if value.dtype != PACKED:
         return value
-    numbers = read_list(param, state, key)
+    numbers = read_list(param, state, key, kind)
     return torch.view_as_complex(numbers.contiguous()) if param.is_complex() else numbers
 
 
@@ -109,9 +108,10 @@ def write_wide(
 
 
 @dataclass(frozen=True)
-class Storage:
+class StateFormat:
     """How a group wants one parameter and its states to be kept."""
 
+    kinds: Mapping[str, StateKind]
     lists: dict[str, tuple[torch.dtype, bool]]  # type, and whether the group asks for it
     companion: tuple[str, torch.dtype] | None
     walk: Walk
@@ -120,21 +120,22 @@ class Storage:
     @classmethod
     def of(
         cls,
-        opt: PlannedOptimizer,
+        rule: Rule,
         param: Tensor,
         group: Mapping[str, Any],
         *,
         may_skip: bool = False,
-    ) -> Storage:
+    ) -> StateFormat:
         """may_skip: whether a step may turn out to be none, which only the parameter's device knows."""
         lists = {
-            key: options.state_type(param, group, key, wide=wide)
-            for key, wide in opt.state_lists.items()
+            key: options.state_type(param, group, key, wide=kind.at_least_float32)
+            for key, kind in rule.states.items()
         }
         return cls(
+            kinds=rule.states,
             lists=lists,
             companion=options.companion(param, group),
-            walk=Walk.of(param, opt.projects_rows),
+            walk=Walk.of(param, rule.projects_rows),
             counts_on_device=group["capturable"] or (may_skip and param.is_cuda),
         )
 
@@ -170,7 +171,7 @@ class Storage:
             if key not in state:
                 state[key] = self._zeros(param, dtype)
             elif not self._list_fits(param, state, key):
-                state[key] = self.keep(numbers_of(param, state, key), key)
+                state[key] = self.keep(numbers_of(param, state, key, self.kinds[key]), key)
         self.note_order(param, state)
 
     def note_order(self, param: Tensor, state: dict[str, Any]) -> None:
@@ -194,7 +195,8 @@ class Storage:
         if dtype != PACKED:
             return numbers.to(dtype)
         wide = torch.complex64 if numbers.is_complex() else torch.float32
-        return pack(self.walk.flatten(reals(numbers.to(wide))), signed=key not in _UNSIGNED)
+        flat = self.walk.flatten(reals(numbers.to(wide)))
+        return pack(flat, signed=not self.kinds[key].non_negative)
 
     def _bring_companion(self, param: Tensor, state: dict[str, Any]) -> None:
         """Give the parameter the companion it should have, in which its wide value lives on."""

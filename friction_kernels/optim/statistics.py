@@ -1,10 +1,11 @@
-"""What the friction does: mean and standard deviation of S at the last step."""
+"""What the friction does: mean and standard deviation of S in the step that is about to be made."""
 
 from __future__ import annotations
 
 import math
-from operator import add
 from typing import NamedTuple
+
+import torch
 
 from friction_kernels.equations import NEUTRAL_FRICTION
 from friction_kernels.optim.friction_adam import FrictionAdam
@@ -12,15 +13,25 @@ from friction_kernels.optim.planning import StepPlan
 
 
 class FrictionStats(NamedTuple):
-    """S over `count` elements of a group; `mean` and `std` are nan where none was stepped."""
+    """S over `count` elements of a group; `mean` and `std` are nan where none is to be stepped."""
 
     mean: float
     std: float
     count: int  # type: ignore[assignment]  # in the place of tuple.count
 
 
+@torch.no_grad()
 def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
-    """Mean and standard deviation of the friction S at the last step, for each parameter group.
+    """Mean and standard deviation of the friction S in the next step, for each parameter group.
+
+    Call it between backward() and step(): S is a function of the previous gradient and the one that is
+    about to be applied, with its clipping, loss scale, `maximize` and coupled decay. It is computed over
+    every element that has a gradient, in one launch that changes no parameter. (States that do not exist
+    yet are begun, at zero.)
+
+        loss.backward()
+        print(friction_stats(opt))
+        opt.step()
 
     S is 1/2 (sigmoid) or 1 (tanh) where friction does nothing. A standard deviation near zero says
     that it does nothing anywhere, which is usual for friction_input="product"; try "normalized".
@@ -28,56 +39,45 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     Source of S: arXiv 2408.11839; what is measured of it is this library's.
 
     Args:
-        opt: one of the friction optimizers, after at least one step.
+        opt: one of the friction optimizers. Where a torch.amp.GradScaler scaled the loss, call
+            scaler.unscale_(opt) first.
 
     Returns:
-        one FrictionStats(mean, std, count) for each group; a step that was skipped is over no element.
-
-    S needs the gradient that a step
-    replaces, so a native step leaves two sums for every eighth block of 2,048 elements (the first of
-    each tensor always), and the statistics are put together from them when asked for: they are exact
-    for tensors of up to 2,048 elements, and a sample of an eighth for larger ones. After a reference
-    step they are over all elements. Of parameters that are spread over processes, all of it is of this
-    process's parts.
+        one FrictionStats(mean, std, count) for each group; a step that will be skipped is over no element.
+        Of parameters that are spread over processes, all of it is of this process's parts, and all
+        processes must call it where a norm is taken over them. It waits for GPUs.
 
     Raises:
         TypeError: another optimizer, which has no friction.
-        RuntimeError: no step has been made yet.
+        RuntimeError: there is no gradient that is about to be applied, because none was computed, step()
+            has applied it already, or release_gradients applies each as it comes; or the step cannot be
+            made.
     """
     if not isinstance(opt, FrictionAdam):
         raise TypeError(
             f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer"
         )
-    plans = [] if opt._released is None else list(opt._released.plans())
-    if opt._plan is not None:
-        plans.append((0, opt._plan))
-    if not plans:
-        raise RuntimeError("friction_stats needs a step: call it after opt.step()")
-    sums = [(0, 0.0, 0.0)] * max(first + len(plan.choices) for first, plan in plans)
-    for first, plan in plans:
-        ours = _sums_of(plan, NEUTRAL_FRICTION[opt.friction])
-        for group, of_group in enumerate(ours, start=first):
-            sums[group] = tuple(map(add, sums[group], of_group))
-    return [_stats(NEUTRAL_FRICTION[opt.friction], *group) for group in sums]
+    opt._check_step()
+    _check_gradients(opt)
+    opt._plan, sums = opt._with_plan(StepPlan.statistics, opt._plan, opt.param_groups)
+    return [_stats(NEUTRAL_FRICTION[opt.rule.friction], *group) for group in sums]
 
 
-def _sums_of(plan: StepPlan, neutral: float) -> list[tuple[int, float, float]]:
-    """Of each group: how many elements, the sum of S - neutral, and that of its squares."""
-    groups = len(plan.choices)
-    sums = [(0, 0.0, 0.0)] * groups
-    if plan.native is not None:
-        sums = plan.native.observations(groups)
-    if plan.reference:
-        for index, frictions in enumerate(plan.observed):
-            for s in frictions:
-                deviation = s.double() - neutral
-                count, total, square_total = sums[index]
-                sums[index] = (
-                    count + s.numel(),
-                    total + deviation.sum().item(),
-                    square_total + deviation.square().sum().item(),
-                )
-    return sums
+def _check_gradients(opt: FrictionAdam) -> None:
+    """Raise where there is no gradient that a step is yet to apply."""
+    if opt._released is not None:
+        raise RuntimeError(
+            "release_gradients applies each gradient as it comes, so that there is none between backward() "
+            "and step(); measure without the release"
+        )
+    if all(param.grad is None for group in opt.param_groups for param in group["params"]):
+        raise RuntimeError(
+            "there is no gradient: call friction_stats between backward() and step(), before zero_grad()"
+        )
+    if opt._applied is not None and opt._applied.is_still_there():
+        raise RuntimeError(
+            "step() has applied these gradients already: call friction_stats between backward() and step()"
+        )
 
 
 def _stats(neutral: float, count: int, total: float, square_total: float) -> FrictionStats:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,47 +16,24 @@ from torch import Tensor
 from friction_kernels.optim import checks
 from friction_kernels.optim.states import reals
 
-if TYPE_CHECKING:
-    from friction_kernels.optim.base import PlannedOptimizer
 
+class LossScale(NamedTuple):
+    """What torch.amp.GradScaler says of the gradients: float32 scalars, None where it says nothing."""
 
-class Demand(NamedTuple):
-    """What the groups and a GradScaler ask of a step."""
-
-    clips: bool
-    skips_nonfinite: bool
-    scaled: bool  # grad_scale or found_inf were set, as torch.amp.GradScaler does
+    grad_scale: Tensor | None  # what they were multiplied by
+    found_inf: Tensor | None  # not zero where the step must not be
 
     @classmethod
-    def of(cls, opt: PlannedOptimizer, groups: Iterable[Mapping[str, Any]]) -> Demand:
-        bounds = [group["max_grad_norm"] for group in groups if group["max_grad_norm"] is not None]
-        for bound in bounds:
-            checks.check_bound("max_grad_norm", bound)
-        return cls(
-            clips=bool(bounds),
-            skips_nonfinite=any(group["skip_nonfinite"] for group in groups),
-            scaled=_attribute(opt, "grad_scale") is not None
-            or _attribute(opt, "found_inf") is not None,
-        )
+    def of(cls, attributes: Mapping[str, Any]) -> LossScale:
+        """Of an optimizer's attributes, which GradScaler sets, and deletes after the step."""
+        return cls(*(_scalar(name, attributes.get(name)) for name in cls._fields))
 
     @property
-    def guarded(self) -> bool:
-        return self.clips or self.skips_nonfinite or self.scaled
-
-    @property
-    def may_skip(self) -> bool:
-        return self.skips_nonfinite or self.scaled
-
-    def counted(self, groups: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """Which groups' gradients the norm is of; only their being finite matters where none clips."""
-        if self.clips:
-            return [group["max_grad_norm"] is not None for group in groups]
-        return [self.skips_nonfinite] * len(groups)
+    def is_set(self) -> bool:
+        return self.grad_scale is not None or self.found_inf is not None
 
 
-def _attribute(opt: PlannedOptimizer, name: str) -> Tensor | None:
-    """A number that GradScaler sets, and deletes after the step."""
-    value = opt.__dict__.get(name)
+def _scalar(name: str, value: Any) -> Tensor | None:
     if value is None:
         return None
     if not isinstance(value, Tensor):
@@ -66,42 +43,64 @@ def _attribute(opt: PlannedOptimizer, name: str) -> Tensor | None:
     return value.float().reshape(())
 
 
+class Needs(NamedTuple):
+    """What a step needs to know of all gradients, as the groups and a GradScaler ask for it."""
+
+    clips: bool
+    skips_nonfinite: bool
+    is_scaled: bool
+
+    @classmethod
+    def of(cls, groups: Iterable[Mapping[str, Any]], loss_scale: LossScale) -> Needs:
+        bounds = [group["max_grad_norm"] for group in groups if group["max_grad_norm"] is not None]
+        for bound in bounds:
+            checks.check_bound("max_grad_norm", bound)
+        return cls(
+            clips=bool(bounds),
+            skips_nonfinite=any(group["skip_nonfinite"] for group in groups),
+            is_scaled=loss_scale.is_set,
+        )
+
+    @property
+    def anything(self) -> bool:
+        return any(self)
+
+    @property
+    def may_skip(self) -> bool:
+        return self.skips_nonfinite or self.is_scaled
+
+    def counted(self, groups: Sequence[Mapping[str, Any]]) -> list[bool]:
+        """Which groups' gradients the norm is of; only their being finite matters where none clips."""
+        if self.clips:
+            return [group["max_grad_norm"] is not None for group in groups]
+        return [self.skips_nonfinite] * len(groups)
+
+
 def square_sum(grad: Tensor) -> Tensor:
     """The sum of squares in float64."""
     norm: Tensor = torch.linalg.vector_norm(reals(grad), dtype=torch.float64)
     return norm.square()
 
 
-class Guard(NamedTuple):
-    """The numbers of one step."""
+class GradientScaling(NamedTuple):
+    """How one step's gradients are scaled, and whether it is a step at all."""
 
     squared: Tensor | None  # float64: the sum of squares of all gradients that count, as they came
-    grad_scale: Tensor | None  # float32: what they were multiplied by
-    found_inf: Tensor | None  # float32: not zero where the step must not be
+    loss_scale: LossScale
     skips_nonfinite: bool
-
-    @classmethod
-    def of(
-        cls, opt: PlannedOptimizer, demand: Demand, squared: Tensor | None, rest: Tensor | None
-    ) -> Guard:
-        """rest: the sum of squares of the gradients that do not count but must be finite, too."""
-        found_inf = _attribute(opt, "found_inf")
-        if rest is not None:
-            infinite = (~rest.isfinite()).float()
-            found_inf = infinite if found_inf is None else found_inf.to(rest.device) + infinite
-        return cls(squared, _attribute(opt, "grad_scale"), found_inf, demand.skips_nonfinite)
 
     def norm(self) -> Tensor:
         """Of the gradients that count, unscaled: a float32 scalar where their squares were summed."""
         assert self.squared is not None
         norm = self.squared.sqrt()
-        if self.grad_scale is not None:
-            norm = norm / self.grad_scale.to(norm.device)
+        if self.loss_scale.grad_scale is not None:
+            norm = norm / self.loss_scale.grad_scale.to(norm.device)
         return norm.float().reshape(())
 
     def skips(self) -> bool:
         """Whether the step must not be. Waits for the device."""
-        if self.found_inf is not None and self.found_inf.item() != 0:
+        found_inf = self.loss_scale.found_inf
+        if found_inf is not None and found_inf.item() != 0:
             return True
         if not self.skips_nonfinite:
             return False
@@ -110,7 +109,8 @@ class Guard(NamedTuple):
 
     def factor(self, max_norm: float | None) -> float:
         """What a group's gradients are multiplied by. Waits for the device."""
-        scale = 1.0 if self.grad_scale is None else self.grad_scale.item()
+        grad_scale = self.loss_scale.grad_scale
+        scale = 1.0 if grad_scale is None else grad_scale.item()
         if not 0 < scale < math.inf:
             raise ValueError(
                 f"grad_scale must be above 0 and finite, got {scale:g}; give the scale that the "
@@ -125,8 +125,8 @@ class Guard(NamedTuple):
     def on(self, device: int) -> tuple[int, Tensor | None, Tensor | None, Tensor | None, bool]:
         """For a native plan, on a CUDA device."""
         place = torch.device("cuda", device)
-        numbers = (self.squared, self.grad_scale, self.found_inf)
         squared, grad_scale, found_inf = (
-            None if n is None else n.to(place, non_blocking=True) for n in numbers
+            None if number is None else number.to(place, non_blocking=True)
+            for number in (self.squared, *self.loss_scale)
         )
         return device, squared, grad_scale, found_inf, self.skips_nonfinite

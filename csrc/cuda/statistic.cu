@@ -1,0 +1,15 @@
+#include "kernels.cuh"
+
+namespace friction::cuda {
+
+template <class Rule>
+void statistic(const Launch<Rule>& launch, Storage storage, const Target& target) {
+  with_kernels_for(storage, [&](auto type) {
+    launch_kernel("friction_stats", statistic_kernel<Launch<Rule>, decltype(type)>, launch,
+                  launch.chunks, kThreads, over_tensors(launch), target);
+  });
+}
+
+template void statistic(const Launch<FrictionAdam>&, Storage, const Target&);
+
+}  // namespace friction::cuda
