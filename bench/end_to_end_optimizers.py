@@ -37,7 +37,7 @@ class Entrant:
 
 
 def with_friction(kind: type, **options) -> Entrant:
-    factor = 1 / NEUTRAL_FRICTION[kind.friction]
+    factor = 1 / NEUTRAL_FRICTION[kind.rule.friction]
     return Entrant(partial(kind, weight_decay=DECAY / factor, **options), True, factor)
 
 

@@ -75,9 +75,9 @@ class Recorder:
 def elements_of(parameter: Tensor, step: int, optimizer: FrictionAdam) -> dict[str, Tensor]:
     """S over its value without friction, the steps with and without friction, and both inputs x."""
     (group,) = optimizer.param_groups
-    neutral = NEUTRAL_FRICTION[optimizer.friction]
+    neutral = NEUTRAL_FRICTION[optimizer.rule.friction]
     options = {key: group[key] for key in ("betas", "eps", "friction_input", "maximize")}
-    options |= {"coupled_decay": 0.0, "friction": optimizer.friction}
+    options |= {"coupled_decay": 0.0, "friction": optimizer.rule.friction}
     p, g = parameter.double(), parameter.grad.double()
 
     def states() -> list[Tensor]:

@@ -86,7 +86,7 @@ def recorder_of(job: Job) -> Recorder:
 def training(job: Job) -> dict[str, Any]:
     begin = time.perf_counter()
     kind = KINDS[job.friction]
-    beta3 = job.beta3 / NEUTRAL_FRICTION[kind.friction]
+    beta3 = job.beta3 / NEUTRAL_FRICTION[kind.rule.friction]
     entrant = with_friction(kind, friction_input=job.friction_input, beta3=beta3)
     recorder = recorder_of(job)
     trained = train(job.task, partial(entrant.build, rate=job.rate), job.seed, job.steps, recorder)

@@ -3,7 +3,7 @@
 #include <pybind11/stl.h>
 
 #include "launches.h"
-#include "python/adamp_plan.h"
+#include "python/rule_plan.h"
 
 namespace py = pybind11;
 using namespace friction;
@@ -189,5 +189,4 @@ PYBIND11_MODULE(_native, m) {
       .def("__enter__", [](const Reading& self) { return problem_or_none(self.problem()); })
       .def("__exit__", [](Reading& self, const py::args&) { self.end(); });
   bind_rules(m, Rules());
-  bind_plan<FrictionAdam, AdamPPlan>(m, "friction_adamp");
 }

@@ -1,7 +1,7 @@
-// Every rule that updates elements one by one. The drivers, the plans and the bindings are made
-// from this list; AdamP (rules/adamp.h) adds its projection to the first.
+// Every rule. The drivers, the plans and the bindings are made from this list.
 #pragma once
 
+#include "rules/adamp.h"
 #include "rules/friction_adam.h"
 #include "rules/rsgdm.h"
 
@@ -10,6 +10,6 @@ namespace friction {
 template <class... Rule>
 struct RuleList {};
 
-using Rules = RuleList<FrictionAdam, Rsgdm>;
+using Rules = RuleList<FrictionAdam, FrictionAdamP, Rsgdm>;
 
 }  // namespace friction

@@ -34,7 +34,7 @@ struct TensorEntry {
   int64_t first_chunk;  // chunks of all tensors before this one
   int32_t scalars;      // which (group, step) the update's scalars belong to
   float* step;          // where the device counts the steps; null: the host does
-  // Rows of a matrix that AdamP may project; 0 rows: never projected.
+  // Rows of a matrix that may be projected; 0 rows: never.
   int64_t rows, row_length;
   int64_t first_row;  // rows of all tensors before this one
 };

@@ -25,6 +25,16 @@ class Plan:
     @property
     def updated(self) -> list[Tensor]: ...
 
+# Of a plan while it is entered: it gives what is wrong, or None.
+class Reading:
+    def __init__(
+        self, plan: Plan, state: dict[Tensor, Any], param_groups: list[dict[str, Any]]
+    ) -> None: ...
+    def __enter__(self) -> tuple[int, str] | None: ...
+    def __exit__(self, *args: object) -> None: ...
+
+_Guards = list[tuple[int, Tensor | None, Tensor | None, Tensor | None, bool]]
+
 class _RulePlan(Plan):
     settings: ClassVar[tuple[str, ...]]
     def __init__(
@@ -35,24 +45,16 @@ class _RulePlan(Plan):
         keep: list[Tensor],
     ) -> None: ...
     def step(
-        self,
-        state: dict[Tensor, Any],
-        param_groups: list[dict[str, Any]],
-        settings: list[list[float | Tensor]],
-        threads: int,
-        guards: list[tuple[int, Tensor | None, Tensor | None, Tensor | None, bool]] = ...,
+        self, settings: list[list[float | Tensor]], threads: int, guards: _Guards = ...
     ) -> tuple[int, str] | None: ...
     def squared_norm(
-        self,
-        state: dict[Tensor, Any],
-        param_groups: list[dict[str, Any]],
-        counted: list[bool],
-        targets: list[tuple[int, Tensor]],
-        threads: int,
+        self, counted: list[bool], targets: list[tuple[int, Tensor]], threads: int
     ) -> tuple[int, str] | None: ...
 
 class _FrictionPlan(_RulePlan):
-    def observations(self, groups: int) -> list[tuple[int, float, float]]: ...
+    def statistics(
+        self, settings: list[list[float | Tensor]], threads: int, guards: _Guards = ...
+    ) -> tuple[list[tuple[int, float, float]], tuple[int, str] | None]: ...
 
 # By the names of the rules.
 class friction_adam(_FrictionPlan): ...  # noqa: N801

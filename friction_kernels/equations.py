@@ -66,7 +66,7 @@ def next_friction(
     g = _gradient(
         param, grad.to(_arithmetic(param)), maximize=maximize, coupled_decay=coupled_decay
     )
-    v = beta2 * exp_avg_sq + (1 - beta2) * g * g
+    v: Tensor = beta2 * exp_avg_sq + (1 - beta2) * g * g
     return friction_factor(g, v, prev_grad, step, beta2=beta2, **friction_options)
 
 
@@ -100,7 +100,7 @@ def friction_direction(
     options = {"beta2": beta2, "beta3": beta3, "eps": eps, **friction_options}
     s = friction_factor(g, exp_avg_sq, prev_grad, step, **options)
     prev_grad.copy_(g)
-    return s * adam
+    return adam * s
 
 
 def friction_adam(

@@ -98,10 +98,10 @@ def describe(tensors: list[list[Tensor]], *, steps=None, group_steps=None, matri
 
 def settings_array(opt) -> np.ndarray:
     """Each group's settings in the order of the rule."""
-    names = opt._plan.settings
-    guarded = {"grad_factor": 1.0, "max_norm": math.inf}
+    names = opt._plan.native.settings
+    scaled = {"grad_factor": 1.0, "max_norm": math.inf, "seed": 0}
     rows = [
-        [float((opt._settings(group) | guarded)[name]) for name in names]
+        [float((opt.rule.settings(group) | scaled)[name]) for name in names]
         for group in opt.param_groups
     ]
     return np.array(rows, dtype=np.float64)

@@ -6,14 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from friction_kernels import backends
+from friction_kernels import OPTIMIZERS, backends
 
 BLOCK, CHUNK = 256, 2048  # kBlock of csrc/packed.h, kChunk of csrc/tensor_table.h
-STATES = {
-    "friction_adam": ("exp_avg", "exp_avg_sq", "prev_grad"),
-    "friction_adamp": ("exp_avg", "exp_avg_sq", "prev_grad"),
-    "rsgdm": ("momentum_buffer",),
-}
+STATES = {cls.rule.name: tuple(cls.rule.states) for cls in OPTIMIZERS.values()}
 SETTINGS = {
     "lr": 1e-2,
     "beta1": 0.9,
@@ -127,7 +123,8 @@ class Driven:
         settings = [
             [float({**SETTINGS, **group}[name]) for name in self.plan.settings] for group in groups
         ]
-        return self.plan.step(self.state, self.param_groups, settings, threads, list(guards))
+        with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
+            return problem or self.plan.step(settings, threads, list(guards))
 
     def lists(self) -> list[Tensor]:
         """Everything a step may change."""

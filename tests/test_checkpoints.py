@@ -100,7 +100,8 @@ def check_numbers(param, state, twin, loaded, state_dtype):
             assert loaded[key].dtype == torch.bfloat16
         elif kind == "fp32":
             assert loaded[key].dtype == torch.float32
-        was, now = read_list(param, state, key), read_list(twin, loaded, key)
+        how = SigSignAdamW.rule.states[key]
+        was, now = (read_list(p, s, key, how) for p, s in ((param, state), (twin, loaded)))
         error = error_of(state_dtype, key) if is_packed or kind != "8bit" else 0.0
         assert ((now - was).abs() <= error * was.abs().max()).all()
 
@@ -132,7 +133,9 @@ def test_a_state_dict_has_numbers_of_the_parameters_shapes(backend):
         assert set(saved[index]) == {"step", "exp_avg", "exp_avg_sq", "prev_grad", "residual"}
         for key in ("exp_avg", "exp_avg_sq", "prev_grad"):
             assert saved[index][key].dtype == torch.float32
-            assert torch.equal(saved[index][key], numbers_of(param, opt.state[param], key))
+            assert torch.equal(
+                saved[index][key], numbers_of(param, opt.state[param], key, opt.rule.states[key])
+            )
         assert all(saved[index][key].shape == param.shape for key in saved[index] if key != "step")
     assert opt.state[params[0]]["exp_avg"].dtype == torch.uint8  # the optimizer's own is left alone
 
@@ -294,9 +297,12 @@ def test_moments_of_adam_are_packed(source, backend):
     opt.load_state_dict(saved_and_loaded(theirs.state_dict()))
     for param, twin in zip(params, ours, strict=True):
         for key in ("exp_avg", "exp_avg_sq"):
-            was, now = theirs.state[param][key].float(), read_list(twin, opt.state[twin], key)
+            was, now = (
+                theirs.state[param][key].float(),
+                read_list(twin, opt.state[twin], key, opt.rule.states[key]),
+            )
             assert ((now - was).abs() <= was.abs().max() * ERRORS["8bit"]).all() and now.any()
-        assert not read_list(twin, opt.state[twin], "prev_grad").any()
+        assert not read_list(twin, opt.state[twin], "prev_grad", opt.rule.states["prev_grad"]).any()
     run(opt, ours, [3])
     assert all(state["step"] == 4 and "residual" in state for state in opt.state.values())
 

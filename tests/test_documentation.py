@@ -119,7 +119,7 @@ def test_methods_say_what_they_do_and_take(name):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_docstring_names_every_state(name):
     doc = OPTIMIZERS[name].__doc__
-    for state in ("step", *OPTIMIZERS[name].state_lists, "residual", "master"):
+    for state in ("step", *OPTIMIZERS[name].rule.states, "residual", "master"):
         assert f"`{state}`" in doc
 
 

@@ -51,7 +51,7 @@ def test_s_is_that_of_the_optimizer(kind, form, beta3):
     model, random = task.model(), torch.Generator().manual_seed(0)
     optimizer = kind(model.parameters(), lr=1e-2, friction_input=form, beta3=beta3)
     recorder = Recorder(steps=range(2, 6), kinds=[], inputs=False)
-    neutral = NEUTRAL_FRICTION[kind.friction]
+    neutral = NEUTRAL_FRICTION[kind.rule.friction]
     for step in range(1, 6):
         inputs, labels = task.batch(random)
         optimizer.zero_grad()

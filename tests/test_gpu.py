@@ -308,7 +308,7 @@ from friction_kernels import {name} as Cls
 p = torch.ones(3, 4, device="cuda", requires_grad=True)
 p.grad = torch.ones_like(p)
 opt = Cls([p], capturable=True, backend="native")
-keys = [k for k in opt.state_lists]
+keys = [k for k in opt.rule.states]
 opt.state[p] = {{"step": torch.zeros((), device="cuda"), **{{k: torch.zeros_like(p) for k in keys}}}}
 graph = torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):

@@ -139,7 +139,7 @@ class Twins:
             )
             state = {
                 key: random(case, case.grad_scale, generator).to(default_type(param, wide))
-                for key, wide in self.cls.state_lists.items()
+                for key, wide in self.cls.rule.states.items()
             }
             if "exp_avg_sq" in state:
                 squares = state["exp_avg_sq"]
@@ -237,7 +237,7 @@ def test_a_step_is_as_exact_as_plain_torch(example):
             continue
         assert o[0].dtype == case.dtype
         assert_as_good_as_plain("param", o[0], p[0], e[0], start, m[0], case.dtype)
-        for key in twins.cls.state_lists:
+        for key in twins.cls.rule.states:
             assert o[1][key].dtype == start_state[key].dtype
             assert_as_good_as_plain(
                 key, o[1][key], p[1][key], e[1][key], start_state[key], m[1][key], case.dtype
@@ -264,7 +264,7 @@ def native_steps(name: str, params, grads, group_of=None, steps: int = 3, **opti
     return [
         tensor
         for leaf in leaves
-        for tensor in (leaf.detach(), *(opt.state[leaf][key] for key in opt.state_lists))
+        for tensor in (leaf.detach(), *(opt.state[leaf][key] for key in opt.rule.states))
     ]
 
 

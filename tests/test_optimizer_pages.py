@@ -40,7 +40,7 @@ def assert_equations_are_those_of(name, equations, options):
         opt = cls([ours], **options)
         names = {**opt.defaults, "torch": torch, "project": projection(), "p": theirs}
         names.update(zip(("beta1", "beta2"), opt.defaults.get("betas", ()), strict=False))
-        names.update({state: torch.zeros_like(theirs) for state in cls.state_lists})
+        names.update({state: torch.zeros_like(theirs) for state in cls.rule.states})
         for step in range(1, 5):
             gradient = torch.randn(shape, dtype=torch.float64)
             ours.grad = gradient

@@ -46,7 +46,7 @@ class Case:
 @st.composite
 def cases(draw):
     name = draw(st.sampled_from(sorted(OPTIMIZERS)))
-    states = OPTIMIZERS[name].state_lists
+    states = OPTIMIZERS[name].rule.states
     kept = {
         "master": draw(st.sampled_from([None, None, "split", "split8", "fp32"])),
         "seed": draw(st.sampled_from([0, 2**40 + 5])),
@@ -94,14 +94,17 @@ def exact_step(case: Case, param: Tensor, opt, magnitude: bool = False) -> Exact
     """One step by the equations; magnitude: from absolute values, so that no terms cancel."""
     state = opt.state[param]
     wide = read_wide(param.detach(), state).double().clone()
-    lists = {key: read_list(param, state, key).double().clone() for key in opt.state_lists}
+    lists = {
+        key: read_list(param, state, key, kind).double().clone()
+        for key, kind in opt.rule.states.items()
+    }
     grad = param.grad.double() * clipping_factor(case, param.grad)
     [group] = opt.param_groups
     if magnitude:
         wide, grad = wide.abs(), grad.abs()
         lists = {key: value.abs() for key, value in lists.items()}
         group = {**group, "maximize": False, "delta": 0.0}
-    opt._reference_update(wide, grad, lists, group, step=float(case.step), whole=param)
+    opt.rule.update(wide, grad, lists, group, step=float(case.step), is_matrix=param.dim() > 1)
     return Exact(wide, lists)
 
 
@@ -114,7 +117,7 @@ def clipping_factor(case: Case, grad: Tensor) -> float:
 
 def near_adamps_bounds(case: Case, param: Tensor, opt) -> bool:
     """Near |cos| = delta / sqrt(len) rounding may decide either way; such a case proves nothing."""
-    if not opt.projects_rows or param.dim() < 2:
+    if not opt.rule.projects_rows or param.dim() < 2:
         return False
     value = read_wide(param.detach(), opt.state[param]).double()
     for rows in (param.shape[0], 1):
@@ -188,10 +191,13 @@ def check(case: Case, backend: str) -> None:
     if near_adamps_bounds(case, param, opt):
         return
     exact, magnitude = (exact_step(case, param, opt, absolute) for absolute in (False, True))
-    state, walk = opt.state[param], Walk.of(param, opt.projects_rows)
+    state, walk = opt.state[param], Walk.of(param, opt.rule.projects_rows)
     before = Exact(
         read_wide(param.detach(), state).double().clone(),
-        {key: read_list(param, state, key).double().clone() for key in opt.state_lists},
+        {
+            key: read_list(param, state, key, kind).double().clone()
+            for key, kind in opt.rule.states.items()
+        },
     )
     opt.step()
     assert state["step"] == case.step
@@ -199,7 +205,7 @@ def check(case: Case, backend: str) -> None:
         dtype = state[key].dtype
         assert_between(
             key,
-            read_list(param, state, key).double(),
+            read_list(param, state, key, opt.rule.states[key]).double(),
             partial(kept_list, key, dtype=dtype, walk=walk, step=case.step),
             before.lists[key],
             numbers,

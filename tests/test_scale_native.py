@@ -21,6 +21,9 @@ from friction_kernels.optim.states import PACKED, read_list, read_wide, reals
 from friction_kernels.optim.walk import Walk
 
 CHUNK, BLOCK = 2048, 256  # kChunk and kBlock of csrc
+KINDS_OF_STATES = {
+    key: kind for cls in OPTIMIZERS.values() for key, kind in cls.rule.states.items()
+}
 AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 shapes = st.one_of(
@@ -65,7 +68,7 @@ def problems(draw):
     kept = draw(st.fixed_dictionaries(KEPT))
     if kept["master"] is not None:
         kept["rounding"] = "nearest"
-    states = OPTIMIZERS[name].state_lists
+    states = OPTIMIZERS[name].rule.states
     kept["state_dtype"] = draw(
         st.one_of(state_types, st.fixed_dictionaries({state: state_types for state in states}))
     )
@@ -117,7 +120,9 @@ class Twin:
     def __init__(self, opt, name, options, param):
         state = opt.state[param]
         wide = torch.promote_types(param.dtype, torch.float32)
-        self.numbers = {key: read_list(param, state, key).clone() for key in opt.state_lists}
+        self.numbers = {
+            key: read_list(param, state, key, kind).clone() for key, kind in opt.rule.states.items()
+        }
         value = param.detach() if param.is_complex() else read_wide(param.detach(), state)
         self.param = torch.nn.Parameter(value.clone(memory_format=torch.preserve_format).to(wide))
         self.opt = OPTIMIZERS[name]([self.param], backend="native", **options)
@@ -162,14 +167,14 @@ def test_native_steps_are_exact_formats_around_the_plain_kernel(problem):
     finally:
         _native.use_instruction_set(_native.instruction_sets()[-1])
     for ordinal, (twin, param) in enumerate(zip(twins, params, strict=True)):
-        state, walk = opt.state[param], Walk.of(param, opt.projects_rows)
+        state, walk = opt.state[param], Walk.of(param, opt.rule.projects_rows)
         assert state["step"] == step + 1
         # A clipped norm is summed in another order here, so its last bits may differ.
         exact = factor == 1.0
-        for key in opt.state_lists:
+        for key in opt.rule.states:
             check_list(param, state, key, twin.list(key), walk, step + 1, exact)
-        packed = any(state[key].dtype == PACKED for key in opt.state_lists)
-        if opt.projects_rows and packed:
+        packed = any(state[key].dtype == PACKED for key in opt.rule.states)
+        if opt.rule.projects_rows and packed:
             exact = False  # rows' sums are taken in another order
         key = RandomKey(kept["seed"], step + 1, ordinal)
         random_key = key if kept["rounding"] == "stochastic" else None
@@ -183,7 +188,7 @@ def check_list(param, state, key, wide, walk, step, exact):
         expected = pack(walk.flatten(wide), signed=key != "exp_avg_sq", threshold=threshold)
         if exact:
             assert torch.equal(value, expected), key
-        numbers = read_list(param, state, key)
+        numbers = read_list(param, state, key, KINDS_OF_STATES[key])
         largest = wide.abs().max() if wide.numel() else 0.0
         torch.testing.assert_close(numbers, wide, rtol=0.05, atol=0.02 * float(largest))
     elif exact and value.dtype == torch.bfloat16 and key in AVERAGES:

@@ -305,7 +305,7 @@ def test_state_of_adamw_goes_on_as_adamw_would(kind, as_number, backend):
 
 
 @pytest.mark.parametrize("kind", ADAMW_STATES)
-@pytest.mark.parametrize("name", [name for name in FRICTION if OPTIMIZERS[name].decoupled])
+@pytest.mark.parametrize("name", [name for name in FRICTION if OPTIMIZERS[name].rule.decoupled])
 def test_state_of_adamw_is_taken_over_and_the_friction_starts_at_rest(name, kind):
     params, adamw = ADAMW_STATES[kind]()
     ours = copies(params)

@@ -58,6 +58,11 @@ FRICTION_INLINE Rounding rounding_of(const StepScalars<Rule>& s, const TensorEnt
   return {s.key_of(t), s.threshold()};
 }
 
+template <class Rule>
+constexpr auto all_lists() {
+  return std::make_index_sequence<Rule::kLists>();
+}
+
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
@@ -83,7 +88,7 @@ FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], int64_t co
   for (int64_t i = 0; i < count; ++i) {
     T x[] = {local[kList][i]...};
     Rule::template update<kVariant>(x, s);
-    ((Rule::kWrites[kList] ? void(local[kList][i] = x[kList]) : void()), ...);
+    ((is_written(kList) ? void(local[kList][i] = x[kList]) : void()), ...);
   }
 }
 
@@ -98,8 +103,7 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
     const int64_t length = count - done < most ? count - done : most;
     if (buffers) stage.look_ahead(t, begin + done + most, most);
     stage.load(t, begin + done, length);
-    update_elements<Rule, kVariant>(stage.x, length, scalars,
-                                    std::make_index_sequence<Rule::kLists>());
+    update_elements<Rule, kVariant>(stage.x, length, scalars, all_lists<Rule>());
     stage.store(t, begin + done, length, rounding);
   }
 }
@@ -147,20 +151,12 @@ void statistic(const StatisticRegion<Rule>& r, int64_t first, int64_t last) {
       T values[kChunk];
       stage.load(t, begin, count);
       find_statistics<Rule, decltype(variant)::value>(stage.x, values, count, scalars_of<T>(s),
-                                                      std::make_index_sequence<Rule::kLists>());
+                                                      all_lists<Rule>());
       r.of_chunk[chunk] = {lane_sum<T>(count, [&](int64_t i) { return values[i]; }),
                            lane_sum<T>(count, [&](int64_t i) { return values[i] * values[i]; })};
     });
     ++chunk;
   });
-}
-
-template <class Rule>
-constexpr Kernel<StatisticRegion<Rule>> statistic_of() {
-  if constexpr (Rule::kHasStatistic)
-    return statistic<Rule>;
-  else
-    return nullptr;
 }
 
 // Calls visit(row, begin, end) for every part of a row among the elements [begin, end).
@@ -192,33 +188,33 @@ void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
   });
 }
 
-using Adam = FrictionAdam;
-
-// AdamP, first pass: sums what the decision needs of each row.
-template <class T>
-void reduce_chunk(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end) {
-  Stage<T, Adam, 2> stage;  // parameter and gradient
+// A projection, first pass: sums what the decision needs of each row.
+template <class Rule, class T>
+void reduce_chunk(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t begin, int64_t end) {
+  Stage<T, Rule, 2> stage;  // parameter and gradient
   stage.load(t, begin, end - begin);
   for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
-    const T *p = stage.x[Adam::kParam] + (row_begin - begin),
-            *g = stage.x[Adam::kGrad] + (row_begin - begin);
+    const T *p = stage.x[Rule::kParam] + (row_begin - begin),
+            *g = stage.x[Rule::kGrad] + (row_begin - begin);
     const int64_t count = row_end - row_begin;
     RowSums& sums = r.slots[row_slot(t, row, begin)];
     sums = {dot(p, g, count), dot(p, p, count), dot(g, g, count)};
   });
 }
 
-void adamp_reduce(const ProjectedRegion& r, int64_t first, int64_t last) {
+template <class Rule>
+void reduce(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     if (t.rows == 0) return;
     if (t.dtype[0] == DType::kFloat64)
-      reduce_chunk<double>(r, t, begin, end);
+      reduce_chunk<Rule, double>(r, t, begin, end);
     else
-      reduce_chunk<float>(r, t, begin, end);
+      reduce_chunk<Rule, float>(r, t, begin, end);
   });
 }
 
-RowSums row_sums(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
+template <class Rule>
+RowSums row_sums(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t row) {
   const int64_t begin = row * t.row_length, last_element = begin + t.row_length - 1;
   RowSums sums;
   for (int64_t chunk = begin / kChunk; chunk <= last_element / kChunk; ++chunk)
@@ -227,41 +223,41 @@ RowSums row_sums(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
 }
 
 // The direction of each of the staged elements, which changes nothing.
-template <int kVariant, class T>
-void find_directions(const Stage<T, Adam>& stage, int64_t count, const Adam::Scalars<T> s,
-                     T* directions) {
-  const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad],
-          *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
-          *prev_grad = stage.x[Adam::kPrevGrad];
+template <class Rule, int kVariant, class T, size_t... kList>
+void find_directions(T* const (&lists)[Rule::kLists], int64_t count,
+                     const typename Rule::template Scalars<T> s, T* directions,
+                     std::index_sequence<kList...>) {
+  const T* const local[] = {lists[kList]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]};
-    directions[i] = Adam::direction<kVariant>(x, s);
+    T x[] = {local[kList][i]...};
+    directions[i] = Rule::template direction<kVariant>(x, s);
   }
 }
 
 // parameter . direction of the elements [begin, end).
-template <int kVariant, class T>
+template <class Rule, int kVariant, class T>
 double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
-                       const Adam::Scalars<T>& scalars) {
-  Stage<T, Adam> stage;
+                       const typename Rule::template Scalars<T>& scalars) {
+  Stage<T, Rule> stage;
   T directions[kChunk];
   double sum = 0;
   for (; begin < end; begin += kChunk) {
     const int64_t count = end - begin < kChunk ? end - begin : kChunk;
     stage.load(t, begin, count);
-    find_directions<kVariant>(stage, count, scalars, directions);
-    sum += dot(stage.x[Adam::kParam], directions, count);
+    find_directions<Rule, kVariant>(stage.x, count, scalars, directions, all_lists<Rule>());
+    sum += dot(stage.x[Rule::kParam], directions, count);
   }
   return sum;
 }
 
-// AdamP, between the passes: one item is one tensor. Few tensors are projected as a whole, so that
+// Between the passes: one item is one tensor. Few tensors are projected as a whole, so that
 // one worker may sum param . direction for all of it.
-void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
+template <class Rule>
+void decide(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   for (int64_t index = first; index < last; ++index) {
     const TensorEntry& t = r.table.tensors[index];
-    const StepScalars<Adam>& s = r.scalars[t.scalars];
+    const StepScalars<Rule>& s = r.scalars[t.scalars];
     bool rows_pass = t.rows > 0;
     RowSums whole;
     for (int64_t row = 0; row < t.rows; ++row) {
@@ -276,10 +272,10 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
     } else if (t.rows > 0 &&
                nearly_orthogonal(whole, double(t.numel), s.settings.delta, s.settings.eps)) {
       decision.kind = ProjectionDecision::kTensor;
-      with_instance<Adam>(t, s, [&](auto* type, auto variant) {
+      with_instance<Rule>(t, s, [&](auto* type, auto variant) {
         using T = std::remove_pointer_t<decltype(type)>;
         const double sum =
-            param_direction<decltype(variant)::value, T>(t, 0, t.numel, scalars_of<T>(s));
+            param_direction<Rule, decltype(variant)::value, T>(t, 0, t.numel, scalars_of<T>(s));
         decision.coefficient = projection_coefficient(whole.param_param, sum, s.settings.eps);
       });
     }
@@ -287,19 +283,16 @@ void adamp_decide(const ProjectedRegion& r, int64_t first, int64_t last) {
 }
 
 // Advances the states of the staged elements and leaves each one's direction in `directions`.
-template <int kVariant, class T>
-FRICTION_INLINE void advance_states(const Stage<T, Adam>& stage, int64_t count,
-                                    const Adam::Scalars<T> s, T* directions) {
-  const T *param = stage.x[Adam::kParam], *grad = stage.x[Adam::kGrad];
-  T *exp_avg = stage.x[Adam::kExpAvg], *exp_avg_sq = stage.x[Adam::kExpAvgSq],
-    *prev_grad = stage.x[Adam::kPrevGrad];
+template <class Rule, int kVariant, class T, size_t... kList>
+FRICTION_INLINE void advance_states(T* const (&lists)[Rule::kLists], int64_t count,
+                                    const typename Rule::template Scalars<T> s, T* directions,
+                                    std::index_sequence<kList...>) {
+  T* const local[] = {lists[kList]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {param[i], grad[i], exp_avg[i], exp_avg_sq[i], prev_grad[i]};
-    directions[i] = Adam::direction<kVariant>(x, s);
-    exp_avg[i] = x[Adam::kExpAvg];
-    exp_avg_sq[i] = x[Adam::kExpAvgSq];
-    prev_grad[i] = x[Adam::kPrevGrad];
+    T x[] = {local[kList][i]...};
+    directions[i] = Rule::template direction<kVariant>(x, s);
+    ((kList > Rule::kGrad ? void(local[kList][i] = x[kList]) : void()), ...);
   }
 }
 
@@ -311,21 +304,23 @@ FRICTION_INLINE void descend_projected(T* param, const T* direction, int64_t cou
     param[i] = param[i] * decay - (direction[i] - coefficient * param[i]);
 }
 
-// AdamP, where a tensor with packed states is projected row by row: chunks own its blocks, so that
+// Where a tensor with packed states is projected row by row: chunks own its blocks, so that
 // rows are not handled whole, and what each row's coefficient needs is summed before.
-void adamp_directions(const ProjectedRegion& r, int64_t first, int64_t last) {
+template <class Rule>
+void sum_directions(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
     if (!t.packed || decision.kind != ProjectionDecision::kRows) return;
-    const StepScalars<Adam>& s = r.scalars[t.scalars];
-    with_instance<Adam>(t, s, [&](auto* type, auto variant) {
+    const StepScalars<Rule>& s = r.scalars[t.scalars];
+    with_instance<Rule>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
-      Stage<T, Adam> stage;
+      Stage<T, Rule> stage;
       T directions[kChunk];
       stage.load(t, begin, end - begin);
-      find_directions<decltype(variant)::value>(stage, end - begin, scalars_of<T>(s), directions);
+      find_directions<Rule, decltype(variant)::value>(stage.x, end - begin, scalars_of<T>(s),
+                                                      directions, all_lists<Rule>());
       for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
-        const T* param = stage.x[Adam::kParam] + (row_begin - begin);
+        const T* param = stage.x[Rule::kParam] + (row_begin - begin);
         r.directions[row_slot(t, row, begin)] =
             dot(param, directions + (row_begin - begin), row_end - row_begin);
       });
@@ -333,8 +328,9 @@ void adamp_directions(const ProjectedRegion& r, int64_t first, int64_t last) {
   });
 }
 
-// parameter . direction of a row, of adamp_directions.
-double direction_sum(const ProjectedRegion& r, const TensorEntry& t, int64_t row) {
+// parameter . direction of a row, of sum_directions.
+template <class Rule>
+double direction_sum(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t row) {
   const int64_t begin = row * t.row_length, last_element = begin + t.row_length - 1;
   double sum = 0;
   for (int64_t chunk = begin / kChunk; chunk <= last_element / kChunk; ++chunk)
@@ -342,32 +338,33 @@ double direction_sum(const ProjectedRegion& r, const TensorEntry& t, int64_t row
   return sum;
 }
 
-// AdamP, second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and
+// Second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and
 // the decay scaled. They are whole rows where rows are projected one by one.
-template <int kVariant, class T>
-void apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t begin, int64_t end,
-                     const StepScalars<Adam>& step, const ProjectionDecision& decision) {
-  const Adam::Scalars<T>& s = scalars_of<T>(step);
-  const Adam::Settings& group = step.settings;
-  const T decay = T(1 - group.lr * group.weight_decay * group.wd_ratio);
+template <class Rule, int kVariant, class T>
+void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t begin,
+                     int64_t end, const StepScalars<Rule>& step,
+                     const ProjectionDecision& decision) {
+  const auto& s = scalars_of<T>(step);
+  const typename Rule::Settings& group = step.settings;
+  const T decay = T(group.projected_decay());
   const bool by_rows = decision.kind == ProjectionDecision::kRows;
   const auto coefficient = [&](int64_t row, double sum) {
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };
   const bool long_row = by_rows && !t.packed && t.row_length > kChunk;
   const T of_all =
-      long_row ? coefficient(begin / t.row_length, param_direction<kVariant, T>(t, begin, end, s))
+      long_row ? coefficient(begin / t.row_length, param_direction<Rule, kVariant, T>(t, begin, end, s))
                : T(decision.coefficient);
   // Short rows share a stage, as many as it holds.
   const bool whole_rows = by_rows && !t.packed && !long_row;
   const int64_t block = whole_rows ? kChunk / t.row_length * t.row_length : kChunk;
-  Stage<T, Adam> stage;
+  Stage<T, Rule> stage;
   T directions[kChunk];
   for (; begin < end; begin += block) {
     const int64_t count = end - begin < block ? end - begin : block;
     stage.load(t, begin, count);
-    advance_states<kVariant>(stage, count, s, directions);
-    T* param = stage.x[Adam::kParam];
+    advance_states<Rule, kVariant>(stage.x, count, s, directions, all_lists<Rule>());
+    T* param = stage.x[Rule::kParam];
     if (!by_rows || long_row) {
       descend_projected(param, directions, count, decay, of_all);
     } else {
@@ -382,36 +379,46 @@ void apply_projected(const ProjectedRegion& r, const TensorEntry& t, int64_t beg
   }
 }
 
-void adamp_apply(const ProjectedRegion& r, int64_t first, int64_t last) {
+template <class Rule>
+void apply(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
-    if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Adam>(r, t, begin, end);
+    if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Rule>(r, t, begin, end);
     const bool by_rows = decision.kind == ProjectionDecision::kRows && !t.packed;
     if (by_rows) {
       // A chunk is answerable for the rows that begin in it.
       begin = (begin + t.row_length - 1) / t.row_length * t.row_length;
       end = (end + t.row_length - 1) / t.row_length * t.row_length;
     }
-    const StepScalars<Adam>& s = r.scalars[t.scalars];
-    with_instance<Adam>(t, s, [&](auto* type, auto variant) {
+    const StepScalars<Rule>& s = r.scalars[t.scalars];
+    with_instance<Rule>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
       // Long rows one by one: each has a coefficient of its own.
       const int64_t stride = by_rows && t.row_length > kChunk ? t.row_length : end - begin;
       for (int64_t at = begin; at < end; at += stride)
-        apply_projected<decltype(variant)::value, T>(r, t, at, at + stride, s, decision);
+        apply_projected<Rule, decltype(variant)::value, T>(r, t, at, at + stride, s, decision);
     });
   });
 }
 
+template <class Rule>
+RuleKernels<Rule> rule_kernels() {
+  RuleKernels<Rule> kernels{};
+  if constexpr (Rule::kHasStatistic) kernels.statistic = statistic<Rule>;
+  if constexpr (Rule::kProjects) {
+    kernels.reduce = reduce<Rule>;
+    kernels.decide = decide<Rule>;
+    kernels.directions = sum_directions<Rule>;
+    kernels.apply = apply<Rule>;
+  } else {
+    kernels.update = update<Rule>;
+  }
+  return kernels;
+}
+
 template <class... Rule>
 KernelSet kernel_set(const char* instruction_set, RuleList<Rule...>) {
-  return {{{update<Rule>...}, {statistic_of<Rule>()...}},
-          instruction_set,
-          squared_norm,
-          adamp_reduce,
-          adamp_decide,
-          adamp_directions,
-          adamp_apply};
+  return {{{rule_kernels<Rule>()...}}, instruction_set, squared_norm};
 }
 
 }  // namespace

@@ -6,7 +6,6 @@
 #include "../moments.h"
 #include "../packed.h"
 #include "../rules.h"
-#include "../rules/adamp.h"
 #include "../tensor_table.h"
 
 namespace friction {
@@ -44,7 +43,7 @@ struct StatisticRegion : Region<Rule> {
 // What a look at the gradients alone sees of a tensor's lists.
 struct Gradients {
   enum List { kParam, kGrad, kLists };
-  static constexpr bool kWrites[kLists] = {}, kWide[kLists] = {}, kNonNegative[kLists] = {};
+  static constexpr States<1> kStates{};
 };
 
 struct NormRegion {
@@ -52,13 +51,14 @@ struct NormRegion {
   double* squares;  // [chunks]
 };
 
-// What AdamP decided for a tensor.
+// What a projection decided for a tensor.
 struct ProjectionDecision {
   enum Kind : uint8_t { kNone, kRows, kTensor } kind = kNone;
   double coefficient = 0;  // of the whole tensor, for kTensor
 };
 
-struct ProjectedRegion : Region<FrictionAdam> {
+template <class Rule>
+struct ProjectedRegion : Region<Rule> {
   RowSums* slots;                 // [rows + chunks], see row_slot
   double* directions;             // likewise: parameter . direction, where states are packed
   ProjectionDecision* decisions;  // [tensors]
@@ -68,18 +68,28 @@ struct ProjectedRegion : Region<FrictionAdam> {
 template <class RegionType>
 using Kernel = void (*)(const RegionType&, int64_t first, int64_t last);
 
-template <class List>
-struct RuleKernels;
-template <class... Rule>
-struct RuleKernels<RuleList<Rule...>> {
-  std::tuple<Kernel<Region<Rule>>...> update;
-  std::tuple<Kernel<StatisticRegion<Rule>>...> statistic;  // null where a rule has none
+template <class Rule>
+struct RuleKernels {
+  Kernel<StatisticRegion<Rule>> statistic;  // null where the rule has none
+  Kernel<Region<Rule>> update;              // one region, but for rules that project
+  Kernel<ProjectedRegion<Rule>> reduce, decide, directions, apply;
 };
 
-struct KernelSet : RuleKernels<Rules> {
+template <class List>
+struct KernelsOf;
+template <class... Rule>
+struct KernelsOf<RuleList<Rule...>> {
+  std::tuple<RuleKernels<Rule>...> rules;
+};
+
+struct KernelSet : KernelsOf<Rules> {
   const char* instruction_set;
   Kernel<NormRegion> squared_norm;
-  Kernel<ProjectedRegion> adamp_reduce, adamp_decide, adamp_directions, adamp_apply;
+
+  template <class Rule>
+  const RuleKernels<Rule>& of() const {
+    return std::get<RuleKernels<Rule>>(rules);
+  }
 };
 
 KernelSet kernels_baseline();

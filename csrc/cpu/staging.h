@@ -256,18 +256,18 @@ struct Stage {
   void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
     // Of all lists before any is packed, which waits for them.
     for (int list = 0; list < kLists; ++list)
-      if (Rule::kWrites[list] && t.dtype[list] == DType::kPacked)
+      if (is_written(list) && t.dtype[list] == DType::kPacked)
         find_scales(t, list, begin, count);
     for (int list = 0; list < kLists; ++list) {
-      if (!Rule::kWrites[list] || x[list] != buffer[list]) continue;
+      if (!is_written(list) || x[list] != buffer[list]) continue;
       if (list == Rule::kParam && t.companion != 0)
         store_param(t, begin, count);
       else if (list == Rule::kParam && t.stochastic)
         store_stochastically(t, begin, count, rounding.key);
       else if (t.dtype[list] == DType::kPacked)
-        store_packed(t, list, begin, count, Rule::kWide[list] ? rounding.threshold : kNearest);
-      else if (Rule::kWide[list] && t.dtype[list] == DType::kBFloat16)
-        store_average(t, list, begin, count, rounding.threshold);
+        store_packed(t, list, begin, count, is_average<Rule>(list) ? rounding.threshold : kNearest);
+      else if (is_average<Rule>(list) && t.dtype[list] == DType::kBFloat16)
+        store_average(t, list, buffer[list], begin, count, rounding.threshold);
       else
         with_storage(t.dtype[list], [&](auto* type) {
           store_floats<std::remove_pointer_t<decltype(type)>>(t, list, buffer[list], begin, count);
@@ -298,10 +298,10 @@ struct Stage {
     to.put();
   }
 
-  void store_average(const TensorEntry& t, int list, int64_t begin, int64_t count,
-                     float threshold) {
+  static void store_average(const TensorEntry& t, int list, const T* from, int64_t begin,
+                            int64_t count, float threshold) {
     Raw<BFloat16> to(t, list, begin, count);
-    narrow_all_from(threshold, buffer[list], count, to.data);
+    narrow_all_from(threshold, from, count, to.data);
     to.put();
   }
 
@@ -350,7 +350,7 @@ struct Stage {
 
   template <class F>
   static void with_code(int list, F&& f) {
-    if (Rule::kNonNegative[list])
+    if (is_non_negative<Rule>(list))
       f(UnsignedCode());
     else
       f(SignedCode());

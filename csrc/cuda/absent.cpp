@@ -17,7 +17,7 @@ void update(const Launch<Rule>&, Storage, const Target&) {
 }
 
 template <class Rule>
-void adamp(const Launch<Rule>&, Storage, const Target&) {
+void update_projected(const Launch<Rule>&, Storage, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
@@ -26,9 +26,29 @@ void statistic(const Launch<Rule>&, Storage, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
-[[gnu::used]] const auto updates = updates_of(Rules());
-template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
-template void statistic(const Launch<FrictionAdam>&, Storage, const Target&);
+[[gnu::used]] const auto updates = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (!Rule::kProjects)
+    return &update<Rule>;
+  else
+    return nullptr;
+});
+
+[[gnu::used]] const auto projected_updates = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (Rule::kProjects)
+    return &update_projected<Rule>;
+  else
+    return nullptr;
+});
+
+[[gnu::used]] const auto statistics = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (Rule::kHasStatistic)
+    return &statistic<Rule>;
+  else
+    return nullptr;
+});
 
 void squared_norm(const Launch<Gradients>&, const Target&) { throw std::runtime_error(kAbsent); }
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }

@@ -23,25 +23,27 @@ enum class Storage { kFloat32, kBFloat16, kMixed, kFloat64, kPacked };
 // Every function below throws std::runtime_error with the kernel's name, the number of tensors, the
 // device, and what CUDA says.
 
-// One launch: every tensor updated.
+// One launch: every tensor updated. Of rules that do not project.
 template <class Rule>
 void update(const Launch<Rule>& launch, Storage storage, const Target& target);
 
-// update of every rule. Whoever defines update keeps these, so that the compiler makes them.
-template <class... Rule>
-auto updates_of(RuleList<Rule...>) {
-  using Update = std::tuple<void (*)(const Launch<Rule>&, Storage, const Target&)...>;
-  return Update(update<Rule>...);
-}
+// Three launches, whatever the number of tensors. Of rules that project.
+template <class Rule>
+void update_projected(const Launch<Rule>& launch, Storage storage, const Target& target);
 
 // One launch: launch.statistics[chunk] becomes what the rule's statistic is there, and nothing else
 // changes.
 template <class Rule>
 void statistic(const Launch<Rule>& launch, Storage storage, const Target& target);
 
-// Three launches, whatever the number of tensors.
+// Whoever defines one of these templates keeps what they are for the rules that have it, so that the
+// compiler makes them: choose(null pointer of a rule) -> the function, or null.
+template <class... Rule, class Choose>
+auto of_rules(RuleList<Rule...>, Choose choose) {
+  return std::make_tuple(choose(static_cast<Rule*>(nullptr))...);
+}
 template <class Rule>
-void adamp(const Launch<Rule>& launch, Storage storage, const Target& target);
+using RuleOf = std::remove_pointer_t<Rule>;
 
 // One launch: launch.norm.squared becomes the sum of all gradients' squares, the same bits on every
 // card. launch.blocks_done must lead to a zero.

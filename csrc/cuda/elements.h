@@ -11,7 +11,7 @@ namespace friction::cuda {
 template <class Rule, class Storage, int kList = 0, class F>
 FRICTION_INLINE void for_each_list(const Types& types, F&& f) {
   if constexpr (kList < Rule::kLists) {
-    Storage::template with_list<kList, Rule::kWide[kList]>(
+    Storage::template with_list<kList, is_average<Rule>(kList)>(
         types.list[kList], [&](auto* type) { f(std::integral_constant<int, kList>{}, type); });
     for_each_list<Rule, Storage, kList + 1>(types, f);
   }
@@ -52,7 +52,7 @@ struct Vectors {
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types) const {
     for_each_list<Rule, Storage>(types, [&](auto list, auto* type) {
-      if constexpr (Rule::kWrites[list]) {
+      if constexpr (is_written(list)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
         auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[list]);
         FRICTION_UNROLL
@@ -105,7 +105,7 @@ struct Single {
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types) const {
     for_each_list<Rule, Storage>(types, [&](auto list, auto* type) {
-      if constexpr (Rule::kWrites[list]) {
+      if constexpr (is_written(list)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
         auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[list]);
         const Stored stored[1] = {narrow<Stored>(x[0][list])};

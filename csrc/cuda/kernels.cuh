@@ -1,7 +1,7 @@
 // The kernels: how blocks walk a launch. What a thread does is in update.h and adamp.h.
 #pragma once
 
-#include "adamp.h"
+#include "projection.h"
 #include "runtime.h"
 
 namespace friction::cuda {
@@ -88,10 +88,10 @@ __device__ void count_steps(const Launch& launch) {
 }
 
 // What update_part does, where types are looked up.
-template <class Storage, bool kProjects, class Launch>
+template <class Storage, class Launch>
 __device__ __forceinline__ void update_mixture(
     const Launch& launch, const Part& part, const Shared<typename Launch::Rule, float>& shared) {
-  MixtureUpdate<Storage, kProjects, Launch> mine(launch, part, int(threadIdx.x), shared);
+  MixtureUpdate<Storage, Launch> mine(launch, part, int(threadIdx.x), shared);
   const auto find_largest = [&] {
     if (!mine.packs()) return;
     FRICTION_UNROLL
@@ -112,7 +112,7 @@ __device__ __forceinline__ void update_mixture(
   mine.write_scales();
 }
 
-template <class Launch, class Storage, bool kProjects>
+template <class Launch, class Storage>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     update_kernel(const __grid_constant__ Launch launch) {
   using T = typename Storage::Arithmetic;
@@ -125,9 +125,9 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     tensor = part.tensor;
     const auto& scalars = shared.of(launch, tensor);
     if constexpr (Storage::kLookedUp)
-      update_mixture<Storage, kProjects>(launch, part, scalars);
+      update_mixture<Storage>(launch, part, scalars);
     else
-      update_part<Storage, kProjects>(launch, part, int(threadIdx.x), scalars);
+      update_part<Storage>(launch, part, int(threadIdx.x), scalars);
   }
   if (launch.blocks_done != nullptr) count_steps(launch);
 }
@@ -152,10 +152,10 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
-// AdamP, first: sums of each row and stage.
+// A projection, first: sums of each row and stage.
 template <class Launch, class Storage>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
-    adamp_reduce_kernel(const __grid_constant__ Launch launch) {
+    projection_reduce_kernel(const __grid_constant__ Launch launch) {
   using T = typename Storage::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Stage<T> stage;
@@ -194,12 +194,12 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
-// AdamP, second: a block decides for a tensor.
+// A projection, second: a block decides for a tensor.
 template <class Launch, class T>
 __global__ void __launch_bounds__(kDecideThreads)
-    adamp_decide_kernel(const __grid_constant__ Launch launch) {
+    projection_decide_kernel(const __grid_constant__ Launch launch) {
   __shared__ Scratch<ProjectionSums, kDecideThreads / kWarp> scratch;
-  __shared__ FrictionAdam::Settings settings;
+  __shared__ typename Launch::Rule::Settings settings;
   __shared__ double whole_coefficient;
   __shared__ bool whole_passes;
   if (launch.guards.skip()) return;

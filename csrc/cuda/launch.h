@@ -5,7 +5,7 @@
 #pragma once
 
 #include "../moments.h"
-#include "../rules/adamp.h"
+#include "../rules.h"
 #include "../tensor_table.h"
 #include "guards.h"
 
@@ -33,13 +33,13 @@ struct Types {
 };
 static_assert(sizeof(Types) == 8);
 
-// What few launches need to know of a tensor: AdamP its rows, a captured step where to count, a
+// What few launches need to know of a tensor: a projection its rows, a captured step where to count, a
 // tensor of gaps its layout, one of 16 bits its companion or its place among the random numbers. In
 // device memory, sent when it changes.
 struct Extra {
   float* step;         // counts the tensor's steps on the device; null: the host counts
   int64_t layout;      // where its layout begins among Header::layouts; kContiguous: none
-  int64_t rows;        // of a matrix that AdamP may project; 0: never projected
+  int64_t rows;        // of a matrix that may be projected; 0: never
   int64_t row_length;  // elements
   int64_t first_row;   // rows of all tensors before this one
   void* companion;
@@ -70,7 +70,7 @@ struct GroupStep {
   }
 };
 
-// Of a row: what the test of AdamP needs (RowSums), and parameter . direction.
+// Of a row: what the test of a projection needs (RowSums), and parameter . direction.
 struct ProjectionSums : RowSums {
   double param_direction = 0;
 
@@ -86,7 +86,7 @@ struct ProjectionSums : RowSums {
   }
 };
 
-// As much of one list as a block of AdamP's first launch keeps in shared memory.
+// As much of one list as a block of a projection's first launch keeps in shared memory.
 constexpr int kStageBytes = 8192;
 
 // Sums for every row and stage that meet, at most.
@@ -94,12 +94,14 @@ inline int64_t sums_slots(int64_t rows, int64_t chunks) {
   return rows + chunks * (kChunk * int64_t(sizeof(double)) / kStageBytes);
 }
 
-// What AdamP's launches hand each other, in device memory.
+// What a projection's launches hand each other, in device memory.
 struct Projection {
   ProjectionSums* sums;  // for each row and stage
   double* coefficients;  // [rows]: c in u_row - c p_row
   bool* projected;       // [tensors]
 };
+
+struct NoProjection {};
 
 // Where the squared norm of all gradients is made, in device memory.
 struct SquaredNorm {
@@ -115,7 +117,7 @@ struct Header {
   const int64_t* layouts;  // each: dims, sizes [dims], strides [lists + 1, dims] (in elements)
   Moments* statistics;     // [chunks]: what a rule's statistic is over each
   uint32_t* blocks_done;  // 0 between launches; where the last block has work to do
-  Projection projection;
+  std::conditional_t<Rule::kProjects, Projection, NoProjection> projection;
   SquaredNorm norm;
   Guards guards;
   const Entry<Rule::kLists>* stored_entries;  // null: those in the launch's room

@@ -12,7 +12,7 @@ static_assert(kThreads * kEight == kChunk && kWarp * kEight == kBlock);
 // Calls f with a null pointer of what a list is stored as (forms.h). All threads branch alike.
 template <class Rule, class Storage, int kList, class F>
 FRICTION_INLINE void with_type(const Types& types, F&& f) {
-  using Map = CodeOf<Rule::kNonNegative[kList]>;
+  using Map = CodeOf<is_non_negative<Rule>(kList)>;
   constexpr bool kState = kList > 1, kFloat64 = kList == 1 && !Storage::kStatesPacked;
   if constexpr (kState && Storage::kStatesPacked) {
     f(static_cast<Map*>(nullptr));
@@ -75,7 +75,7 @@ struct StepRounding {
 
   template <class Rule, int kList>
   FRICTION_INLINE Packing packing(uint32_t scale) const {
-    return {scale, Rule::kWide[kList] ? threshold : kNearest};
+    return {scale, is_average<Rule>(kList) ? threshold : kNearest};
   }
 };
 
@@ -117,7 +117,7 @@ struct Eight {
                              const StepRounding& rounding) const {
     for_each_type<Rule, Storage>(types, [&](auto list, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      if constexpr (Rule::kWrites[list]) {
+      if constexpr (is_written(list)) {
         const Place to = place(launch, part, types, position, list);
         float column[kEight];
         FRICTION_UNROLL
@@ -134,7 +134,7 @@ struct Eight {
             return;
           }
         }
-        if constexpr (Rule::kWide[list] && std::is_same_v<Stored, BFloat16>) {
+        if constexpr (is_average<Rule>(list) && std::is_same_v<Stored, BFloat16>) {
           BFloat16 stored[kEight];
           FRICTION_UNROLL
           for (int i = 0; i < kEight; ++i) stored[i] = narrow_from(column[i], rounding.threshold);
@@ -191,7 +191,7 @@ struct One {
                              const uint32_t (&scales)[kLists], const StepRounding& rounding) const {
     for_each_type<Rule, Storage>(types, [&](auto list, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      if constexpr (Rule::kWrites[list]) {
+      if constexpr (is_written(list)) {
         const Place to = place<Stored>(launch, part, types, list);
         if constexpr (list == 0 && kIsHalf<Stored>) {
           if (types.stochastic) {
@@ -201,7 +201,7 @@ struct One {
             return;
           }
         }
-        if constexpr (Rule::kWide[list] && std::is_same_v<Stored, BFloat16>) {
+        if constexpr (is_average<Rule>(list) && std::is_same_v<Stored, BFloat16>) {
           write_one(narrow_from(x[0][list], rounding.threshold), to.template list<BFloat16>());
           return;
         }

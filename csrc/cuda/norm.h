@@ -11,6 +11,7 @@ namespace friction::cuda {
 // gradient's DType.
 struct Gradients {
   enum List { kGrad, kLists };
+  static constexpr bool kProjects = false;
   struct Settings {
     double unused;
   };

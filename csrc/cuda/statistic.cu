@@ -10,6 +10,12 @@ void statistic(const Launch<Rule>& launch, Storage storage, const Target& target
   });
 }
 
-template void statistic(const Launch<FrictionAdam>&, Storage, const Target&);
+[[gnu::used]] const auto statistics = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (Rule::kHasStatistic)
+    return &statistic<Rule>;
+  else
+    return nullptr;
+});
 
 }  // namespace friction::cuda

@@ -8,31 +8,36 @@
 
 namespace friction::cuda {
 
+// What a rule that projects has beside its scalars.
+template <class Rule, class T, bool kProjects = Rule::kProjects>
+struct SharedByProjection {
+  SharedByProjection() = default;
+  FRICTION_INLINE explicit SharedByProjection(const typename Rule::Settings&) {}
+};
+template <class Rule, class T>
+struct SharedByProjection<Rule, T, true> {
+  T projected_decay;  // where the update is projected
+
+  SharedByProjection() = default;
+  FRICTION_INLINE explicit SharedByProjection(const typename Rule::Settings& s)
+      : projected_decay(T(s.projected_decay())) {}
+};
+
 // What the threads of a block share while they stay within a tensor or a group's step.
 template <class Rule, class T>
-struct Shared {
+struct Shared : SharedByProjection<Rule, T> {
   typename Rule::template Scalars<T> scalars;
-  T projected_decay;  // AdamP: the decay where the update is projected
-  double delta, eps;  // AdamP
   StepRounding rounding;
   Types types;
   int variant;
 
   Shared() = default;
   FRICTION_INLINE Shared(const typename Rule::Settings& s, double step, const Types& types)
-      : scalars(s, step),
-        projected_decay(0),
-        delta(0),
-        eps(0),
+      : SharedByProjection<Rule, T>(s),
+        scalars(s, step),
         rounding{{uint64_t(s.seed), uint32_t(whole_steps(step)), 0}, threshold_of(step)},
         types(types),
-        variant(Rule::variant(s)) {
-    if constexpr (std::is_same_v<Rule, FrictionAdam>) {
-      projected_decay = T(1 - s.lr * s.weight_decay * s.wd_ratio);
-      delta = s.delta;
-      eps = s.eps;
-    }
-  }
+        variant(Rule::variant(s)) {}
 };
 
 // A tensor's settings; the gradients' factor holds what the device alone knows. `resolved`: each by
@@ -61,7 +66,7 @@ FRICTION_INLINE void with_variant(int variant, F&& f) {
   f(std::integral_constant<int, kFull>{});
 }
 
-// The coefficient of AdamP's projection at one element after another.
+// The coefficient of a projection at one element after another.
 template <class T>
 class Coefficients {
  public:
@@ -84,15 +89,15 @@ class Coefficients {
   T coefficient_ = T(0);
 };
 
-// Applies the rule to elements x, which position(i) says the place of in the part. AdamP's
-// projection is taken where the tensor has one.
-template <bool kProjects, class Launch, class T, class Elements, class Position>
+// Applies the rule to elements x, which position(i) says the place of in the part. A projection is
+// taken where the tensor has one.
+template <class Launch, class T, class Elements, class Position>
 FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
                                      const Shared<typename Launch::Rule, T>& shared,
                                      Elements& elements, Position&& position) {
   using Rule = typename Launch::Rule;
   with_variant<Rule>(shared.variant, [&](auto variant) {
-    if constexpr (kProjects) {
+    if constexpr (Rule::kProjects) {
       const bool projected = launch.projection.projected[part.tensor];
       const Extra& extra = launch.extras[part.tensor];
       Coefficients<T> coefficients(launch.projection.coefficients + extra.first_row,
@@ -114,13 +119,13 @@ FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
 }
 
 // A thread's share of a part.
-template <class Storage, bool kProjects, class Launch>
+template <class Storage, class Launch>
 FRICTION_INLINE void update_part(
     const Launch& launch, const Part& part, int thread,
     const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
   visit_elements<Storage, true>(
       launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
-        update_elements<kProjects>(launch, part, shared, elements, position);
+        update_elements(launch, part, shared, elements, position);
       });
 }
 
@@ -149,7 +154,7 @@ statistic_of_part(const Launch& launch, const Part& part, int thread,
 // The same where types are looked up, in two phases. Between them the lanes of a warp find the
 // largest magnitudes of each block that is packed anew; afterwards write_scales. All lanes take
 // part.
-template <class Storage, bool kProjects, class Launch>
+template <class Storage, class Launch>
 class MixtureUpdate {
  public:
   using Rule = typename Launch::Rule;
@@ -171,7 +176,7 @@ class MixtureUpdate {
     eight_.clear();  // else the registers would be in use all along, with what they held before
     if (position() >= part_.count) return;
     eight_.load(launch_, part_, shared_.types, position());
-    update_elements<kProjects>(launch_, part_, shared_, eight_.x,
+    update_elements(launch_, part_, shared_, eight_.x,
                                [&](int i) { return position() + i; });
     note(eight_.x);
   }
@@ -184,7 +189,7 @@ class MixtureUpdate {
   // makes. The first is needed only where a list is packed.
   FRICTION_INLINE void one_by_one(bool stores) {
     visit_ones<Storage>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
-      update_elements<kProjects>(launch_, part_, shared_, one.x, [&](int) { return at; });
+      update_elements(launch_, part_, shared_, one.x, [&](int) { return at; });
       if (stores)
         one.store(launch_, part_, shared_.types, largest, shared_.rounding);
       else
@@ -197,7 +202,7 @@ class MixtureUpdate {
     if (!packs() || thread_ % kWarp != 0 || position() >= part_.count) return;
     for_each_type<Rule, Storage>(shared_.types, [&](auto list, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      if constexpr (Rule::kWrites[list] && kIsCode<Stored>) {
+      if constexpr (is_written(list) && kIsCode<Stored>) {
         char* data = static_cast<char*>(launch_.entries()[part_.tensor].data[list]);
         const Place place{data, part_.begin + position(), nullptr, 0, part_.numel};
         write_one(float_of(largest[list]), Form<Stored>::scale(place));

@@ -31,7 +31,7 @@ std::optional<cuda::Storage> storage_of(const TensorEntry& tensor) {
     some_float64 = some_float64 || type == DType::kFloat64;
     all_packed = all_packed && type == DType::kPacked;
     as_float32 = as_float32 && type == DType::kFloat32;
-    as_bfloat16 = as_bfloat16 && type == (Rule::kWide[list] ? DType::kFloat32 : param);
+    as_bfloat16 = as_bfloat16 && type == (is_average<Rule>(list) ? DType::kFloat32 : param);
   }
   if (all_float64) return cuda::Storage::kFloat64;
   if (some_float64) return std::nullopt;
@@ -93,8 +93,8 @@ class LaunchMaker {
   }
 
   // The launch over a table, with all that it refers to in device memory. Valid until the next one.
-  Launch& make(Table& table, const std::vector<GroupStep>& group_steps, bool projects,
-               const cuda::Guards& guards, const DeviceAllocator& allocator,
+  Launch& make(Table& table, const std::vector<GroupStep>& group_steps, const cuda::Guards& guards,
+                const DeviceAllocator& allocator,
                const cuda::Target& target) {
     const DeviceUse use{target.device, target.stream, cuda::is_capturing(target)};
     const auto send = [&](const void* bytes, size_t count, void* to) {
@@ -114,11 +114,11 @@ class LaunchMaker {
                  DeviceCopy& copy = is_entries ? table.entries : table.group_steps;
                  return copy.of(bytes, allocator, use, send);
                });
-    if (projects || cuda::needs_extras(table.tensors)) {
+    if (Rule::kProjects || cuda::needs_extras(table.tensors)) {
       const std::vector<char> extras = cuda::extras_of<Rule::kLists>(table.tensors);
       cuda::refer_to_extras(launch, table.tensors, table.extras.of(extras, allocator, use, send));
     }
-    if (projects) {
+    if constexpr (Rule::kProjects) {
       launch.projection.sums = static_cast<cuda::ProjectionSums*>(reserve(
           table.sums,
           int64_t(sizeof(cuda::ProjectionSums)) * cuda::sums_slots(table.rows, table.chunks)));

@@ -8,6 +8,7 @@
 #include "cuda_launch.h"
 #include "norms.h"
 #include "plan.h"
+#include "projection.h"
 #include "shares.h"
 
 namespace friction {
@@ -25,10 +26,9 @@ class RulePlan : public Plan {
   using GroupSettings = std::vector<SettingValue>;
 
   RulePlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
-           DeviceAllocator allocator, bool projects_rows = false)
-      : Plan(std::move(reader), std::move(entries), state_keys(), projects_rows),
-        allocator_(std::move(allocator)),
-        projects_(projects_rows) {}
+           DeviceAllocator allocator)
+      : Plan(std::move(reader), std::move(entries), state_keys(), Rule::kProjects),
+        allocator_(std::move(allocator)) {}
 
   // Each of these is of the tensors that the Reading at hand has read.
 
@@ -41,12 +41,15 @@ class RulePlan : public Plan {
     for (Table& table : tables_) {
       if (table.device == kCpu)
         run_on_cpu(table, groups, [&](const Region<Rule>& region) {
-          launch_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
+          update_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
         });
       else
         run_on_gpu(table, groups, guards_of(guards, table),
                    [&](const cuda::Launch<Rule>& launch, const cuda::Target& target) {
-                     launch_on_gpu(launch, cuda::Storage(table.kernels), target);
+                     if constexpr (Rule::kProjects)
+                       cuda::update_projected(launch, cuda::Storage(table.kernels), target);
+                     else
+                       cuda::update(launch, cuda::Storage(table.kernels), target);
                    });
     }
     count_steps();
@@ -112,17 +115,6 @@ class RulePlan : public Plan {
     Plan::clear();
   }
 
- protected:
-  virtual void launch_on_cpu(const Region<Rule>& region, const Table& table, const Shares& shares) {
-    run_region(Rule::kName, region, table.chunks, shares,
-               std::get<Kernel<Region<Rule>>>(kernels().update));
-  }
-
-  virtual void launch_on_gpu(const cuda::Launch<Rule>& launch, cuda::Storage storage,
-                             const cuda::Target& target) {
-    cuda::update(launch, storage, target);
-  }
-
  private:
   using GroupStepKey = std::tuple<int32_t, double, uint64_t>;  // group, step, types on a GPU
 
@@ -133,7 +125,7 @@ class RulePlan : public Plan {
   static std::vector<const char*> state_keys() {
     std::vector<const char*> keys;
     if (Rule::kCountsSteps) keys.push_back("step");
-    for (const char* key : Rule::kStateKeys) keys.push_back(key);
+    for (const char* key : Rule::kStates.names) keys.push_back(key);
     return keys;
   }
 
@@ -270,7 +262,14 @@ class RulePlan : public Plan {
       group_steps.push_back(
           LaunchMaker<Rule>::group_step(groups.at(size_t(group)), step, types_of_bits(types)));
     const cuda::Target target{table.device, reader_->current_stream(table.device)};
-    run(maker_.make(table, group_steps, projects_, guards, allocator_, target), target);
+    run(maker_.make(table, group_steps, guards, allocator_, target), target);
+  }
+
+  void update_on_cpu(const Region<Rule>& region, const Table& table, const Shares& shares) {
+    if constexpr (Rule::kProjects)
+      projection_.run(region, table, shares);
+    else
+      run_region(Rule::kName, region, table.chunks, shares, kernels().of<Rule>().update);
   }
 
   std::vector<Moments> statistics_on_cpu(const Table& table,
@@ -279,7 +278,7 @@ class RulePlan : public Plan {
     run_on_cpu(table, groups, [&](const Region<Rule>& region) {
       run_region("friction_stats", StatisticRegion<Rule>{region, of_chunk.data()}, table.chunks,
                  Shares(table.elements, table.chunks, threads),
-                 std::get<Kernel<StatisticRegion<Rule>>>(kernels().statistic));
+                 kernels().of<Rule>().statistic);
     });
     return of_chunk;
   }
@@ -291,7 +290,8 @@ class RulePlan : public Plan {
       launch.statistics = static_cast<Moments*>(
           of_chunk.reserve(allocator_, int64_t(sizeof(Moments)) * table.chunks,
                            {target.device, target.stream, cuda::is_capturing(target)}));
-      cuda::statistic(launch, cuda::Storage(table.kernels), target);
+      if constexpr (Rule::kHasStatistic)
+        cuda::statistic(launch, cuda::Storage(table.kernels), target);
     });
     const pybind11::object host = of_chunk.tensor().attr("cpu")();
     const auto* data = reinterpret_cast<const Moments*>(host.attr("data_ptr")().cast<uintptr_t>());
@@ -299,8 +299,8 @@ class RulePlan : public Plan {
   }
 
   DeviceAllocator allocator_;
-  bool projects_;
   std::vector<GroupStepKey> group_steps_;
+  ProjectionOnCpu<Rule> projection_;  // where the rule projects
   LaunchMaker<Rule> maker_;
   std::map<int, NormOnGpu> norms_;  // of each device
 };

@@ -7,9 +7,26 @@
 //   projected.
 #pragma once
 
-#include "portable.h"
+#include "friction_adam.h"
 
 namespace friction {
+
+// Friction Adam whose direction is projected. The projection is of any rule that is derived so: one
+// with a `direction`, and these settings.
+struct FrictionAdamP : FrictionAdam {
+  static constexpr const char* kName = "friction_adamp";
+  static constexpr bool kProjects = true;
+
+  struct Settings : FrictionAdam::Settings {
+    double delta, wd_ratio;
+    // The decay where the update is projected.
+    FRICTION_INLINE double projected_decay() const { return 1 - lr * weight_decay * wd_ratio; }
+  };
+  static constexpr const char* kSettings[] = {
+      "lr",         "beta1",     "beta2",    "beta3",    "eps",         "weight_decay", "tanh",
+      "normalized", "decoupled", "maximize", "nesterov", "grad_factor", "max_norm",     "seed",
+      "delta",      "wd_ratio"};
+};
 
 // What the test needs to know of a row; sums of parts of a row add up.
 struct RowSums {

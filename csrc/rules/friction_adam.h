@@ -11,31 +11,29 @@
 #pragma once
 
 #include "portable.h"
+#include "states.h"
 
 namespace friction {
 
 struct FrictionAdam {
   static constexpr const char* kName = "friction_adam";
   enum List { kParam, kGrad, kExpAvg, kExpAvgSq, kPrevGrad, kLists };
-  static constexpr bool kWrites[kLists] = {true, false, true, true, true};
-  static constexpr bool kWide[kLists] = {false, false, true, true, false};  // float32 at least
-  static constexpr const char* kStateKeys[] = {"exp_avg", "exp_avg_sq", "prev_grad"};
-  static constexpr bool kNonNegative[kLists] = {false, false, false, true, false};
+  static constexpr auto kStates = states_of<kLists - 2>("friction_adam");
+  static constexpr bool kProjects = false;
   static constexpr bool kCountsSteps = true;
   static constexpr bool kHasStatistic = true;  // the friction
 
-  // A parameter group's settings. delta and wd_ratio are read by the projection (adamp.h) alone.
+  // A parameter group's settings.
   struct Settings {
-    double lr, beta1, beta2, beta3, eps, weight_decay, delta, wd_ratio;
+    double lr, beta1, beta2, beta3, eps, weight_decay;
     double tanh, normalized, decoupled, maximize, nesterov;  // 0 or 1
     // Of the drivers: what gradients are multiplied by (clipping, loss scale); the norm that a GPU
     // clips them to; the seed of stochastic rounding.
     double grad_factor, max_norm, seed;
   };
-  static constexpr const char* kSettings[] = {"lr",       "beta1",        "beta2",     "beta3",
-                                              "eps",      "weight_decay", "delta",     "wd_ratio",
-                                              "tanh",     "normalized",   "decoupled", "maximize",
-                                              "nesterov", "grad_factor",  "max_norm",  "seed"};
+  static constexpr const char* kSettings[] = {
+      "lr",         "beta1",     "beta2",    "beta3",    "eps",         "weight_decay", "tanh",
+      "normalized", "decoupled", "maximize", "nesterov", "grad_factor", "max_norm",     "seed"};
 
   // Choices that hold for a whole group and get a loop of their own, as bits.
   // kGeneral: maximize, coupled decay, nesterov or scaled gradients; without it their arithmetic is

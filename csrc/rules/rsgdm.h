@@ -8,16 +8,15 @@
 #pragma once
 
 #include "portable.h"
+#include "states.h"
 
 namespace friction {
 
 struct Rsgdm {
   static constexpr const char* kName = "rsgdm";
   enum List { kParam, kGrad, kMomentum, kLists };
-  static constexpr bool kWrites[kLists] = {true, false, true};
-  static constexpr bool kWide[kLists] = {false, false, true};  // float32 at least
-  static constexpr const char* kStateKeys[] = {"momentum_buffer"};
-  static constexpr bool kNonNegative[kLists] = {};
+  static constexpr auto kStates = states_of<kLists - 2>("rsgdm");
+  static constexpr bool kProjects = false;
   static constexpr bool kCountsSteps = true;  // for stochastic rounding
   static constexpr bool kHasStatistic = false;
 

@@ -17,13 +17,12 @@ from friction_kernels.optim import checkpoints, checks, compiled, options
 from friction_kernels.optim.fallbacks import Entry, entries_of, warn_of_fallbacks
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs
 from friction_kernels.optim.memory import MemoryReport
-from friction_kernels.optim.planning import PlanMismatch, StepPlan, is_capturing, settings_of
+from friction_kernels.optim.planning import PlanMismatchError, StepPlan, is_capturing, settings_of
 from friction_kernels.optim.rule import Rule
 from friction_kernels.optim.sharded_adamp import why_not_flattened
 from friction_kernels.optim.sharded_rounding import why_no_shard
 from friction_kernels.optim.states import StateFormat
 from friction_kernels.shards import local, mismatch, name_of, why_no_sum
-
 
 Result = TypeVar("Result")
 
@@ -43,7 +42,12 @@ class Applied(NamedTuple):
 
     def is_still_there(self) -> bool:
         param, grad = self.param(), self.grad()
-        return grad is not None and param is not None and param.grad is grad and grad._version == self.version
+        return (
+            grad is not None
+            and param is not None
+            and param.grad is grad
+            and grad._version == self.version
+        )
 
 
 class PlannedOptimizer(Optimizer):
@@ -53,7 +57,9 @@ class PlannedOptimizer(Optimizer):
 
     _number: int  # by which compiled steps find the optimizer
     _applied: Applied | None = None  # of the last step
-    _scaling: GradientScaling | None = None  # of the last step, where max_grad_norm asked for a norm
+    _scaling: GradientScaling | None = (
+        None  # of the last step, where max_grad_norm asked for a norm
+    )
     _snapshot: checkpoints.Snapshot | None = None  # the last state_dict(), where it has copies
     # The handle of release_gradients, while it holds.
     _released: Any = None
@@ -215,11 +221,11 @@ class PlannedOptimizer(Optimizer):
             self._prepare(groups, plan.reference, needs)
         try:
             return plan, do(plan, self.state, groups, settings, loss_scale)
-        except PlanMismatch:
+        except PlanMismatchError:
             plan = self._make_plan(groups, first, needs)
         try:
             return plan, do(plan, self.state, groups, settings, loss_scale)
-        except PlanMismatch as problem:
+        except PlanMismatchError as problem:
             what = "the step cannot be made"
             if problem.entry >= 0:
                 name = checks.name_at(self.param_groups, first + problem.entry)

@@ -35,9 +35,7 @@ _TORCHS_STATES = ("max_exp_avg_sq",)
 # Saving.
 
 
-def export(
-    rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any]
-) -> Snapshot | None:
+def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Snapshot | None:
     """Put numbers in the place of codes, and say of each group which rule it is of.
 
     Returns what tells whether a state_dict of copies was written; None where it has none.

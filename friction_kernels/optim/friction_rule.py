@@ -61,8 +61,8 @@ class FrictionAdamRule(MeasuredRule):
         equations.friction_adam(
             param,
             grad,
-            **states,
-            step=step,
+            *_of(states),
+            step,
             lr=float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             decoupled=self.decoupled,
@@ -168,8 +168,8 @@ class FrictionAdamPRule(FrictionAdamRule, ProjectedRule):
         equations.friction_adamp(
             param,
             grad,
-            **states,
-            step=step,
+            *_of(states),
+            step,
             lr=float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             delta=float(group["delta"]),
@@ -188,7 +188,7 @@ class FrictionAdamPRule(FrictionAdamRule, ProjectedRule):
         step: float,
     ) -> Tensor:
         return equations.friction_direction(
-            param, grad, **states, step=step, coupled_decay=0.0, **self._direction_options(group)
+            param, grad, *_of(states), step, coupled_decay=0.0, **self._direction_options(group)
         )
 
     def _direction_options(self, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,6 +198,10 @@ class FrictionAdamPRule(FrictionAdamRule, ProjectedRule):
             "nesterov": group["nesterov"],
             **self._friction_options(group),
         }
+
+
+def _of(states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    return states["exp_avg"], states["exp_avg_sq"], states["prev_grad"]
 
 
 def _betas(group: Mapping[str, Any]) -> tuple[float, float]:

@@ -35,7 +35,7 @@ States = dict[Tensor, Any]
 Settings = dict[str, float | Tensor]
 
 
-class PlanMismatch(Exception):
+class PlanMismatchError(Exception):
     """A step that was not made, because something is not as it was planned; nothing was changed."""
 
     def __init__(self, entry: int, what: str) -> None:
@@ -135,7 +135,7 @@ class StepPlan:
     ) -> GradientScaling | None:
         """Update every parameter that has a gradient; return what was found of the gradients.
 
-        Raises PlanMismatch before anything is changed.
+        Raises PlanMismatchError before anything is changed.
         """
         with self._reading(states, groups):
             scaling = self._measure(groups, loss_scale)
@@ -157,7 +157,7 @@ class StepPlan:
     ) -> list[tuple[int, float, float]]:
         """Of each group's friction in the step that is about to be made: count, sum and sum of squares.
 
-        Deviations from the friction of orthogonal gradients are summed. Raises PlanMismatch; waits for GPUs.
+        Deviations from the friction of orthogonal gradients are summed. Raises PlanMismatchError; waits for GPUs.
         """
         sums = [(0, 0.0, 0.0)] * len(groups)
         with self._reading(states, groups):
@@ -173,7 +173,8 @@ class StepPlan:
                 _check(problem)
             for entry in self.reference:
                 if groups[entry.group]["params"][entry.index].grad is not None:
-                    numbers = self._numbers(Numbers, entry, states, groups, factors)
+                    own = self._of(entry, states, groups)
+                    numbers = Numbers(*own, grad_factor=factors[entry.group])
                     sums[entry.group] = _add(sums[entry.group], numbers.statistic().double())
         return sums
 
@@ -281,23 +282,18 @@ class StepPlan:
         guards = [] if scaling is None else [scaling.on(index) for index in gpus]
         return rows, torch.get_num_threads(), guards
 
-    def _numbers(
-        self,
-        kind: Any,
-        entry: Entry,
-        states: States,
-        groups: Groups,
-        factors: list[float],
-        **more: Any,
-    ) -> Any:
+    def _of(
+        self, entry: Entry, states: States, groups: Groups
+    ) -> tuple[Rule, Tensor, dict[str, Any], dict[str, Any]]:
+        """What the reference takes of a parameter."""
         group = groups[entry.group]
         param = group["params"][entry.index]
-        factor = factors[entry.group]
-        return kind(self.rule, param, states[param], group, grad_factor=factor, **more)
+        return self.rule, param, states[param], group
 
     def _reference_step(self, states: States, groups: Groups, factors: list[float]) -> None:
         def update_of(entry: Entry) -> Update:
-            return self._numbers(Update, entry, states, groups, factors, ordinal=entry.ordinal)
+            own = self._of(entry, states, groups)
+            return Update(*own, ordinal=entry.ordinal, grad_factor=factors[entry.group])
 
         spread: list[Entry] = []
         for entry in self.reference:
@@ -314,7 +310,7 @@ class StepPlan:
 
 def _check(problem: tuple[int, str] | None) -> None:
     if problem is not None:
-        raise PlanMismatch(*problem)
+        raise PlanMismatchError(*problem)
 
 
 def _add(sums: tuple[int, float, float], values: Tensor) -> tuple[int, float, float]:

@@ -44,9 +44,7 @@ class Numbers:
     def statistic(self) -> Tensor:
         """What the rule's statistic is in the step. Changes nothing."""
         assert isinstance(self.rule, MeasuredRule)
-        return self.rule.statistic(
-            self.wide, self.grad, self.states, self.group, step=self.step
-        )
+        return self.rule.statistic(self.wide, self.grad, self.states, self.group, step=self.step)
 
 
 class Update(Numbers):

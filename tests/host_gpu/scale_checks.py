@@ -239,9 +239,6 @@ def test_a_skipped_step_changes_nothing_and_counts_no_step(rule, guards, bad):
     driven.new_gradients()
     assert driven.step(guards=[(0, *guards(bad))]) is None
     assert driven.bits() == before
-    if rule != "rsgdm":  # which observes nothing
-        seen = driven.plan.observations(len(driven.param_groups))
-        assert [count for count, *_ in seen] == [0] * len(seen)
     assert driven.step(guards=[(0, *guards(2.0))]) is None
     after_it = driven.bits()
     assert all(a != b for a, b in zip(after_it, before, strict=True))

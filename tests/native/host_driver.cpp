@@ -15,21 +15,49 @@ constexpr int64_t kBlocks = 5;
 
 template <class Rule>
 void update(const Launch<Rule>& launch, Storage storage, const Target&) {
-  with_host_storage(int(storage),
-                    [&](auto type) { update_all<decltype(type), false>(launch, kBlocks); });
+  with_host_storage(int(storage), [&](auto type) { update_all<decltype(type)>(launch, kBlocks); });
   count_launch(Rule::kName);
 }
 
 template <class Rule>
-void adamp(const Launch<Rule>& launch, Storage storage, const Target&) {
-  with_host_storage(int(storage), [&](auto type) { adamp_all<decltype(type)>(launch, kBlocks); });
-  for (const char* name :
-       {"friction_adamp_reduce", "friction_adamp_decide", "friction_adamp_apply"})
-    count_launch(name);
+void update_projected(const Launch<Rule>& launch, Storage storage, const Target&) {
+  with_host_storage(int(storage),
+                    [&](auto type) { update_projected_all<decltype(type)>(launch, kBlocks); });
+  static const std::string name = Rule::kName;
+  static const std::string names[] = {name + "_reduce", name + "_decide", name + "_apply"};
+  for (const std::string& launched : names) count_launch(launched.c_str());
 }
 
-[[gnu::used]] const auto updates = updates_of(Rules());
-template void adamp(const Launch<FrictionAdam>&, Storage, const Target&);
+template <class Rule>
+void statistic(const Launch<Rule>& launch, Storage storage, const Target&) {
+  with_host_storage(int(storage),
+                    [&](auto type) { statistic_all<decltype(type)>(launch, kBlocks); });
+  count_launch("friction_stats");
+}
+
+[[gnu::used]] const auto updates = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (!Rule::kProjects)
+    return &update<Rule>;
+  else
+    return nullptr;
+});
+
+[[gnu::used]] const auto projected_updates = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (Rule::kProjects)
+    return &update_projected<Rule>;
+  else
+    return nullptr;
+});
+
+[[gnu::used]] const auto statistics = of_rules(Rules(), [](auto* rule) {
+  using Rule = RuleOf<decltype(rule)>;
+  if constexpr (Rule::kHasStatistic)
+    return &statistic<Rule>;
+  else
+    return nullptr;
+});
 
 void squared_norm(const Launch<Gradients>& launch, const Target&) {
   *launch.norm.squared = squared_norm_of(launch, kBlocks);

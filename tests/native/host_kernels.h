@@ -6,8 +6,8 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/cuda/adamp.h"
 #include "../../csrc/cuda/norm.h"
+#include "../../csrc/cuda/projection.h"
 
 namespace friction::cuda {
 
@@ -37,11 +37,10 @@ void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
 }
 
 // A part's threads in their phases, warp by warp.
-template <class Storage, bool kProjects, class Rule>
-std::vector<Observation> update_mixture(const Launch<Rule>& launch, const Part& part,
-                                        const Shared<Rule, float>& shared) {
-  using Update = MixtureUpdate<Storage, kProjects, Launch<Rule>>;
-  std::vector<Observation> seen;
+template <class Storage, class Rule>
+void update_mixture(const Launch<Rule>& launch, const Part& part,
+                    const Shared<Rule, float>& shared) {
+  using Update = MixtureUpdate<Storage, Launch<Rule>>;
   for (int warp = 0; warp < kThreads / kWarp; ++warp) {
     std::vector<Update> lanes;
     for (int lane = 0; lane < kWarp; ++lane)
@@ -62,41 +61,45 @@ std::vector<Observation> update_mixture(const Launch<Rule>& launch, const Part& 
         lane.store();
       else
         lane.one_by_one(true);
-    for (Update& lane : lanes) {
-      lane.write_scales();
-      seen.push_back(lane.observation());
-    }
+    for (Update& lane : lanes) lane.write_scales();
   }
-  return seen;
 }
 
-template <class Storage, bool kProjects, class Rule>
+template <class Storage, class Rule>
 void update_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Storage::Arithmetic;
-  if (launch.guards.skip()) return forget_observations(launch, 0, 1);
+  if (launch.guards.skip()) return;
   for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
-    std::vector<Observation> seen;
     if constexpr (Storage::kLookedUp)
-      seen = update_mixture<Storage, kProjects>(launch, part, shared);
+      update_mixture<Storage>(launch, part, shared);
     else
       for (int thread = 0; thread < kThreads; ++thread)
-        seen.push_back(update_part<Storage, kProjects>(launch, part, thread, shared));
-    if (Rule::kObserves && is_observed(part.begin))
-      launch.observations[observation_slot(part.tensor, launch.entries()[part.tensor].first_chunk,
-                                           part.begin)] = team_sum_on_host(seen.data(), kThreads);
+        update_part<Storage>(launch, part, thread, shared);
   });
   if (launch.blocks_done == nullptr) return;
   for (int64_t tensor = 0; tensor < launch.count; ++tensor)
     if (float* step = launch.extras[tensor].step) *step += 1;
 }
 
-template <class T, class Storage>
-void reduce_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
+template <class Storage, class Rule>
+void statistic_all(const Launch<Rule>& launch, int64_t blocks) {
+  using T = typename Storage::Arithmetic;
+  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
+    const auto shared = shared_of<Rule, T>(launch, part.tensor);
+    std::vector<Moments> moments;
+    for (int thread = 0; thread < kThreads; ++thread)
+      moments.push_back(statistic_of_part<Storage>(launch, part, thread, shared));
+    launch.statistics[chunk] = team_sum_on_host(moments.data(), kThreads);
+  });
+}
+
+template <class T, class Storage, class Rule>
+void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
   for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& whole) {
     const Extra& extra = launch.extras[whole.tensor];
     if (extra.rows == 0) return;
-    const auto shared = shared_of<FrictionAdam, T>(launch, whole.tensor);
+    const auto shared = shared_of<Rule, T>(launch, whole.tensor);
     auto stage = std::make_unique<Stage<T>>();
     for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
       const int rest = whole.count - staged;
@@ -118,13 +121,12 @@ void reduce_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
   });
 }
 
-template <class T>
-void decide_all(const Launch<FrictionAdam>& launch) {
+template <class T, class Rule>
+void decide_all(const Launch<Rule>& launch) {
   constexpr int kDecideThreads = 1024;
   for (int64_t tensor = 0; tensor < launch.count; ++tensor) {
     const Extra& extra = launch.extras[tensor];
-    const auto shared = shared_of<FrictionAdam, T>(launch, tensor);
-    const double grad_factor = settings_of(launch, tensor).grad_factor;
+    const typename Rule::Settings settings = settings_of(launch, tensor);
     const int lanes = rows_are_long<T>(extra) ? kWarp : 1, members = kDecideThreads / lanes;
     bool rows_pass = extra.rows > 0;
     std::vector<ProjectionSums> mine(kDecideThreads);
@@ -134,8 +136,8 @@ void decide_all(const Launch<FrictionAdam>& launch) {
         std::vector<ProjectionSums> parts;
         for (int lane = 0; lane < lanes; ++lane)
           parts.push_back(slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes));
-        const ProjectionSums sums = of_scaled(team_sum_on_host(parts.data(), lanes), grad_factor);
-        rows_pass = row_passes(sums, double(extra.row_length), shared.delta, shared.eps,
+        const ProjectionSums sums = of_scaled(team_sum_on_host(parts.data(), lanes), settings.grad_factor);
+        rows_pass = row_passes(sums, double(extra.row_length), settings.delta, settings.eps,
                                launch.projection.coefficients[extra.first_row + row]) &&
                     rows_pass;
         mine[size_t(member * lanes)] += sums;
@@ -144,7 +146,7 @@ void decide_all(const Launch<FrictionAdam>& launch) {
     if (rows_pass || extra.rows == 0) continue;
     const ProjectionSums whole = team_sum_on_host(mine.data(), kDecideThreads);
     double coefficient;
-    if (!row_passes(whole, double(extra.rows) * double(extra.row_length), shared.delta, shared.eps,
+    if (!row_passes(whole, double(extra.rows) * double(extra.row_length), settings.delta, settings.eps,
                     coefficient))
       continue;
     launch.projection.projected[tensor] = true;
@@ -153,13 +155,13 @@ void decide_all(const Launch<FrictionAdam>& launch) {
   }
 }
 
-template <class Storage>
-void adamp_all(const Launch<FrictionAdam>& launch, int64_t blocks) {
+template <class Storage, class Rule>
+void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Storage::Arithmetic;
-  if (launch.guards.skip()) return forget_observations(launch, 0, 1);
+  if (launch.guards.skip()) return;
   reduce_all<T, Storage>(launch, blocks);
   decide_all<T>(launch);
-  update_all<Storage, true>(launch, blocks);
+  update_all<Storage>(launch, blocks);
 }
 
 inline double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {

@@ -26,9 +26,8 @@ namespace {
 struct Count {
   static constexpr const char* kName = "count";
   enum List { kParam, kLists };
-  static constexpr bool kWrites[kLists] = {true}, kWide[kLists] = {false};
-  static constexpr bool kNonNegative[kLists] = {false};
-  static constexpr bool kObserves = false;
+  static constexpr States<1> kStates{};
+  static constexpr bool kProjects = false, kHasStatistic = false;
   struct Settings {
     double grad_factor, max_norm, seed;
   };
@@ -41,7 +40,7 @@ struct Count {
     FRICTION_INLINE Scalars(const Settings&, double) {}
   };
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&, T&) {
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&) {
     x[kParam] += T(1);
   }
 };
@@ -49,10 +48,9 @@ struct Count {
 // The same of states, which may be packed; the parameter is left as it is.
 struct CountStates : Count {
   enum List { kParam, kGrad, kSigned, kUnsigned, kLists };
-  static constexpr bool kWrites[kLists] = {true, false, true, true}, kWide[kLists] = {};
-  static constexpr bool kNonNegative[kLists] = {false, false, false, true};
+  static constexpr States<2> kStates{{"signed", "unsigned"}, {StateKind::copy, StateKind::square}};
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&, T&) {
+  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&) {
     x[kSigned] -= T(1);
     x[kUnsigned] += T(1);
   }
@@ -67,7 +65,7 @@ struct Table {
   std::vector<Entry<Rule::kLists>> entries;
   std::vector<GroupStep<Rule>> group_steps;
   std::vector<char> extras;
-  std::vector<Observation> observations;
+  std::vector<Moments> statistics;
   Launch<Rule> launch{};
   int64_t rows = 0;
 
@@ -117,8 +115,8 @@ struct Table {
     }
     extras = extras_of<Rule::kLists>(tensors);
     refer_to_extras(launch, tensors, extras.data());
-    observations.resize(size_t(observation_slots(launch.count, launch.chunks)));
-    launch.observations = observations.data();
+    statistics.resize(size_t(launch.chunks));
+    launch.statistics = statistics.data();
   }
 };
 
@@ -152,7 +150,7 @@ void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int st
   const auto table =
       std::make_unique<Table<Count>>(given, count, &kCountSettings.grad_factor, &step, 1, stored);
   with_host_storage(storage,
-                    [&](auto type) { update_all<decltype(type), false>(table->launch, blocks); });
+                    [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });
 }
 
 // Their states are packed or not, so that only kernels that look types up serve them.
@@ -162,36 +160,46 @@ void count_visits_of_states(const HostTensor* given, int64_t count, int64_t bloc
   const auto table = std::make_unique<Table<CountStates>>(given, count, &kCountSettings.grad_factor,
                                                           &step, 1, stored);
   if (packed)
-    update_all<PackedStorage, false>(table->launch, blocks);
+    update_all<PackedStorage>(table->launch, blocks);
   else
-    update_all<MixedStorage, false>(table->launch, blocks);
+    update_all<MixedStorage>(table->launch, blocks);
 }
 
-// observed: count, sum and sum of squares of what the rule observes.
 #define FRICTION_DEFINE_UPDATE(name, Rule)                                                       \
   void name(const HostTensor* given, int64_t count, const double* settings, const double* steps, \
-            int64_t pairs, int64_t blocks, int storage, bool stored, double* observed) {         \
+            int64_t pairs, int64_t blocks, int storage, bool stored) {                           \
     const auto table =                                                                           \
         std::make_unique<Table<Rule>>(given, count, settings, steps, pairs, stored);             \
-    with_host_storage(                                                                           \
-        storage, [&](auto type) { update_all<decltype(type), false>(table->launch, blocks); });  \
-    Observation seen;                                                                            \
-    for (const Observation& part : table->observations) seen += part;                            \
-    observed[0] = double(seen.count), observed[1] = seen.sum, observed[2] = seen.square_sum;     \
+    with_host_storage(storage,                                                                   \
+                      [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });    \
   }
 
 FRICTION_DEFINE_UPDATE(friction_adam, FrictionAdam)
 FRICTION_DEFINE_UPDATE(rsgdm, Rsgdm)
+
+// moments: sum and sum of squares of the friction's deviation.
+void friction_stats(const HostTensor* given, int64_t count, const double* settings,
+                    const double* steps, int64_t pairs, int64_t blocks, int storage,
+                    double* moments) {
+  const auto table =
+      std::make_unique<Table<FrictionAdam>>(given, count, settings, steps, pairs, false);
+  with_host_storage(storage,
+                    [&](auto type) { statistic_all<decltype(type)>(table->launch, blocks); });
+  Moments all;
+  for (const Moments& of_chunk : table->statistics) all += of_chunk;
+  moments[0] = all.sum, moments[1] = all.square_sum;
+}
 
 // projected: [count] out; coefficients: [rows of all] out.
 void friction_adamp(const HostTensor* given, int64_t count, const double* settings,
                     const double* steps, int64_t pairs, int64_t blocks, int storage,
                     bool* projected, double* coefficients) {
   const auto table =
-      std::make_unique<Table<FrictionAdam>>(given, count, settings, steps, pairs, false);
+      std::make_unique<Table<FrictionAdamP>>(given, count, settings, steps, pairs, false);
   std::vector<ProjectionSums> sums(size_t(sums_slots(table->rows, table->launch.chunks)));
   table->launch.projection = {sums.data(), coefficients, projected};
-  with_host_storage(storage, [&](auto type) { adamp_all<decltype(type)>(table->launch, blocks); });
+  with_host_storage(
+      storage, [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });
 }
 
 // Each gradient of whatever type.
@@ -203,8 +211,8 @@ double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {
 
 // The tree of a team, over values of which each thread has one.
 double team_sum(const double* values, int team) {
-  std::vector<Observation> sums;
-  for (int i = 0; i < team; ++i) sums.push_back({values[i], 0, 0});
+  std::vector<Moments> sums;
+  for (int i = 0; i < team; ++i) sums.push_back({values[i], 0});
   return team_sum_on_host(sums.data(), team).sum;
 }
 

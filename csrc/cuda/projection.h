@@ -1,5 +1,5 @@
-// AdamP's first two launches, thread by thread: the sums of each row, and what they decide. The
-// third is an update that projects (update.h).
+// A projection's first two launches, thread by thread: the sums of each row, and what they decide.
+// The third is an update that projects (update.h).
 //
 // The first reads all lists and writes none: u needs moments that are not yet advanced. Its sums
 // are taken for every row and every stage that meet (a slot); a stage is as much of a tensor as a
@@ -28,17 +28,19 @@ FRICTION_INLINE int64_t sums_slot(const Extra& extra, int64_t first_chunk, int64
 // a part no larger than a stage.
 template <class Storage, class Launch, class T>
 FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, int thread,
-                                      const Shared<FrictionAdam, T>& shared, Stage<T>& stage) {
+                                      const Shared<typename Launch::Rule, T>& shared,
+                                      Stage<T>& stage) {
+  using Rule = typename Launch::Rule;
   visit_elements<Storage, false>(
       launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
-        with_variant<FrictionAdam>(shared.variant, [&](auto variant) {
+        with_variant<Rule>(shared.variant, [&](auto variant) {
           int i = 0;
           FRICTION_UNROLL
           for (auto& x : elements) {
             const int at = position(i++);
-            stage.param[at] = x[FrictionAdam::kParam];
-            stage.grad[at] = x[FrictionAdam::kGrad];
-            stage.direction[at] = FrictionAdam::direction<variant()>(x, shared.scalars);
+            stage.param[at] = x[Rule::kParam];
+            stage.grad[at] = x[Rule::kGrad];
+            stage.direction[at] = Rule::template direction<variant()>(x, shared.scalars);
           }
         });
       });

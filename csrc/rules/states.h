@@ -1,0 +1,61 @@
+// What the rules' states are called and how they are kept: one table for C++ and Python.
+#pragma once
+
+#include <stdexcept>
+#include <string_view>
+
+namespace friction {
+
+enum class StateKind { average, square, copy };  // see the table
+
+struct StateLine {
+  std::string_view rule;
+  const char* name;
+  StateKind kind;
+};
+
+constexpr StateLine kStateLines[] = {
+#define STATE(rule, state, kind) {#rule, #state, StateKind::kind},
+#include "../../friction_kernels/optim/states.def"
+#undef STATE
+};
+
+// A rule's states, in the order of its operands behind parameter and gradient.
+template <int kCount>
+struct States {
+  const char* names[kCount] = {};
+  StateKind kinds[kCount] = {};
+};
+
+template <int kCount>
+constexpr States<kCount> states_of(std::string_view rule) {
+  States<kCount> states{};
+  int count = 0;
+  for (const StateLine& line : kStateLines) {
+    if (line.rule != rule) continue;
+    if (count == kCount) throw std::logic_error("the table has more states of this rule");
+    states.names[count] = line.name;
+    states.kinds[count] = line.kind;
+    ++count;
+  }
+  if (count != kCount) throw std::logic_error("the table has fewer states of this rule");
+  return states;
+}
+
+// The first two operands of every rule.
+constexpr int kParamOperand = 0, kGradOperand = 1;
+
+constexpr bool is_written(int operand) { return operand != kGradOperand; }
+
+// Whether an operand is a state that is kept in float32 at least.
+template <class Rule>
+constexpr bool is_average(int operand) {
+  return operand > kGradOperand && Rule::kStates.kinds[operand - 2] != StateKind::copy;
+}
+
+template <class Rule>
+constexpr bool is_non_negative(int operand) {
+  return operand > kGradOperand && Rule::kStates.kinds[operand - 2] == StateKind::square;
+}
+
+}  // namespace friction
