@@ -96,11 +96,13 @@ def friction_direction(
     m_correction, v_correction = 1 - beta1**step, 1 - beta2**step
     # sqrt(v^_t) + eps, v^_t = v_t / (1 - b2^t), in an order that overflows where v_t does
     denominator = exp_avg_sq.sqrt() / v_correction**0.5 + eps
-    adam = m / denominator / m_correction  # m^_t / (sqrt(v^_t) + eps), m^_t = m_t / (1 - b1^t)
+    adam: Tensor = (
+        m / denominator / m_correction
+    )  # m^_t / (sqrt(v^_t) + eps), m^_t = m_t / (1 - b1^t)
     options = {"beta2": beta2, "beta3": beta3, "eps": eps, **friction_options}
-    s = friction_factor(g, exp_avg_sq, prev_grad, step, **options)
+    adam.mul_(friction_factor(g, exp_avg_sq, prev_grad, step, **options))  # times S_t
     prev_grad.copy_(g)
-    return adam * s
+    return adam
 
 
 def friction_adam(

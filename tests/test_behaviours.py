@@ -928,7 +928,8 @@ def test_friction_stats_are_of_the_gradient_that_is_applied(name, options, backe
     s = torch.tanh(x) + 1 if opt.rule.friction == "tanh" else torch.sigmoid(x)
     tolerance = 1e-2 if "state_dtype" in options else 1e-5
     assert stats.mean == pytest.approx(s.mean().item(), rel=tolerance)
-    assert stats.std == pytest.approx(s.std(correction=0).item(), rel=10 * tolerance)
+    # S is near its value without friction, where float32 has steps of 6e-8.
+    assert stats.std == pytest.approx(s.std(correction=0).item(), rel=10 * tolerance, abs=1e-7)
 
 
 @both_backends

@@ -155,9 +155,9 @@ class StepPlan:
     def statistics(
         self, states: States, groups: Groups, settings: list[Settings], loss_scale: LossScale
     ) -> list[tuple[int, float, float]]:
-        """Of each group's friction in the step that is about to be made: count, sum and sum of squares.
+        """Of each group's statistic in the step that is about to be made: count, sum and sum of squares.
 
-        Deviations from the friction of orthogonal gradients are summed. Raises PlanMismatchError; waits for GPUs.
+        Raises PlanMismatchError; waits for GPUs.
         """
         sums = [(0, 0.0, 0.0)] * len(groups)
         with self._reading(states, groups):
