@@ -11,7 +11,6 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from bench.contenders import ADAMW_FUSED, COPY
-from bench.gloss_contenders import CONTENDERS
 from bench.report import (
     Report,
     contenders_in,
@@ -40,12 +39,6 @@ def save(figure, path: Path) -> Path:
     plt.close(figure)
     Image.open(path).convert("RGB").quantize(64).save(path, optimize=True)  # a third as large
     return path
-
-
-def log_axes(ax) -> None:
-    ax.set(xscale="log", yscale="log")
-    ax.grid(alpha=0.25, which="both")
-    ax.spines[["top", "right"]].set_visible(False)
 
 
 def steps(report: Report, path: Path) -> Path | None:
@@ -83,28 +76,32 @@ def steps_of(ax, scenario: dict[str, Any]) -> None:
     ax.margins(y=0.03)
 
 
+def curves(ax, scenarios: list[dict[str, Any]], x: str, y: str, scale: float) -> None:
+    """A line for each contender, with the exponent of its growth."""
+    for i, name in enumerate(contenders_in(scenarios)):
+        points = curve(scenarios, name, x, y)
+        if points:
+            xs, ys = zip(*points, strict=True)
+            exponent = slope(points)
+            label = name if exponent is None else f"{name}: slope {exponent:.2f}"
+            ax.plot(xs, [scale * y for y in ys], label=label, **style(i))
+    ax.set(xscale="log", yscale="log")
+    ax.grid(alpha=0.25, which="both")
+    ax.spines[["top", "right"]].set_visible(False)
+    if ax.has_data():
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
+        ax.legend(frameon=False, fontsize=7, ncols=2, **below)
+
+
 def graphs(report: Report, path: Path) -> Path | None:
     scenarios = full_graphs(report)
     if not scenarios:
         return None
-    order = [contender.name for contender in CONTENDERS]
     figure, axes = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
     panels = (("seconds", "time", "ms", 1e3), ("peak_bytes", "extra memory", "MiB", 2**-20))
     for ax, (key, title, unit, scale) in zip(axes, panels, strict=True):
-        for name in contenders_in(scenarios):
-            points = curve(scenarios, name, "nodes", key)
-            if not points:
-                continue
-            exponent = slope(points)
-            label = name if exponent is None else f"{name}: slope {exponent:.2f}"
-            xs, ys = zip(*points, strict=True)
-            look = style(order.index(name) if name in order else len(order))
-            ax.plot(xs, [y * scale for y in ys], label=label, **look)
-        log_axes(ax)
+        curves(ax, scenarios, "nodes", key, scale)
         ax.set(xlabel="N, nodes of the graph", ylabel=unit, title=f"{title} of a step")
-        if ax.has_data():
-            below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.12)}
-            ax.legend(frameon=False, fontsize=7, ncols=2, **below)
     return save(figure, path)
 
 
@@ -114,12 +111,8 @@ def host(report: Report, path: Path) -> Path | None:
         return None
     key = "host_seconds" if report["machine"]["kind"] == "cuda" else "seconds"
     figure, ax = plt.subplots(figsize=(8, 5), layout="constrained")
-    for i, name in enumerate(contenders_in(scenarios)):
-        xs, ys = zip(*curve(scenarios, name, "tensors", key), strict=True)
-        ax.plot(xs, [1e6 * y for y in ys], label=name, **style(i))
-    log_axes(ax)
+    curves(ax, scenarios, "tensors", key, 1e6)
     ax.set(xlabel="tensors of 16 elements", ylabel="host µs a step", title="Host time of a step")
-    ax.legend(frameon=False, fontsize=8)
     return save(figure, path)
 
 

@@ -19,22 +19,18 @@ from bench.scenarios import OwnScenario
 
 TENSORS = 20_000
 GOAL_BYTES_PER_TENSOR = 1024
-MALLINFO2_FIELDS = (
-    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-)
 
 
 class MallInfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2_FIELDS]
+    _fields_ = [("sizes", ctypes.c_size_t * 10)]
 
 
 def allocated_bytes() -> int:
     gc.collect()
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = MallInfo2
-    info = mallinfo2()
-    return info.uordblks + info.hblkhd
+    sizes = mallinfo2().sizes
+    return sizes[7] + sizes[4]  # uordblks: in use on the heap; hblkhd: mapped by themselves
 
 
 def plan_bytes_per_tensor(cls: type[torch.optim.Optimizer]) -> float:

@@ -10,11 +10,8 @@ from math import prod
 Shape = tuple[int, ...]
 
 
-def batch_norm(channels: int) -> list[Shape]:
+def norm(channels: int) -> list[Shape]:
     return [(channels,), (channels,)]
-
-
-layer_norm = batch_norm
 
 
 def linear(inputs: int, outputs: int) -> list[Shape]:
@@ -22,12 +19,12 @@ def linear(inputs: int, outputs: int) -> list[Shape]:
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int) -> list[Shape]:
-    return [(outputs, inputs, kernel, kernel), *batch_norm(outputs)]
+    return [(outputs, inputs, kernel, kernel), *norm(outputs)]
 
 
 def transformer_block(width: int) -> list[Shape]:
-    attention = [*layer_norm(width), *linear(width, 3 * width), *linear(width, width)]
-    return [*attention, *layer_norm(width), *linear(width, 4 * width), *linear(4 * width, width)]
+    attention = [*norm(width), *linear(width, 3 * width), *linear(width, width)]
+    return [*attention, *norm(width), *linear(width, 4 * width), *linear(4 * width, width)]
 
 
 def resnet50() -> list[Shape]:
@@ -53,14 +50,14 @@ def vit_b_16() -> list[Shape]:
     shapes: list[Shape] = [(1, 1, width), (width, 3, patch, patch), (width,), (1, tokens, width)]
     for _ in range(12):
         shapes += transformer_block(width)
-    return shapes + layer_norm(width) + linear(width, 1000)
+    return shapes + norm(width) + linear(width, 1000)
 
 
 def gpt2() -> list[Shape]:
     """GPT-2 small, its head tied to the embedding."""
     width = 768
     blocks = [shape for _ in range(12) for shape in transformer_block(width)]
-    return [(50_257, width), (1024, width), *blocks, *layer_norm(width)]
+    return [(50_257, width), (1024, width), *blocks, *norm(width)]
 
 
 def llama_layer(width: int, key_value: int, hidden: int) -> list[Shape]:
