@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import friction_kernels as fk
+from bench import eager
+from bench.eager import Compiled, Eager
 from bench.machine import COPY_BYTES
-from friction_kernels import equations
 
 Build = Callable[[list[Tensor]], object]  # to something with step()
 
@@ -17,24 +18,19 @@ Build = Callable[[list[Tensor]], object]  # to something with step()
 class Contender:
     """A way to step.
 
-    An ideal step reads and writes parameters and states once. `reads` are the lists that it reads beside
-    that: g gradients, p parameters, s states; `reads_on_card` where that differs on a GPU.
+    An ideal step reads and writes parameters and states once. `reads` are the lists that it reads
+    beside that: g gradients, p parameters, s states; `reads_on_card` where that differs on a GPU.
     """
 
     name: str
     build: Build
     reads: str = "g"
     reads_on_card: str | None = None
-    optimizer: str = ""  # what --optimizers picks: a class of ours
-    state: str = "plain"  # what --states picks: how states and parameters are kept
     dtype: torch.dtype | None = None  # of parameters, where not the scenario's
     ours: bool = False
-    plain: str | None = (
-        None  # the contender that computes the same in plain torch, operator by operator
-    )
-    equals: str | None = None  # the contender whose steps it takes, in exact arithmetic
-    baseline: str | None = None  # the contender whose time it is compared with first
-    alone: str | None = None  # the contender whose step it adds something to
+    plain: str | None = None  # who computes the same in plain torch, operator by operator
+    baseline: str | None = None  # whose time it is compared with first
+    alone: str | None = None  # whose step it adds something to
     slow: bool = False  # measured in fewer rounds
     at_once: int = 0  # lists as long as the parameters that a step makes
     compiles: bool = False  # for half a minute and more
@@ -51,15 +47,13 @@ def optimizer(cls: type, **options) -> Build:
     return lambda params: cls(params, **options)
 
 
-def native(name: str, cls: type, **fields) -> Contender:
-    options = fields.pop("options", {})
-    build = optimizer(cls, backend="native", **options)
-    return Contender(name, build, optimizer=cls.__name__, ours=True, **fields)
+def native(name: str, cls: type, options: dict | None = None, **fields) -> Contender:
+    build = optimizer(cls, backend="native", **(options or {}))
+    return Contender(name, build, ours=True, **fields)
 
 
-def eager(name: str, cls: type, **fields) -> Contender:
-    """The papers' equations in plain torch, one tensor after the other."""
-    return Contender(name, optimizer(cls, backend="reference"), slow=True, **fields)
+def equations(name: str, update: Callable[..., None], reads: str = "g", **options) -> Contender:
+    return Contender(name, optimizer(Eager, update=update, **options), reads=reads, slow=True)
 
 
 def adamw(name: str, graphed: bool = False, slow: bool = False, **options) -> Contender:
@@ -73,60 +67,21 @@ def sgd(name: str, slow: bool = False, **options) -> Contender:
     return Contender(name, build, slow=slow, plain=SGD_FOR_LOOP)
 
 
-class CompiledEquations:
-    """SigSignAdamW's equations under torch.compile: one graph for a flat tensor of any size.
-
-    A graph over all tensors would fuse no more, since each element needs only its own, but takes
-    minutes to compile for a model. The step's number is a tensor, or each step would compile anew.
-    """
-
-    def __init__(self, params: list[Tensor]) -> None:
-        self.params, self.param_groups = params, [{"params": params}]
-        self.state = {
-            p: {key: torch.zeros_like(p, dtype=dtype) for key, dtype in self._states(p).items()}
-            for p in params
-        }
-        self.number = torch.zeros((), device=params[0].device)
-        self.update = torch.compile(equations.friction_adam, dynamic=True)
-        defaults = fk.SigSignAdamW([torch.zeros(1)]).defaults
-        names = ("lr", "betas", "beta3", "eps", "weight_decay", "maximize", "friction_input")
-        self.options = {name: defaults[name] for name in names}
-        self.flatten()
-
-    @staticmethod
-    def _states(param: Tensor) -> dict[str, torch.dtype]:
-        return {"exp_avg": torch.float32, "exp_avg_sq": torch.float32, "prev_grad": param.dtype}
-
-    def flatten(self) -> None:
-        """Look at parameters, gradients and states as vectors; anew when states were replaced."""
-        self.flat = [
-            [t.detach().view(-1) for t in (p, p.grad, *self.state[p].values())] for p in self.params
-        ]
-
-    def step(self) -> None:
-        self.number += 1
-        for tensors in self.flat:
-            self.update(*tensors, self.number, decoupled=True, friction="sigmoid", **self.options)
-
-
 class Copy:
     """What memory can do: a large copy.
 
-    It writes lines that it has not read, which costs some processors an extra read; a step writes where it
-    reads, and so may reach more than a copy.
+    It writes lines that it has not read, which costs some processors an extra read; a step writes where
+    it reads, and so may reach more than a copy.
     """
 
     def __init__(self, params: list[Tensor]) -> None:
         device = params[0].device
         self.source = torch.rand(COPY_BYTES[device.type] // 4, device=device)
         self.target = torch.empty_like(self.source)
+        self.moved = 2 * self.source.nbytes
 
     def step(self) -> None:
         self.target.copy_(self.source)
-
-    @property
-    def moved(self) -> int:
-        return 2 * self.source.nbytes
 
 
 COPY = "copy"
@@ -138,7 +93,6 @@ COMPILED = "SigSignAdamW torch.compile of the equations, per tensor"
 ADAMW_FOR_LOOP, ADAMW_FUSED = "torch AdamW for-loop", "torch AdamW fused"
 SGD_FOR_LOOP, SGD_FUSED = "torch SGD nesterov for-loop", "torch SGD nesterov fused"
 GRAPHED, NEW_GRADIENTS = ", graph replay", ", new grads"
-NORMALIZED = {"friction_input": "normalized"}
 
 SIG_ADAMW = native("SigSignAdamW", fk.SigSignAdamW, plain=EAGER_ADAMW, baseline=ADAMW_FUSED)
 RSGDM = native("RSGDM", fk.RSGDM, plain=EAGER_RSGDM, baseline=SGD_FUSED)
@@ -153,34 +107,32 @@ SIG_ADAMP = native(
     baseline="adamp.AdamP",
 )
 TORCH_FUSED = adamw(ADAMW_FUSED, fused=True)
+TORCH_FOREACH = adamw("torch AdamW foreach", foreach=True)
+TORCH_FOR_LOOP = adamw(ADAMW_FOR_LOOP, slow=True, foreach=False, fused=False)
 
 # In the order of a round: those whose ratio is a goal run next to each other.
 OPTIMIZERS = [
-    eager(EAGER_RSGDM, fk.RSGDM),
+    equations(EAGER_RSGDM, eager.rsgdm),
     RSGDM,
     sgd(SGD_FUSED, fused=True),
     sgd(SGD_FOR_LOOP, slow=True, foreach=False, fused=False),
     Contender(COPY, Copy, reads=""),
-    adamw(ADAMW_FOR_LOOP, slow=True, foreach=False, fused=False),
-    adamw("torch AdamW foreach", foreach=True),
+    TORCH_FOR_LOOP,
+    TORCH_FOREACH,
     TORCH_FUSED,
     SIG_ADAMW,
     SIG_ADAMP,
-    eager(EAGER_ADAMP, fk.SigSignAdamP, reads="gpg"),
+    equations(EAGER_ADAMP, eager.friction_adamp, reads="gpg"),
     native(
         "SigSignAdamW normalized",
         fk.SigSignAdamW,
-        options=NORMALIZED,
+        {"friction_input": "normalized"},
         plain=EAGER_NORMALIZED,
         baseline=ADAMW_FUSED,
     ),
     native("TanhSignAdamW", fk.TanhSignAdamW, plain=EAGER_ADAMW, baseline=ADAMW_FUSED),
-    Contender(COMPILED, CompiledEquations, plain=EAGER_ADAMW, equals="SigSignAdamW", compiles=True),
-    eager(EAGER_ADAMW, fk.SigSignAdamW),
-]
-# Of which only the operations are counted.
-COUNTED = [
-    Contender(EAGER_NORMALIZED, optimizer(fk.SigSignAdamW, backend="reference", **NORMALIZED))
+    Contender(COMPILED, Compiled, plain=EAGER_ADAMW, compiles=True),
+    equations(EAGER_ADAMW, eager.friction_adamw),
 ]
 
 

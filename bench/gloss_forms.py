@@ -15,8 +15,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from friction_kernels import GLoss
-from friction_kernels.graph import dense, select
-from friction_kernels.graph.backend import Cotangents, Normalisers
 
 Loss = Callable[[Tensor], Tensor]  # embeddings -> the mean over U
 
@@ -97,9 +95,16 @@ def lean(problem: Problem, dtype: torch.dtype) -> Loss:
     n = problem.num_labelled
 
     def loss(embeddings: Tensor) -> Tensor:
-        t = dense.transition(embeddings.to(dtype), problem.sigma)
-        f = dense.harmonic(t, problem.labels[:n], problem.num_classes)
-        return dense.official_loss(f, problem.labels[n:])
+        z = normalize(embeddings.to(dtype), dim=1)
+        itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+        w = torch.exp((z @ z.T - 1) / problem.sigma**2).masked_fill(itself, 0)
+        s = w.sum(dim=1).rsqrt()
+        t = w / (w @ s)  # columns of D^(-1/2) W D^(-1/2) sum to one, but for factors of the rows
+        t = t / t.sum(dim=1, keepdim=True)
+        y = one_hot(problem.labels[:n], problem.num_classes).to(dtype)
+        identity = torch.eye(len(t) - n, dtype=dtype, device=t.device)
+        f = torch.linalg.solve(identity - t[n:, n:], t[n:, :n] @ y)
+        return cross_entropy(f, problem.labels[n:])
 
     return loss
 
@@ -119,6 +124,61 @@ class Ours:
         return self.gloss(embeddings, self.problem.labels, labelled=self.labelled)
 
 
+def keops(problem: Problem) -> Loss:
+    """Over PyKeOps nothing N x N is stored, and KeOps makes the gradients of its reductions.
+
+    A user would write it so: the solution is iterated without gradients, then one step of propagation is
+    taken with them, whose incoming gradient is first put through the adjoint iteration.
+    """
+    import pykeops
+
+    pykeops.set_verbose(False)
+    from pykeops.torch import LazyTensor
+
+    n = problem.num_labelled
+    y = one_hot(problem.labels[:n], problem.num_classes).float()
+
+    def weights_times(rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+        """sum_j exp((z_i . z_j - 1) / sigma^2) values_j, where W_ii would be one."""
+        left, right = LazyTensor(rows[:, None, :]), LazyTensor(columns[None, :, :])
+        return ((left | right) - 1 / problem.sigma**2).exp() @ values.contiguous()
+
+    def loss(embeddings: Tensor) -> Tensor:
+        z = normalize(embeddings.float(), dim=1) / problem.sigma
+        ones = z.new_ones(len(z), 1)
+        s = (weights_times(z, z, ones) - 1).rsqrt()  # deg^(-1/2)
+        u = weights_times(z, z, s) - s
+        r = (weights_times(z, z, 1 / u) - 1 / u)[n:]  # the sums of rows of W / u
+
+        def step(z: Tensor, u: Tensor, r: Tensor, f: Tensor) -> Tensor:
+            everything = torch.cat((y, f)) / u
+            return (weights_times(z[n:], z, everything) - everything[n:]) / r
+
+        def adjoint_step(z: Tensor, u: Tensor, r: Tensor, a: Tensor) -> Tensor:
+            a = a / r
+            return (weights_times(z[n:], z[n:], a) - a) / u[n:]
+
+        fixed = [part.detach() for part in (z, u, r)]
+        f = fixed_point(lambda f: step(*fixed, f), y.new_zeros(len(r), y.shape[1]))
+        f = step(z, u, r, f)
+        if f.requires_grad:
+            f.register_hook(lambda g: fixed_point(lambda a: adjoint_step(*fixed, a) + g, g))
+        return cross_entropy(f, problem.labels[n:])
+
+    return loss
+
+
+@torch.no_grad()
+def fixed_point(step: Callable[[Tensor], Tensor], start: Tensor) -> Tensor:
+    for _ in range(64):
+        new = step(start)
+        change = (new - start).abs().max() / new.abs().max()
+        start = new
+        if change <= 1e-5:
+            break
+    return start
+
+
 def scikit_learn(problem: Problem, cls: str, **options) -> Loss:
     """Label propagation as a class of scikit-learn does it: no gradient, its own T (LabelPropagation:
     W with its diagonal, columns divided by their sums; LabelSpreading: D^(-1/2) W D^(-1/2), labels that
@@ -135,31 +195,3 @@ def scikit_learn(problem: Problem, cls: str, **options) -> Loss:
         return cross_entropy(torch.from_numpy(found), truth)
 
     return loss
-
-
-class Passes:
-    """The three passes that everything is made of, each once over all rows and columns."""
-
-    def __init__(self, problem: Problem) -> None:
-        z = normalize(problem.embeddings.detach().float(), dim=1)
-        n, scale = len(z), z.new_tensor(problem.sigma**-2)
-        graph = select.similarity(
-            select.choose("auto", z), z, scale, problem.sigma, problem.precision
-        )
-        zeros, every = z.new_zeros(n), range(n)
-        values = z.new_ones(n, problem.num_classes)
-        degree = graph.logsumexp(zeros)
-        u = graph.logsumexp(-degree / 2)
-        normalisers = Normalisers(degree, u, graph.logsumexp(-u))
-        cotangents = Cotangents(values, values, zeros, zeros, zeros)
-        self.logsumexp = lambda: graph.logsumexp(-u)
-        self.apply = lambda: graph.apply(every, every, -normalisers.log_r, -u, values)
-        self.gradient = lambda: graph.gradient(normalisers, cotangents)
-
-
-def one_pass(name: str) -> Callable[[Problem], Loss]:
-    def build(problem: Problem) -> Loss:
-        run = getattr(Passes(problem), name)
-        return lambda embeddings: run()
-
-    return build

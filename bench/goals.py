@@ -21,11 +21,7 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a number of a contender's row, or on its ratio to another's.
-
-    of: "time", "host time", "added time" (seconds, or a multiple of `against`'s); "share of copy"; "memory"
-    and "added traffic" (bytes a parameter); "extra memory", "process memory" (bytes); "launches"; or "runs".
-    """
+    """A bound on a number of a contender's row, or on its ratio to another's."""
 
     suite: str
     device: str
@@ -34,66 +30,39 @@ class Goal:
     against: str | None = None
     at_most: float | None = None
     at_least: float | None = None
-    of: str = "time"
+    of: str = "time"  # a key of NUMBERS
 
     def measured(self, scenario: dict[str, Any]) -> float | None:
         rows = scenario.get("rows", {})
-        row = rows.get(self.contender)
-        if row is None or (self.against is not None and self.against not in rows):
+        if self.contender not in rows or (self.against or self.contender) not in rows:
             return None
-        if self.against is not None and self.of == "time":
-            return row["ratios"].get(self.against)
-        value = self._of(row, scenario)
+        if self.against and self.of == "time":
+            return rows[self.contender]["ratios"].get(self.against)
+        value = NUMBERS[self.of](rows[self.contender], scenario)
         if self.against is None or value is None:
             return value
-        other = self._of(rows[self.against], scenario)
+        other = NUMBERS[self.of](rows[self.against], scenario)
         # A machine that is busy may find that more work took less time; that says nothing.
         return value / other if other is not None and other > 0 else None
 
-    def _of(self, row: dict[str, Any], scenario: dict[str, Any]) -> float | None:
-        if self.of == "memory":
-            return row.get("memory", {}).get("in all")
-        if self.of == "launches":
-            return sum(row["launches"].values()) if "launches" in row else None
-        if self.of == "added traffic":
-            copy = scenario["rows"].get("copy")
-            if copy is None or "added_seconds" not in row:
-                return None
-            return row["added_seconds"] * copy["gb_s"] * 1e9 / scenario["parameters"]
-        keys = {
-            "time": "seconds",
-            "runs": "seconds",
-            "host time": "host_seconds",
-            "added time": "added_seconds",
-            "share of copy": "share_of_copy",
-            "extra memory": "peak_bytes",
-            "process memory": "process_bytes",
-        }
-        return row.get(keys[self.of])
-
-    def why_not(self, report: dict[str, Any]) -> str:
-        scenario = named(report, self.scenario)
+    def why_not(self, scenario: dict[str, Any] | None) -> str:
         if scenario is None:
             return f"{self.scenario} was not run"
         missing = scenario.get("missing", {})
         told = [f"{n}: {missing[n]}" for n in (self.contender, self.against) if n in missing]
-        unknown = f"{self.of} was not measured"
-        return scenario.get("skipped") or "; ".join(told) or unknown
+        return scenario.get("skipped") or "; ".join(told) or f"{self.of} was not measured"
 
     def verdict(self, report: dict[str, Any]) -> dict[str, str]:
-        scenario = named(report, self.scenario)
+        scenario = next((s for s in report["scenarios"] if s["name"] == self.scenario), None)
         value = None if scenario is None else self.measured(scenario)
         if value is None:
-            why = self.why_not(report)
-            return {"goal": str(self), "measured": why, "verdict": "not measured"}
-        met = (self.at_most is None or value <= self.at_most) and (
-            self.at_least is None or value >= self.at_least
-        )
-        return {
-            "goal": str(self),
-            "measured": self.show(value),
-            "verdict": "met" if met else "missed",
-        }
+            found = self.why_not(scenario), "not measured"
+        else:
+            met = (self.at_most is None or value <= self.at_most) and (
+                self.at_least is None or value >= self.at_least
+            )
+            found = self.show(value), "met" if met else "missed"
+        return {"goal": str(self), "measured": found[0], "verdict": found[1]}
 
     def show(self, value: float) -> str:
         if self.against is not None:
@@ -119,9 +88,27 @@ class Goal:
         return f"{subject} {sign} {self.show(bound)}"
 
 
-def named(report: dict[str, Any], name: str) -> dict[str, Any] | None:
-    return next((s for s in report["scenarios"] if s["name"] == name), None)
+def added_traffic(row: dict[str, Any], scenario: dict[str, Any]) -> float | None:
+    """Bytes a parameter that a copy moves in the added time."""
+    copy = scenario["rows"].get("copy")
+    if copy is None or "added_seconds" not in row:
+        return None
+    return row["added_seconds"] * copy["gb_s"] * 1e9 / scenario["parameters"]
 
+
+# From a contender's row and its scenario.
+NUMBERS = {
+    "time": lambda row, _: row["seconds"],
+    "runs": lambda row, _: row["seconds"],
+    "host time": lambda row, _: row.get("host_seconds"),
+    "added time": lambda row, _: row.get("added_seconds"),
+    "added traffic": added_traffic,
+    "share of copy": lambda row, _: row.get("share_of_copy"),
+    "memory": lambda row, _: row.get("memory", {}).get("in all"),
+    "extra memory": lambda row, _: row.get("peak_bytes"),
+    "process memory": lambda row, _: row.get("process_bytes"),
+    "launches": lambda row, _: sum(row["launches"].values()) if "launches" in row else None,
+}
 
 VIT, RESNET, TINY = "vit_b_16 float32", "resnet50 float32", "tiny float32"
 LARGE = (VIT, "llama_1b float32", "llama_7b_8_of_32_layers float32")
@@ -176,6 +163,11 @@ ON_CARD = [
     Goal("gloss", "cuda", HUGE_GRAPH, OURS, of="runs"),
 ]
 GOALS = [*ON_PROCESSOR, *ON_CARD]
+
+
+def compared_with(contender: str) -> set[str]:
+    """Those to whose time a goal compares a contender's."""
+    return {goal.against for goal in GOALS if goal.contender == contender and goal.against}
 
 
 def judge(report: dict[str, Any]) -> list[dict[str, str]]:

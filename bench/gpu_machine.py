@@ -1,14 +1,14 @@
-"""Which card the GPU report runs on, and with what."""
+"""Which card the GPU report runs on, and how it runs commands."""
 
 import importlib.util
-import re
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
-
-def slug(device: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+from bench.records import ROOT
 
 
 def find_device(device: str) -> dict[str, Any]:
@@ -44,3 +44,37 @@ def find_device(device: str) -> dict[str, Any]:
         "driver": driver,
         **found,
     }
+
+
+def run(command: list, log: Path, seconds: float, env: dict[str, str] | None = None):
+    """The exit status (None: stopped, time was up) and the output, which goes to a log too.
+
+    It and what it starts are a process group, which ends when its time is up.
+    """
+    paths = os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "triton_kernels")
+    path = os.pathsep.join(filter(None, paths))
+    with log.open("ab") as file:
+        start = file.tell()
+        process = subprocess.Popen(
+            list(map(str, command)),
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": path, **(env or {})},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(max(seconds, 1))
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = None
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return status, log.read_bytes()[start:].decode(errors="replace")
+
+
+def last_line(output: str) -> str:
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else "no output"

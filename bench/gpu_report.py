@@ -21,6 +21,7 @@ import re
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,8 @@ if str(ROOT) not in sys.path:  # run as a file
     sys.path.insert(0, str(ROOT))
 
 # Nothing that loads what is built here: that is imported late, and by other processes.
-from bench.gpu_machine import find_device, slug  # noqa: E402
-from bench.gpu_process import last_line, run  # noqa: E402
-from bench.gpu_suites import APART, counted, faults, suite_command  # noqa: E402
+from bench.gpu_machine import find_device, last_line, run  # noqa: E402
+from bench.records import results_folder, save  # noqa: E402
 
 SECONDS = 450  # of G-Loss's part, and of the optimizers'; 8 minutes with starting and writing
 OF_OPTIMIZERS = ("build", "tests", "benchmarks", "sanitizers")
@@ -49,6 +49,29 @@ BENCHMARKS = [
 DRY_BENCHMARKS = [("resnet50", "float32")]
 QUICK_ROUNDS = 6
 SANITIZERS = ("memcheck", "racecheck", "initcheck")
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A suite with minutes of its own: seconds of its tests, of all of it, and in which it begins work."""
+
+    limit: float
+    begin_within: float
+    tests: tuple[str, ...] = ()
+    tests_limit: float = 0
+    dry: tuple[str, ...] = ()  # filters of a dry run
+
+
+APART = {
+    "scale": Apart(limit=90, begin_within=50),
+    "gloss": Apart(
+        limit=300,
+        begin_within=200,
+        tests=("tests/test_triton_similarity.py", "tests/test_triton_batch.py"),
+        tests_limit=150,
+        dry=("--nodes", "64"),
+    ),
+}
 
 
 @dataclass
@@ -75,18 +98,41 @@ def build_commands(capability: str | None, folder: Path) -> list[list]:
     return [configure, ["cmake", "--build", folder]]
 
 
+def suite_command(suite: str, device: str, quick: bool, folder: Path, *more: object) -> list:
+    command = [sys.executable, "-m", "bench", "run", suite, "--device", device, "--out", folder]
+    return [*command, *more, *(["--quick"] if quick or device == "cpu" else [])]
+
+
+def faults(report: dict[str, Any]) -> list[str]:
+    """What of ours was not measured, and why. A peer may be missing, and a goal missed."""
+    from bench.scenarios import scenarios_of
+
+    everyone = scenarios_of(report["suite"], report["machine"]["kind"])
+    ours = {c.name for scenario in everyone for c in scenario.contenders if c.ours}
+    found = [f"{s['name']}: {s['skipped']}" for s in report["scenarios"] if "skipped" in s]
+    for scenario in report["scenarios"]:
+        missing = scenario.get("missing", {}).items()
+        found += [f"{scenario['name']}, {name}: {why}" for name, why in missing if name in ours]
+    return found
+
+
+def counted(report: dict[str, Any]) -> str:
+    verdicts = Counter(goal["verdict"] for goal in report["goals"])
+    goals = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    parts = [f"{report['kind']}, {len(report['scenarios'])} scenarios", f"goals: {goals or 'none'}"]
+    return "; ".join([*parts, *faults(report)])
+
+
 class Report:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.dry = options.device == "cpu"
-        self.begin = time.monotonic()
+        self.begin = self.budget_begins = time.monotonic()
         self.machine = find_device(options.device)
-        self.budget_begins = self.begin
-        self.full = not (self.dry or options.quick) and set(OF_OPTIMIZERS) <= set(
-            options.only or PARTS
-        )
+        parts = set(options.only or PARTS)
+        self.full = not (self.dry or options.quick) and set(OF_OPTIMIZERS) <= parts
         self.scratch = options.folder or ROOT / "build" / "gpu_report"
-        self.results = ROOT / "bench" / "results" / slug(self.machine["device"])
+        self.results = results_folder(options.device)
         self.logs = self.scratch / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         for log in self.logs.glob("*.log"):
@@ -95,14 +141,15 @@ class Report:
         self.goals: list[dict[str, str]] = []
         self.files: list[Path] = []  # results
 
+    @property
+    def partial(self) -> str:
+        return "dry run on a CPU" if self.dry else "partial run"
+
     def folder(self, full: bool) -> Path:
         """Of results: those of a full run are kept with the project."""
         folder = self.results if full else self.scratch / "results"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
-
-    def left(self, limit: float) -> float:
-        return min(limit, SECONDS - (time.monotonic() - self.budget_begins))
 
     def note(self, part: str, since: float, ok: bool, summary: str) -> None:
         self.outcomes.append(Outcome(part, ok, time.monotonic() - since, summary))
@@ -110,7 +157,8 @@ class Report:
 
     def do(self, part: str, command: list, limit: float, log: str, env=None) -> tuple[bool, str]:
         """Run a command as a part; note it where it failed."""
-        start, seconds = time.monotonic(), self.left(limit)
+        start = time.monotonic()
+        seconds = min(limit, SECONDS - (start - self.budget_begins))
         if seconds <= 0:
             self.note(part, start, False, "left out: the time for all parts is used up")
             return False, ""
@@ -120,27 +168,20 @@ class Report:
             self.note(part, start, False, str(error))
             return False, ""
         if status != 0:
-            why = (
-                f"exit status {status}" if status is not None else f"stopped after {seconds:.0f} s"
-            )
+            why = f"stopped after {seconds:.0f} s" if status is None else f"exit status {status}"
             self.note(part, start, False, f"{why}; {last_line(output)}; see {self.logs / log}")
         return status == 0, output
 
     def build(self) -> None:
-        start = time.monotonic()
-        folder = self.logs.parent / "cmake"
-        for command in build_commands(self.machine["capability"], folder):
-            ok, _ = self.do("build", command, LIMITS["build"], "build.log")
-            if not ok:
+        start, capability = time.monotonic(), self.machine["capability"]
+        for command in build_commands(capability, self.logs.parent / "cmake"):
+            if not self.do("build", command, LIMITS["build"], "build.log")[0]:
                 return
         if self.dry:
             return self.note("build", start, True, "dry run: configured, not built")
-        why_not = (
-            "from friction_kernels.backends import cuda_reason as r; import sys; sys.exit(r() or 0)"
-        )
-        ok, _ = self.do("build", [sys.executable, "-c", why_not], 60, "build.log")
-        if ok:
-            self.note("build", start, True, f"for sm_{self.machine['capability']}")
+        why_not = "import sys; from friction_kernels.backends import cuda_reason as why; sys.exit(why() or 0)"
+        if self.do("build", [sys.executable, "-c", why_not], 60, "build.log")[0]:
+            self.note("build", start, True, f"for sm_{capability}")
 
     def tests(self) -> None:
         # By name: other test modules may import what is not installed here.
@@ -156,62 +197,69 @@ class Report:
         if self.dry:
             command.append("--collect-only")
         ok, output = self.do(part, command, limit, f"{part.replace(' ', '_')}.log")
-        nothing_ran = not self.dry and " passed" not in last_line(output)
         if ok:
-            self.note(part, start, not nothing_ran, last_line(output).strip("= "))
+            ran = self.dry or " passed" in last_line(output)
+            self.note(part, start, ran, last_line(output).strip("= "))
 
     def benchmarks(self) -> None:
         """Each model in a process of its own, which may fail or hang; their results are one suite's."""
-        chosen = DRY_BENCHMARKS if self.dry else BENCHMARKS
-        if self.options.quick and not self.dry:
-            chosen = BENCHMARKS[:3]
-        reports = []
-        for model, dtype in chosen:
-            start, name = time.monotonic(), f"{model} {dtype}"
-            folder = self.scratch / "optimizers" / name.replace(" ", "_")
-            shutil.rmtree(folder, ignore_errors=True)
-            more = ["--models", model, "--dtypes", dtype, "--seconds", BEGIN_WITHIN]
-            if self.options.quick:
-                more += ["--repeats", QUICK_ROUNDS]
-            command = suite_command("optimizers", self.options.device, self.dry, folder, *more)
-            ok, _ = self.do(name, command, LIMITS["benchmarks"], "benchmarks.log")
-            if ok:
-                reports.append(json.loads((folder / "optimizers.json").read_text()))
-                wrong = faults(reports[-1])
-                self.note(name, start, not wrong, "; ".join(wrong) or "measured")
-        if reports:
-            self.keep(self.merged(reports), self.full and len(reports) == len(chosen))
-
-    def merged(self, reports: list[dict[str, Any]]) -> dict[str, Any]:
         from bench.goals import judge
 
-        found = {**reports[0], "arguments": {"gpu_report": " ".join(self.options.only or PARTS)}}
-        found["scenarios"] = [scenario for report in reports for scenario in report["scenarios"]]
-        found["seconds"] = sum(report["seconds"] for report in reports)
-        return {**found, "goals": judge(found)}
+        quick, reports = self.options.quick, []
+        chosen = DRY_BENCHMARKS if self.dry else BENCHMARKS[:3] if quick else BENCHMARKS
+        for model, dtype in chosen:
+            more = ["--models", model, "--dtypes", dtype, "--seconds", BEGIN_WITHIN]
+            more += ["--repeats", QUICK_ROUNDS] if quick else []
+            name, limit = f"{model} {dtype}", LIMITS["benchmarks"]
+            start, ok, report = self.measure("optimizers", name, limit, self.dry, more)
+            if ok and report is not None:
+                reports.append(report)
+                wrong = faults(report)
+                self.note(name, start, not wrong, "; ".join(wrong) or "measured")
+        if reports:
+            found = {
+                **reports[0],
+                "arguments": {"gpu_report": " ".join(self.options.only or PARTS)},
+            }
+            found["scenarios"] = [scenario for each in reports for scenario in each["scenarios"]]
+            found["seconds"] = sum(each["seconds"] for each in reports)
+            found["goals"] = judge(found)
+            self.keep(found, self.full and len(reports) == len(chosen))
+
+    def measure(
+        self, suite: str, name: str, limit: float, quick: bool, more: list
+    ) -> tuple[float, bool, dict[str, Any] | None]:
+        """When it began, whether the command ended well, and what it measured, as far as it came."""
+        start, folder = time.monotonic(), self.scratch / suite / name.replace(" ", "_")
+        shutil.rmtree(folder, ignore_errors=True)
+        command = suite_command(suite, self.options.device, quick, folder, *more)
+        ok, _ = self.do(name, command, limit, f"{suite}.log")
+        results = folder / f"{suite}.json"
+        if results.exists():
+            return start, ok, json.loads(results.read_text())
+        if ok:
+            self.note(name, start, False, f"it wrote no results; see {self.logs / suite}.log")
+        return start, ok, None
 
     def keep(self, report: dict[str, Any], full: bool) -> None:
-        from bench.records import save
-
-        report["kind"] = "full run" if full else "dry run on a CPU" if self.dry else "partial run"
-        path = self.folder(full) / f"{report['suite']}.json"
+        suite = report["suite"]
+        report["kind"] = "full run" if full else self.partial
+        path = self.folder(full) / f"{suite}.json"
         save(report, path)
         self.files.append(path)
         if not self.dry:
-            suite = report["suite"]
             self.goals += [{**goal, "goal": f"{suite}: {goal['goal']}"} for goal in report["goals"]]
 
     def sanitizers(self) -> None:
         program = [sys.executable, "-m", "bench.gpu_sanitize", "--device", self.options.device]
         tool = shutil.which("compute-sanitizer")
         for name in SANITIZERS[:1] if self.dry else SANITIZERS:
-            start, part = time.monotonic(), f"compute-sanitizer {name}"
-            if self.dry:
-                command = program
-            elif tool is None:
-                self.note(part, start, False, "compute-sanitizer is missing: it is not on PATH")
-                continue
-            else:
+            start, part, command = time.monotonic(), f"compute-sanitizer {name}", program
+            if not self.dry:
+                if tool is None:
+                    why = "compute-sanitizer is missing: it is not on PATH"
+                    self.note(part, start, False, why)
+                    continue
                 command = [tool, "--tool", name, "--error-exitcode", "1", *program]
             env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
             ok, output = self.do(part, command, LIMITS["sanitizers"], f"{name}.log", env)
@@ -232,19 +280,12 @@ class Report:
         apart = APART[suite]
         if apart.tests and not self.dry:
             self.run_tests(f"{suite} tests", [*apart.tests], apart.tests_limit)
-        start, folder, log = time.monotonic(), self.scratch / suite, f"{suite}.log"
-        shutil.rmtree(folder, ignore_errors=True)
         more = ["--seconds", apart.begin_within, *(apart.dry if self.dry else ())]
-        command = suite_command(suite, self.options.device, self.options.quick, folder, *more)
-        ok, _ = self.do(suite, command, apart.limit, log)
-        results = folder / f"{suite}.json"
-        if results.exists():  # where it failed, too: as far as it came
-            found = json.loads(results.read_text())
+        start, ok, found = self.measure(suite, suite, apart.limit, self.options.quick, more)
+        if found is not None:
             if ok:
                 self.note(suite, start, not faults(found), counted(found))
             self.keep(found, not self.dry and found["kind"] == "full run")
-        elif ok:
-            self.note(suite, start, False, f"it wrote no results; see {self.logs / log}")
 
     def page(self) -> None:
         """The report about the results, wherever they were put."""
@@ -258,12 +299,10 @@ class Report:
 
     def write(self) -> None:
         """What became of each part; results themselves are kept as they come."""
-        seconds = time.monotonic() - self.begin
-        kind = "full run" if self.full else "dry run on a CPU" if self.dry else "partial run"
         report = {
-            "kind": kind,
+            "kind": "full run" if self.full else self.partial,
             "machine": self.machine,
-            "seconds": seconds,
+            "seconds": time.monotonic() - self.begin,
             "parts": [asdict(outcome) for outcome in self.outcomes],
             "goals": self.goals,
         }

@@ -1,8 +1,11 @@
-"""Memory: what a device has left, what an optimizer keeps, and the peak of what runs."""
+"""Memory: what a device has left, what an optimizer keeps, and the peak of what runs. And launches."""
 
 import ctypes
 import gc
-from collections.abc import Iterator
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from friction_kernels.optim.memory import MemoryReport
+from bench.records import ROOT
+from friction_kernels import count_launches
 
 SHARE = 0.85  # of what is available, that may be taken
 
@@ -41,10 +46,10 @@ def tensors_in(value: Any) -> list[Tensor]:
     return [each for each in getattr(value, "__dict__", {}).values() if isinstance(each, Tensor)]
 
 
-def memory_of(opt: Any) -> MemoryReport:
-    """What `memory_report` says, for optimizers that have none, too."""
+def sizes_of(opt: Any) -> dict[str, int]:
+    """Bytes of parameters and of each list of states; `memory_report` says it of ours."""
     if hasattr(opt, "memory_report"):
-        return opt.memory_report()
+        return dict(opt.memory_report().sizes)
     params = [param for group in opt.param_groups for param in group["params"]]
     sizes = {"parameter": sum(param.nbytes for param in params)}
     seen = set()  # bitsandbytes keeps one table for all parameters
@@ -54,8 +59,7 @@ def memory_of(opt: Any) -> MemoryReport:
                 if id(tensor) not in seen:
                     seen.add(id(tensor))
                     sizes[key] = sizes.get(key, 0) + tensor.nbytes
-    parameters = sum(param.numel() for param in params)
-    return MemoryReport(parameters, sizes, parameters, sizes)  # none is frozen
+    return sizes
 
 
 def status_bytes(key: str) -> int:
@@ -93,3 +97,43 @@ def peak(device: str) -> Iterator[SimpleNamespace]:
     yield found
     if before is not None:
         found.bytes = max(0, status_bytes("VmHWM") - before)
+
+
+def told_by_process(module: str, *arguments: object, **environment: str) -> str:
+    """The last line that `python -m module` prints, a process that does nothing else."""
+    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
+    threads = str(torch.get_num_threads())
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    return done.stdout.splitlines()[-1]
+
+
+class Operators(TorchDispatchMode):
+    """Counts what torch dispatches, whatever that calls in turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func._schema.name.startswith("profiler::")
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of(step: Callable[[], object], ours: bool) -> dict[str, Any]:
+    """Of ours the launches by kernel; of others the operators that torch dispatches."""
+    if ours:
+        with count_launches() as launches:
+            step()
+        return {"launches": dict(launches)}
+    with Operators() as operators:
+        step()
+    return {"operators": operators.count}

@@ -9,35 +9,28 @@ import ctypes
 import gc
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
 import friction_kernels as fk
-from bench.records import ROOT
-from bench.scenarios import StudyScenario
+from bench.memory import told_by_process
+from bench.scenarios import OwnScenario
 
 TENSORS = 20_000
 GOAL_BYTES_PER_TENSOR = 1024
-MALLINFO2_FIELDS = (
-    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-)
 
 
 class MallInfo2(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2_FIELDS]
+    _fields_ = [("sizes", ctypes.c_size_t * 10)]
 
 
 def allocated_bytes() -> int:
     gc.collect()
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = MallInfo2
-    info = mallinfo2()
-    return info.uordblks + info.hblkhd
+    sizes = mallinfo2().sizes
+    return sizes[7] + sizes[4]  # uordblks: in use on the heap; hblkhd: mapped by themselves
 
 
 def plan_bytes_per_tensor(cls: type[torch.optim.Optimizer]) -> float:
@@ -52,30 +45,13 @@ def plan_bytes_per_tensor(cls: type[torch.optim.Optimizer]) -> float:
     return (with_plan - allocated_bytes()) / TENSORS
 
 
-def measure_plan(
-    scenario: StudyScenario,
-    device: str,
-    rounds: int | None,
-    deadline: float,
-    advance: Callable[[float], None],
-) -> dict[str, Any]:
+def measure_plan(scenario: OwnScenario, *_) -> dict[str, Any]:
     """The suite's part of the results: bytes a tensor of every optimizer, found by a process of its own."""
-    path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(ROOT)]))
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.plan_memory"],
-        env={**os.environ, "PYTHONMALLOC": "malloc", "PYTHONPATH": path},
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    found = json.loads(done.stdout.splitlines()[-1])
-    rows = [
-        [name, f"{size:.0f}", "met" if size < GOAL_BYTES_PER_TENSOR else "missed"]
-        for name, size in found.items()
-    ]
-    goal = f"goal < {GOAL_BYTES_PER_TENSOR}"
-    return {"tables": [{"header": ["optimizer", "bytes a tensor", goal], "rows": rows}]}
+    found = json.loads(told_by_process("bench.plan_memory", PYTHONMALLOC="malloc"))
+    goal = GOAL_BYTES_PER_TENSOR
+    rows = [[k, f"{v:.0f}", "met" if v < goal else "missed"] for k, v in found.items()]
+    header = ["optimizer", "bytes a tensor", f"goal < {goal}"]
+    return {"tables": [{"header": header, "rows": rows}]}
 
 
 def main() -> None:

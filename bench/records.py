@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[1]
 SIGNIFICANT = 6  # digits
 TIME_IS_UP = "the time was used up"
+INNERMOST = re.compile(r"[\[{][^][{}]*[]}]")  # lists and objects that hold no other
 
 
 def new_report(suite: str, device: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -28,6 +30,11 @@ def new_report(suite: str, device: str, arguments: dict[str, Any]) -> dict[str, 
     }
 
 
+def results_folder(device: str, whole: bool = True) -> Path:
+    """What is measured whole is kept with the project, so that nothing less replaces it."""
+    return ROOT / "bench" / "results" / machine.slug(device) if whole else ROOT / "build" / "bench"
+
+
 def first_line(error: BaseException) -> str:
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0] if text else ''}"[:200]
@@ -38,16 +45,17 @@ def rounded(value: Any) -> Any:
         return float(f"{value:.{SIGNIFICANT}g}")
     if isinstance(value, dict):
         return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [rounded(each) for each in value]
     return value
 
 
 def save(report: dict[str, Any], path: Path) -> None:
-    """Whole or not at all: whoever is killed leaves the file as it was."""
+    """Whole or not at all: a crash leaves the file as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rounded(report), indent=1, ensure_ascii=False)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps(rounded(report), indent=1, ensure_ascii=False) + "\n")
+    part.write_text(INNERMOST.sub(lambda found: " ".join(found[0].split()), text) + "\n")
     os.replace(part, path)
 
 

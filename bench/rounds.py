@@ -1,38 +1,26 @@
 """Timing in rounds: every contender steps once a round, A B C A B C.
 
 A busy machine slows whatever runs at that moment, so contenders are compared by the ratio of their times
-within a round, and the median of those ratios is reported.
+within a round, and the median of those ratios is reported. What steps in rounds has `name`, `slow`,
+`new_gradients`, `repeats` (steps in a row), prepare() and step().
 """
 
 import gc
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median, quantiles
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 SLOW_EVERY = 4  # rounds, of which a slow contender runs in one
 FEWEST_ROUNDS, FEWEST_LONG_ROUNDS = 3, 2
 LONG_ROUND = 15  # seconds
-MOST_STEPS = 20  # in a row
+SAMPLE_SECONDS, MOST_STEPS = 0.02, 20  # of steps in a row
 HOST_SAMPLES = 15
 PAUSE = 0.04  # seconds; threads of the one before may spin, OpenBLAS's under scikit-learn for 2^26 cycles
 LEAD_CYCLES = 2_000_000  # about 1 ms that the card spins before a sample
-
-
-class Entry(Protocol):
-    """What steps in rounds."""
-
-    name: str
-    slow: bool
-    new_gradients: bool
-    repeats: int  # steps in a row
-
-    def prepare(self) -> None: ...
-
-    def step(self) -> object: ...
 
 
 @dataclass
@@ -47,9 +35,7 @@ class Times:
 
     def quartiles(self, name: str) -> list[float]:
         values = list(self.seconds[name].values())
-        if len(values) < 2:
-            return [values[0], values[0]]
-        low, _, high = quantiles(values, n=4, method="inclusive")
+        low, _, high = quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * values
         return [low, high]
 
     def pairs(self, name: str, other: str) -> list[tuple[float, float]]:
@@ -62,16 +48,16 @@ class Times:
         pairs = self.pairs(name, against)
         return median(mine / theirs for mine, theirs in pairs) if pairs else None
 
-    def row(self, name: str) -> dict[str, Any]:
+    def row(self, name: str, against: Iterable[str | None]) -> dict[str, Any]:
         """What a results file says of a contender's times."""
-        ratios = {other: self.ratio(name, other) for other in self.seconds if other != name}
-        return {
+        ratios = {other: self.ratio(name, other) for other in against if other and other != name}
+        found = {
             "seconds": self.median(name),
             "quartiles": self.quartiles(name),
             "rounds": len(self.seconds[name]),
-            "host_seconds": self.host.get(name, self.median(name)),
             "ratios": {other: ratio for other, ratio in ratios.items() if ratio is not None},
         }
+        return found | ({"host_seconds": self.host[name]} if name in self.host else {})
 
 
 def wait_awake(seconds: float) -> None:
@@ -96,7 +82,7 @@ class Clock:
         if self.cuda:
             torch.cuda.synchronize()
 
-    def steps(self, entry: Entry) -> float:
+    def steps(self, entry: Any) -> float:
         """Seconds a step, of some in a row."""
         repeats = 1 if entry.new_gradients else entry.repeats
         if not self.cuda:
@@ -113,7 +99,7 @@ class Clock:
         self.synchronize()
         return (time.perf_counter() - start) / repeats
 
-    def _by_events(self, entry: Entry, repeats: int) -> float:
+    def _by_events(self, entry: Any, repeats: int) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(LEAD_CYCLES)
         begin.record()
@@ -123,7 +109,7 @@ class Clock:
         end.synchronize()
         return begin.elapsed_time(end) / 1e3 / repeats
 
-    def host(self, entry: Entry) -> float:
+    def host(self, entry: Any) -> float:
         """Seconds until step() returns, with nothing queued before it."""
         entry.prepare()
         self.synchronize()
@@ -132,24 +118,18 @@ class Clock:
         return time.perf_counter() - start
 
 
-def set_repeats(entries: Iterable[Entry], clock: Clock, sample_seconds: float) -> None:
+def set_repeats(entries: Iterable[Any], clock: Clock) -> None:
     """Steps in a row are as many as fill a sample, within limits."""
     for entry in entries:
         if not entry.slow:
             shortest = min(clock.steps(entry) for _ in range(3))
-            entry.repeats = max(1, min(MOST_STEPS, int(sample_seconds / shortest)))
+            entry.repeats = max(1, min(MOST_STEPS, int(SAMPLE_SECONDS / shortest)))
 
 
-def measure(
-    entries: list[Entry],
-    clock: Clock,
-    rounds: int,
-    seconds: float,
-    advance: Callable[[float], None] = lambda share: None,
-) -> Times:
+def measure(entries: list[Any], clock: Clock, rounds: int, seconds: float) -> Times:
     """Times of as many rounds, or of the whole rounds that begin within these seconds, and of a few at least.
 
-    advance: is told what share of the work is done. On a processor the host's time is the step's.
+    On a processor the host's time is the step's.
     """
     times = Times({entry.name: {} for entry in entries})
     begin = time.monotonic()
@@ -164,7 +144,6 @@ def measure(
             for entry in entries:
                 if i % SLOW_EVERY == 0 or not entry.slow:
                     times.seconds[entry.name][i] = clock.steps(entry)
-            advance(max((i + 1) / rounds, min(1.0, passed / max(seconds, 1e-9))))
         if clock.cuda:
             for entry in entries:
                 samples = 3 if entry.slow else HOST_SAMPLES

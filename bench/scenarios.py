@@ -8,7 +8,7 @@ import torch
 from bench import contenders, peers, states
 from bench.contenders import COMPILED, COPY, Contender
 from bench.gloss_contenders import CONTENDERS as GRAPHS
-from bench.gloss_contenders import PASSES, Graph
+from bench.gloss_contenders import Graph
 from bench.shapes import COUNTS
 
 
@@ -31,6 +31,10 @@ class StepScenario:
     def name(self) -> str:
         return f"{self.model} {str(self.dtype).removeprefix('torch.')}"
 
+    def miniature(self) -> "StepScenario":
+        few = tuple(c for c in self.contenders if not c.compiles)
+        return replace(self, model="miniature", contenders=few, rounds=2, seconds=5)
+
 
 @dataclass(frozen=True)
 class GraphScenario:
@@ -49,7 +53,6 @@ class GraphScenario:
     step_seconds: float = 20  # that a contender's step may take, else it is left out and named
     own_process: bool = False
     default: bool = True
-    note: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -57,89 +60,81 @@ class GraphScenario:
 
     @property
     def name(self) -> str:
-        shape = f"N = {self.nodes:,}, d = {self.dim}, C = {self.classes}, {self.precision}"
-        return f"{self.note} {shape}".strip()
+        return f"N = {self.nodes:,}, d = {self.dim}, C = {self.classes}, {self.precision}"
+
+    def miniature(self) -> "GraphScenario":
+        few = tuple(g for g in self.contenders if not g.compiles)
+        return replace(self, nodes=min(self.nodes, 256), contenders=few, rounds=3, seconds=1)
 
 
 @dataclass(frozen=True)
-class StudyScenario:
+class OwnScenario:
     """One model of a suite that measures in a way of its own; quick: in miniature."""
 
     model: str
     seconds: float
-    default: bool = True
-    dtype: torch.dtype = torch.float32
     quick: bool = False
+    contenders: Sequence[Contender] = ()
+    dtype: torch.dtype = torch.float32
+    default: bool = True
 
     @property
     def name(self) -> str:
         return self.model
 
+    def miniature(self) -> "OwnScenario":
+        return replace(self, seconds=5, quick=True)
 
-Scenario = StepScenario | GraphScenario | StudyScenario
+
+Scenario = StepScenario | GraphScenario | OwnScenario
 
 BF16 = torch.bfloat16
-DECAY = "a decaying exp_avg_sq"
 STEPS = (*contenders.OPTIMIZERS, *peers.OF_OPTIMIZERS)
 CARD_STEPS = (*STEPS, *contenders.CAPTURED)
 # What a step costs here is bookkeeping: compiling and copying say nothing, new gradients do.
-BOOKKEEPING = tuple(c for c in STEPS if c.name not in (COPY, COMPILED))
-TINY = (*BOOKKEEPING, *contenders.CHANGING)
-HOST = [
-    *(contenders.RSGDM, contenders.SIG_ADAMW, contenders.SIG_ADAMP, contenders.TORCH_FUSED),
-    *(
-        c
-        for c in contenders.OPTIMIZERS
-        if c.name in ("torch AdamW foreach", contenders.ADAMW_FOR_LOOP)
-    ),
+TINY = (*(c for c in STEPS if c.name not in (COPY, COMPILED)), *contenders.CHANGING)
+HOST = (
+    *(contenders.RSGDM, contenders.SIG_ADAMW, contenders.SIG_ADAMP),
+    *(contenders.TORCH_FUSED, contenders.TORCH_FOR_LOOP, contenders.TORCH_FOREACH),
     *contenders.CHANGING,
-]
+)
 
 
 def optimizers(device: str) -> list[Scenario]:
-    everyone = CARD_STEPS if device == "cuda" else STEPS
-    large = ["gpt2", "llama_1b"] + (["llama_7b_8_of_32_layers"] if device == "cuda" else [])
-    found = [
+    on_card = device == "cuda"
+    everyone = CARD_STEPS if on_card else STEPS
+    tiny = (*TINY, *contenders.CAPTURED) if on_card else TINY
+    large = ["gpt2", "llama_1b"] + (["llama_7b_8_of_32_layers"] if on_card else [])
+    return [
         StepScenario("vit_b_16", everyone, seconds=40),
         StepScenario("resnet50", STEPS, rounds=32, seconds=20),
-        StepScenario(
-            "tiny",
-            (*TINY, *contenders.CAPTURED) if device == "cuda" else TINY,
-            rounds=60,
-            seconds=25,
-            bound_by_memory=False,
-        ),
+        StepScenario("tiny", tiny, rounds=60, seconds=25, bound_by_memory=False),
         *(StepScenario(model, STEPS, rounds=16, seconds=40) for model in large),
         # The same shapes in fewer layers, for machines that do not hold them all.
         StepScenario("llama_1b_4_of_16_layers", STEPS, rounds=8, default=False, seconds=60),
         StepScenario("vit_b_16", everyone, BF16, seconds=30),
+        *(
+            StepScenario(model, STEPS, BF16, default=on_card and model == "llama_1b")
+            for model in ("resnet50", "gpt2", "llama_1b", "llama_1b_4_of_16_layers")
+        ),
     ]
-    more = ("resnet50", "gpt2", "llama_1b", "llama_1b_4_of_16_layers")
-    of_card = device == "cuda"
-    found += [StepScenario(m, STEPS, BF16, default=of_card and m == "llama_1b") for m in more]
-    return found
 
 
 def scale(device: str) -> list[Scenario]:
-    found = [StepScenario("vit_b_16", states.WAYS, rounds=16, seconds=60)]
-    return found + [
-        StepScenario(m, states.WAYS, rounds=16, seconds=60, default=False)
-        for m in ("resnet50", "gpt2", "llama_1b", "llama_1b_4_of_16_layers")
+    models = ("vit_b_16", "resnet50", "gpt2", "llama_1b", "llama_1b_4_of_16_layers")
+    return [
+        StepScenario(m, states.WAYS, rounds=16, seconds=60, default=m == "vit_b_16") for m in models
     ]
 
 
 def host(device: str) -> list[Scenario]:
-    return [
-        StepScenario(f"vectors_{n}", HOST, rounds=24, seconds=12, bound_by_memory=False)
-        for n in COUNTS
-    ]
+    return [StepScenario(f"vectors_{n}", HOST, seconds=12, bound_by_memory=False) for n in COUNTS]
 
 
 NODES = {
     "cpu": (64, 128, 256, 512, 1024, 2048, 4096, 8192, 20_000),
     "cuda": (128, 512, 2048, 8192, 32_768),  # few, because most contenders compile for each
 }
-OURS_ALONE = tuple(g for g in GRAPHS if g.ours)
 
 
 def graph_of(device: str, nodes: int) -> GraphScenario:
@@ -151,34 +146,20 @@ def graph_of(device: str, nodes: int) -> GraphScenario:
 
 def gloss(device: str) -> list[Scenario]:
     found = [graph_of(device, nodes) for nodes in NODES[device]]
-    if device == "cuda":
-        large = GraphScenario(
-            65_536, OURS_ALONE, 768, 52, "bf16", rounds=5, seconds=30, step_seconds=30
-        )
-        found += [
-            large,
-            replace(large, precision="tf32"),
-            GraphScenario(
-                1_000_000, OURS_ALONE, 384, 8, "bf16", rounds=1, seconds=60, step_seconds=120
-            ),
-        ]
-    # Where on a processor, too, nothing is stored.
-    passes = replace(graph_of(device, 8192), contenders=PASSES, rounds=8, note="passes")
-    return [*found, passes]
-
-
-def loop(device: str) -> list[Scenario]:
-    return [StudyScenario(model, seconds=30) for model in ("small ViT", "wide ViT")]
+    if device == "cpu":
+        return found
+    ours = tuple(graph for graph in GRAPHS if graph.ours)
+    large = GraphScenario(65_536, ours, 768, 52, "bf16", rounds=5, seconds=30, step_seconds=30)
+    huge = replace(large, nodes=1_000_000, dim=384, classes=8, rounds=1, step_seconds=120)
+    return [*found, large, replace(large, precision="tf32"), replace(huge, seconds=60)]
 
 
 def plan(device: str) -> list[Scenario]:
-    return [StudyScenario("20,000 tensors", seconds=20)]
+    return [OwnScenario("20,000 tensors", seconds=20)]
 
 
-def quantisers(device: str) -> list[Scenario]:
-    return [
-        StudyScenario(m, seconds=300) for m in ("ViT on digits", "GPT on Python's sources", DECAY)
-    ]
+def loop(device: str) -> list[Scenario]:
+    return [OwnScenario(model, seconds=30) for model in ("small ViT", "wide ViT")]
 
 
 @dataclass(frozen=True)
@@ -195,21 +176,8 @@ SUITES = {
     "host": Suite("time of a step against the number of tensors", host),
     "plan": Suite("what an optimizer keeps beside parameters, gradients and states", plan),
     "loop": Suite("a step inside a training loop, and alone", loop, by_default=False),
-    "quantisers": Suite("8-bit maps and their rounding, on real trainings", quantisers, False),
 }
 
 
 def scenarios_of(suite: str, device: str) -> list[Scenario]:
     return SUITES[suite].scenarios(device)
-
-
-def miniature(scenario: Scenario) -> Scenario:
-    """The same in small, for trials: few rounds, and nothing that compiles."""
-    if isinstance(scenario, StepScenario):
-        few = tuple(c for c in scenario.contenders if not c.compiles)
-        return replace(scenario, model="miniature", contenders=few, rounds=2, seconds=5)
-    if isinstance(scenario, GraphScenario):
-        few = tuple(g for g in scenario.contenders if not g.compiles)
-        nodes = min(scenario.nodes, 256)
-        return replace(scenario, nodes=nodes, contenders=few, rounds=3, seconds=1)
-    return replace(scenario, seconds=5, quick=True)

@@ -4,18 +4,14 @@ Only shapes reach an optimizer, so a benchmark needs neither weights nor torchvi
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from math import prod
 
 Shape = tuple[int, ...]
 
 
-def batch_norm(channels: int) -> list[Shape]:
+def norm(channels: int) -> list[Shape]:
     return [(channels,), (channels,)]
-
-
-layer_norm = batch_norm
 
 
 def linear(inputs: int, outputs: int) -> list[Shape]:
@@ -23,12 +19,12 @@ def linear(inputs: int, outputs: int) -> list[Shape]:
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int) -> list[Shape]:
-    return [(outputs, inputs, kernel, kernel), *batch_norm(outputs)]
+    return [(outputs, inputs, kernel, kernel), *norm(outputs)]
 
 
 def transformer_block(width: int) -> list[Shape]:
-    attention = [*layer_norm(width), *linear(width, 3 * width), *linear(width, width)]
-    return [*attention, *layer_norm(width), *linear(width, 4 * width), *linear(4 * width, width)]
+    attention = [*norm(width), *linear(width, 3 * width), *linear(width, width)]
+    return [*attention, *norm(width), *linear(width, 4 * width), *linear(4 * width, width)]
 
 
 def resnet50() -> list[Shape]:
@@ -54,14 +50,14 @@ def vit_b_16() -> list[Shape]:
     shapes: list[Shape] = [(1, 1, width), (width, 3, patch, patch), (width,), (1, tokens, width)]
     for _ in range(12):
         shapes += transformer_block(width)
-    return shapes + layer_norm(width) + linear(width, 1000)
+    return shapes + norm(width) + linear(width, 1000)
 
 
 def gpt2() -> list[Shape]:
     """GPT-2 small, its head tied to the embedding."""
     width = 768
     blocks = [shape for _ in range(12) for shape in transformer_block(width)]
-    return [(50_257, width), (1024, width), *blocks, *layer_norm(width)]
+    return [(50_257, width), (1024, width), *blocks, *norm(width)]
 
 
 def llama_layer(width: int, key_value: int, hidden: int) -> list[Shape]:
@@ -92,27 +88,19 @@ def miniature() -> list[Shape]:
     return [(64, 3, 7, 7), (64,), (129, 257), (), (5000,)]
 
 
-@dataclass(frozen=True)
-class Model:
-    shapes: Callable[[], list[Shape]]
-    tensors: int
-    parameters: int
-
-    def check(self) -> None:
-        shapes = self.shapes()
-        found = len(shapes), sum(prod(shape) for shape in shapes)
-        assert found == (self.tensors, self.parameters), found
-
-
 COUNTS = (10, 100, 1000, 10_000)  # of tensors
-MODELS = {
-    "resnet50": Model(resnet50, tensors=161, parameters=25_557_032),
-    "vit_b_16": Model(vit_b_16, tensors=152, parameters=86_567_656),
-    "gpt2": Model(gpt2, tensors=148, parameters=124_439_808),
-    "llama_1b": Model(llama_1b, tensors=146, parameters=1_235_814_400),
-    "llama_1b_4_of_16_layers": Model(partial(llama_1b, 4), tensors=38, parameters=505_956_352),
-    "llama_7b_8_of_32_layers": Model(llama_7b_layers, tensors=72, parameters=1_619_066_880),
-    "tiny": Model(partial(vectors, 1000), tensors=1000, parameters=16_000),
-    **{f"vectors_{n}": Model(partial(vectors, n), tensors=n, parameters=16 * n) for n in COUNTS},
-    "miniature": Model(miniature, tensors=5, parameters=47_626),
+MODELS: dict[str, Callable[[], list[Shape]]] = {
+    "resnet50": resnet50,
+    "vit_b_16": vit_b_16,
+    "gpt2": gpt2,
+    "llama_1b": llama_1b,
+    "llama_1b_4_of_16_layers": partial(llama_1b, 4),
+    "llama_7b_8_of_32_layers": llama_7b_layers,
+    "tiny": partial(vectors, 1000),
+    **{f"vectors_{n}": partial(vectors, n) for n in COUNTS},
+    "miniature": miniature,
 }
+
+
+def elements(shapes: list[Shape]) -> int:
+    return sum(map(prod, shapes))

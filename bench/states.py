@@ -1,6 +1,5 @@
 """What the suite `scale` compares, as data: ways to keep parameters and states, and to clip."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -30,10 +29,9 @@ class ClippedFirst:
 
     def __init__(self, opt: torch.optim.Optimizer) -> None:
         self.inner, self.state, self.param_groups = opt, opt.state, opt.param_groups
-        self.params = opt.param_groups[0]["params"]
 
     def step(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self.params, MAX_NORM)
+        torch.nn.utils.clip_grad_norm_(self.param_groups[0]["params"], MAX_NORM)
         self.inner.step()
 
 
@@ -47,10 +45,10 @@ def clipped_first(contender: Contender) -> Contender:
     )
 
 
-def scaled(build: Build) -> Callable[[list[Tensor]], fk.SigSignAdamW]:
+def scaled(build: Build) -> Build:
     """As a GradScaler leaves the optimizer when it calls step()."""
 
-    def build_scaled(params: list[Tensor]) -> fk.SigSignAdamW:
+    def build_scaled(params: list[Tensor]) -> object:
         opt = build(params)
         opt.grad_scale = torch.full((), 2.0**16, device=params[0].device)
         opt.found_inf = torch.zeros((), device=params[0].device)
@@ -59,14 +57,11 @@ def scaled(build: Build) -> Callable[[list[Tensor]], fk.SigSignAdamW]:
     return build_scaled
 
 
-def ours(state: str, dtype: torch.dtype = FP32, **options) -> Contender:
-    kept = state if dtype == FP32 else f"bf16 {state}"
-    name = f"SigSignAdamW {kept}".replace(" plain", "")
+def ours(kept: str, dtype: torch.dtype = FP32, **options) -> Contender:
     return native(
-        name,
+        f"SigSignAdamW {kept}".rstrip(),
         fk.SigSignAdamW,
-        options=options,
-        state=state,
+        options,
         dtype=dtype,
         plain=EAGER_ADAMW,
         baseline=ADAMW_FUSED,
@@ -80,18 +75,16 @@ def clipped(contender: Contender, **options) -> Contender:
     return replace(contender, name=name, build=build, reads="gg", alone=contender.name)
 
 
-def unscaled(contender: Contender) -> Contender:
-    return replace(contender, name=f"{contender.name}, unscale", build=scaled(contender.build))
-
-
 EIGHT = {"state_dtype": "8bit"}
-PLAIN = ours("plain")
+MOMENTS_BF16 = {"exp_avg": "bf16", "exp_avg_sq": "bf16", "prev_grad": "8bit"}
+SQUARES_FP32 = {"exp_avg": "8bit", "exp_avg_sq": "fp32", "prev_grad": "8bit"}
+PLAIN = ours("")
 ALL_8BIT = ours("8bit", **EIGHT)
 GRAD_8BIT = ours("prev_grad 8bit", state_dtype={"prev_grad": "8bit"})
 CLIPPED = clipped(PLAIN)
-CLIPPED_UNSCALED = unscaled(CLIPPED)
+CLIPPED_UNSCALED = replace(CLIPPED, name=f"{CLIPPED.name}, unscale", build=scaled(CLIPPED.build))
 CLIPPED_BEFORE = clipped_first(PLAIN)
-SPLIT = ours("split 8bit", BF16, master="split", **EIGHT)
+SPLIT = ours("bf16 split 8bit", BF16, master="split", **EIGHT)
 
 # In the order of a round: those whose ratio is a goal run near each other.
 WAYS = [
@@ -106,20 +99,14 @@ WAYS = [
     clipped_first(TORCH_FUSED),
     clipped(ALL_8BIT, **EIGHT),
     ours("state bf16", state_dtype="bf16"),
-    ours(
-        "moments bf16, prev_grad 8bit",
-        state_dtype={"exp_avg": "bf16", "exp_avg_sq": "bf16", "prev_grad": "8bit"},
-    ),
-    ours(
-        "exp_avg_sq fp32, rest 8bit",
-        state_dtype={"exp_avg": "8bit", "exp_avg_sq": "fp32", "prev_grad": "8bit"},
-    ),
+    ours("moments bf16, prev_grad 8bit", state_dtype=MOMENTS_BF16),
+    ours("exp_avg_sq fp32, rest 8bit", state_dtype=SQUARES_FP32),
     replace(TORCH_FUSED, name=f"{ADAMW_FUSED}, bf16", dtype=BF16),
-    ours("plain", BF16),
-    ours("state fp32", BF16, state_dtype="fp32"),
+    ours("bf16", BF16),
+    ours("bf16 state fp32", BF16, state_dtype="fp32"),
     SPLIT,
-    ours("split8 8bit", BF16, master="split8", **EIGHT),
-    ours("master fp32 8bit", BF16, master="fp32", **EIGHT),
-    ours("stochastic 8bit", BF16, rounding="stochastic", **EIGHT),
+    ours("bf16 split8 8bit", BF16, master="split8", **EIGHT),
+    ours("bf16 master fp32 8bit", BF16, master="fp32", **EIGHT),
+    ours("bf16 stochastic 8bit", BF16, rounding="stochastic", **EIGHT),
     *OF_STATES,
 ]

@@ -1,55 +1,106 @@
-"""Measures one scenario of optimizers' steps."""
+"""Measures one scenario of optimizers' steps.
+
+All contenders share one set of parameters, gradients and moments, so that a machine holds any model once,
+whatever the contenders: no time depends on the values, which stay finite, and no list fits a cache.
+"""
 
 import gc
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
 from math import prod
 from statistics import median
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench import counting
-from bench.contenders import COPY, COUNTED, OPTIMIZERS, Contender, Copy
-from bench.entries import Entry, Pool, difference, tensors_of
-from bench.memory import memory_of, peak, why_too_large
+from bench.contenders import COPY, Contender, Copy
+from bench.goals import compared_with
+from bench.memory import calls_of, peak, sizes_of, why_too_large
 from bench.peers import why_not_importable
 from bench.records import TIME_IS_UP, first_line
 from bench.rounds import Clock, Times, measure, set_repeats
 from bench.scenarios import StepScenario
-from bench.shapes import MODELS, miniature
+from bench.shapes import MODELS, Shape, elements, miniature
 
-SAMPLE_SECONDS = 0.02
-PEER_SECONDS = {"cpu": 120, "cuda": 15}  # until its first step is done; some compile or tune
-PLAIN_TEMPORARIES = (
-    10  # tensors in float32 that a step in plain torch has at once, as large as the largest
-)
-COUNTED_ON = (64, 64)
+WARMUP_STEPS = 3
+# Tensors in float32, as large as the largest, that a step in plain torch has at once.
+PLAIN_TEMPORARIES = 10
+ALIKE = {"momentum_buffer": "exp_avg"}  # states that may share memory with others of the type
+Tensors = tuple[list[Tensor], list[Tensor]]
 
 
-@contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    late = TimeoutError(f"its first step took more than {seconds:.0f} s")
-    rang = False
+def tensors_of(shapes: list[Shape], device: str, dtype: torch.dtype) -> Tensors:
+    """Parameter values and gradients of a plausible size, random: zeros would be faster."""
+    torch.manual_seed(0)
 
-    def stop(*_) -> None:
-        nonlocal rang
-        rang = True
-        raise late
+    def random(scale: float) -> list[Tensor]:
+        return [torch.randn(s, device=device, dtype=dtype).mul_(scale) for s in shapes]
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    except Exception as error:
-        if rang:  # what was interrupted may say something else of it
-            raise late from error
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+    return random(0.02), random(0.01)
+
+
+class Pool:
+    """The moments that all contenders share: the first optimizer's that has them."""
+
+    def __init__(self) -> None:
+        self.lists: dict[tuple[str, torch.dtype], list[Tensor]] = {}
+
+    def has(self, key: str, state: object) -> bool:
+        """No subclasses: torchao's are codes that say they were float32."""
+        return type(state) is Tensor and (ALIKE.get(key, key), state.dtype) in self.lists
+
+    def give(self, opt: Any, params: list[Tensor]) -> None:
+        states = getattr(opt, "state", {})
+        keys = [key for key in states[params[0]] if key != "step"] if states else []
+        for key in keys:
+            own = [states[param].get(key) for param in params]
+            pairs = zip(own, params, strict=True)
+            if all(type(tensor) is Tensor and tensor.shape == p.shape for tensor, p in pairs):
+                shared = self.lists.setdefault((ALIKE.get(key, key), own[0].dtype), own)
+                for param, tensor in zip(params, shared, strict=True):
+                    states[param][key] = tensor
+        if hasattr(opt, "flatten"):
+            opt.flatten()
+
+
+class Entry:
+    """A contender ready to step."""
+
+    def __init__(self, contender: Contender, tensors: Tensors, pool: Pool) -> None:
+        values, self.grads = tensors
+        self.contender, self.name, self.slow = contender, contender.name, contender.slow
+        self.new_gradients, self.repeats = contender.new_gradients, 1
+        self.params = [value.detach().requires_grad_() for value in values]
+        for param, grad in zip(self.params, self.grads, strict=True):
+            param.grad = grad
+        self.opt = contender.build(self.params)
+        self.step = self.opt.step
+        self.step()
+        pool.give(self.opt, self.params)
+        for _ in range(1 if contender.slow else WARMUP_STEPS):
+            self.step()
+        if contender.graphed:
+            torch.cuda.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.opt.step()
+            self.step = self.graph.replay
+            self.step()
+
+    def prepare(self) -> None:
+        if self.new_gradients:
+            # Cloned while the last ones still live, so that their addresses change too.
+            for param, grad in zip(self.params, self.grads, strict=True):
+                param.grad = grad.clone()
+
+    def moved(self, device: str) -> float:
+        """Bytes of an ideal step: what is kept is read and written once, and some lists are read besides."""
+        if isinstance(self.opt, Copy):
+            return self.opt.moved
+        sizes = {name: size for name, size in sizes_of(self.opt).items() if name != "step"}
+        parameter = sizes["parameter"]
+        lists = {"p": parameter, "g": parameter, "s": sum(sizes.values()) - parameter}
+        return 2 * sum(sizes.values()) + sum(lists[x] for x in self.contender.lists(device))
 
 
 class Field:
@@ -57,98 +108,70 @@ class Field:
 
     def __init__(self, scenario: StepScenario, device: str, deadline: float) -> None:
         self.scenario, self.device, self.deadline = scenario, device, deadline
-        shapes = MODELS[scenario.model].shapes()
+        self.shapes = MODELS[scenario.model]()
         types = dict.fromkeys(c.dtype or scenario.dtype for c in scenario.contenders)
-        self.tensors = {dtype: tensors_of(shapes, device, dtype) for dtype in types}
+        self.tensors = {dtype: tensors_of(self.shapes, device, dtype) for dtype in types}
         self.small = {dtype: tensors_of(miniature(), device, dtype) for dtype in types}
         self.pool, self.entries = Pool(), []
         self.missing: dict[str, str] = {}
         self.peaks: dict[str, int] = {}
-        self.differences: dict[str, float] = {}
-
-    def dtype(self, contender: Contender) -> torch.dtype:
-        return contender.dtype or self.scenario.dtype
 
     def enter(self, contender: Contender) -> None:
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            self.missing[contender.name] = TIME_IS_UP
-        elif reason := why_not_importable(contender.needs):
-            self.missing[contender.name] = reason
-        else:
-            limit = min(PEER_SECONDS[self.device], left)
+        late = time.monotonic() > self.deadline
+        reason = TIME_IS_UP if late else why_not_importable(contender.needs)
+        if reason is None:
             try:
-                with time_limit(limit) if contender.needs else nullcontext():
-                    self._enter(contender)
+                reason = self._enter(contender)
             except Exception as error:  # a peer may not serve this machine, this type or this size
-                self.missing[contender.name] = first_line(error)
+                reason = first_line(error)
+        if reason is not None:
+            self.missing[contender.name] = reason
         gc.collect()
         if self.device == "cuda":
             torch.cuda.empty_cache()
 
-    def _enter(self, contender: Contender) -> None:
-        dtype = self.dtype(contender)
+    def _enter(self, contender: Contender) -> str | None:
+        dtype = contender.dtype or self.scenario.dtype
         if not contender.compiles:  # loads libraries, and says early what cannot be
             small = Entry(contender, self.small[dtype], Pool())
-            if reason := self.why_too_large(contender, small):
-                self.missing[contender.name] = reason
-                return
-        if equal := self.named(contender.equals):
-            apart = difference(contender, equal, self.device, dtype)
-            self.differences[contender.name] = apart
+            if reason := self.why_too_large(small, dtype):
+                return reason
         with peak(self.device) as peaked:
-            entry = Entry(contender, self.tensors[dtype], self.pool)
-        self.entries.append(entry)
+            self.entries.append(Entry(contender, self.tensors[dtype], self.pool))
         if peaked.bytes is not None and (self.device == "cuda" or not contender.compiles):
             self.peaks[contender.name] = peaked.bytes
+        return None
 
-    def why_too_large(self, contender: Contender, small: Entry) -> str | None:
+    def why_too_large(self, small: Entry, dtype: torch.dtype) -> str | None:
         """By what it keeps of small tensors, except what it will share, and by what a step makes."""
         if isinstance(small.opt, Copy):
             return None
-        shapes = MODELS[self.scenario.model].shapes()
-        largest, parameters = max(map(prod, shapes)), sum(map(prod, shapes))
-        kept = memory_of(small.opt).per_parameter
         states = small.opt.state[small.params[0]]
-        shared = {key for key, tensor in states.items() if self.pool.has(key, tensor)}
-        own = sum(size for key, size in kept.items() if key != "parameter" and key not in shared)
-        own += contender.at_once * self.dtype(contender).itemsize
-        made = 4 * PLAIN_TEMPORARIES * largest if contender.slow else 0
-        return why_too_large(own * parameters + made, self.device)
-
-    def named(self, name: str | None) -> Contender | None:
-        everyone = (*self.scenario.contenders, *OPTIMIZERS, *COUNTED)
-        return next((c for c in everyone if c.name == name), None)
-
-    def operations(self, contender: Contender) -> float | None:
-        """Arithmetic operations a parameter: those of the same step in plain torch."""
-        try:
-            plain = self.named(contender.plain) or contender
-            return counting.arithmetic_per_parameter(plain.build, COUNTED_ON)
-        except counting.UncountableError:
-            return None
+        shared = {"parameter"} | {key for key, state in states.items() if self.pool.has(key, state)}
+        kept = sum(size for key, size in sizes_of(small.opt).items() if key not in shared)
+        own = kept / elements(miniature()) + small.contender.at_once * dtype.itemsize
+        made = 4 * PLAIN_TEMPORARIES * max(map(prod, self.shapes)) if small.slow else 0
+        return why_too_large(own * elements(self.shapes) + made, self.device)
 
     def row(self, entry: Entry, times: Times) -> dict[str, Any]:
         contender, name = entry.contender, entry.name
-        fields = ("ours", "optimizer", "state", "plain", "baseline")
-        row = {key: getattr(contender, key) for key in fields if getattr(contender, key)}
-        row |= times.row(name) | {"steps_in_a_row": entry.repeats}
-        row["ratio"] = row["ratios"].get(contender.baseline)
-        parameters = MODELS[self.scenario.model].parameters
+        row = {key: getattr(contender, key) for key in ("ours", "plain", "baseline")}
+        row = {key: value for key, value in row.items() if value}
+        against = {contender.plain, contender.baseline, *compared_with(name)}
+        row |= times.row(name, against) | {"steps_in_a_row": entry.repeats}
         if not isinstance(entry.opt, Copy):
-            report = memory_of(entry.opt)
-            row["memory"] = {**report.per_parameter, "in all": report.bytes_per_parameter}
-            if (each := self.operations(contender)) is not None:
-                row["flops"] = each * parameters
+            sizes, parameters = sizes_of(entry.opt), elements(self.shapes)
+            row["memory"] = {key: size / parameters for key, size in sizes.items()}
+            row["memory"]["in all"] = sum(sizes.values()) / parameters
             if name in self.peaks:  # with its own parameters and gradients
-                row["peak_bytes"] = self.peaks[name] + 2 * report.sizes["parameter"]
-        if name in self.differences:
-            row["equals"], row["difference"] = contender.equals, self.differences[name]
+                row["peak_bytes"] = self.peaks[name] + 2 * sizes["parameter"]
         if contender.alone in times.seconds:
-            pairs = times.pairs(name, contender.alone)
-            added = median(mine - alone for mine, alone in pairs)
+            added = median(mine - alone for mine, alone in times.pairs(name, contender.alone))
             row |= {"alone": contender.alone, "added_seconds": added}
-        return row | self.bandwidth(entry, times) | self.counts(entry)
+        entry.prepare()
+        if not contender.compiles:  # torch does not dispatch what was compiled
+            row |= calls_of(entry.step, contender.ours)
+        return row | self.bandwidth(entry, times)
 
     def bandwidth(self, entry: Entry, times: Times) -> dict[str, float]:
         if not self.scenario.bound_by_memory:
@@ -156,62 +179,33 @@ class Field:
         moved = entry.moved(self.device)
         found = {"bytes": moved, "gb_s": moved / times.median(entry.name) / 1e9}
         copy = next((e.opt for e in self.entries if isinstance(e.opt, Copy)), None)
-        if copy is not None and (
-            ratio := times.ratio(entry.name, COPY) or float(entry.opt is copy)
-        ):
+        if copy is not None and (ratio := times.ratio(entry.name, COPY)):
             found["share_of_copy"] = moved / copy.moved / ratio
-        return found
-
-    def counts(self, entry: Entry) -> dict[str, Any]:
-        entry.prepare()
-        if entry.contender.ours:  # of a graph's replay nothing is counted
-            found = {"launches": counting.launches_of(entry.step)}
-        elif entry.contender.compiles:  # the profiler does not see what was compiled
-            found = {}
-        else:
-            found = {"operators": counting.operators_of(entry.step)}
-        if self.device == "cuda" and not entry.slow:
-            try:
-                found["kernels"] = counting.kernels_of(entry.step)
-            except Exception as error:  # a machine may lack CUPTI
-                found["profiler"] = first_line(error)
         return found
 
 
 def measure_steps(
-    scenario: StepScenario,
-    device: str,
-    rounds: int | None,
-    deadline: float,
-    advance: Callable[[float], None],
+    scenario: StepScenario, device: str, rounds: int | None, deadline: float
 ) -> dict[str, Any]:
     """A scenario's part of the results. deadline: of time.monotonic(), after which nothing more begins."""
-    model = MODELS[scenario.model]
+    shapes = MODELS[scenario.model]()
     found = {
         "model": scenario.model,
         "dtype": str(scenario.dtype).removeprefix("torch."),
-        "tensors": model.tensors,
-        "parameters": model.parameters,
+        "tensors": len(shapes),
+        "parameters": elements(shapes),
     }
     types = {c.dtype or scenario.dtype for c in scenario.contenders}
     # Parameters, gradients and friction Adam's states: two moments in float32, and the last gradient.
-    needed = model.parameters * (8 + 3 * sum(dtype.itemsize for dtype in types))
+    needed = elements(shapes) * (8 + 3 * sum(dtype.itemsize for dtype in types))
     if reason := why_too_large(needed, device):
         return {**found, "skipped": reason}
     field = Field(scenario, device, deadline)
-    for i, contender in enumerate(scenario.contenders):
+    for contender in scenario.contenders:
         field.enter(contender)
-        advance(0.3 * (i + 1) / len(scenario.contenders))
     clock = Clock(device)
-    set_repeats(field.entries, clock, SAMPLE_SECONDS)
+    set_repeats(field.entries, clock)
     seconds = max(1.0, min(scenario.seconds, deadline - time.monotonic()))
-    times = measure(
-        field.entries,
-        clock,
-        rounds or scenario.rounds,
-        seconds,
-        lambda share: advance(0.3 + 0.6 * share),
-    )
-    found["rows"] = {entry.name: field.row(entry, times) for entry in field.entries}
-    found["missing"] = field.missing
-    return found
+    times = measure(field.entries, clock, rounds or scenario.rounds, seconds)
+    rows = {entry.name: field.row(entry, times) for entry in field.entries}
+    return {**found, "rows": rows, "missing": field.missing}

@@ -16,16 +16,20 @@ from torch import Tensor, nn
 
 from bench.contenders import ADAMW_FUSED, OPTIMIZERS, SGD_FUSED, Contender
 from bench.rounds import Times
-from bench.scenarios import StudyScenario
-from examples.image_models import ViT
+from bench.scenarios import OwnScenario
 
 BATCH, CLASSES = 4, 10
 ROUNDS, WARMUP_ROUNDS = 20, 3
 COMPARED = {"SigSignAdamW": ADAMW_FUSED, "RSGDM": SGD_FUSED, ADAMW_FUSED: None, SGD_FUSED: None}
-MODELS: dict[str, Callable[[], nn.Module]] = {
-    "small ViT": lambda: ViT(channels=3, image_size=32, classes=CLASSES),
-    "wide ViT": lambda: ViT(channels=3, image_size=32, classes=CLASSES, width=256),
-}
+HEADER = [
+    "ms",
+    "in the loop",
+    "alone",
+    "fwd + bwd",
+    "in the loop / alone",
+    "in the loop / baseline",
+]
+WIDTHS = {"small ViT": 32, "wide ViT": 256}
 other_data = bytearray(64 * 2**20), memoryview(bytearray(64 * 2**20))
 
 
@@ -69,42 +73,26 @@ class Training:
 
 
 def measure_loop(
-    scenario: StudyScenario,
-    device: str,
-    rounds: int | None,
-    deadline: float,
-    advance: Callable[[float], None],
+    scenario: OwnScenario, device: str, rounds: int | None, deadline: float
 ) -> dict[str, Any]:
-    """A scenario's part of the results: `seconds` are those in the loop. On the processor."""
+    """A scenario's part of the results, on the processor."""
+    from examples.image_models import ViT
+
     torch.manual_seed(0)
-    model = MODELS[scenario.model]()
-    parameters = list(model.parameters())
+    model = ViT(channels=3, image_size=32, classes=CLASSES, width=WIDTHS[scenario.model])
     images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(CLASSES, (BATCH,))
     by_name = {contender.name: contender for contender in OPTIMIZERS}
     runs = [Training(by_name[name], deepcopy(model), images, labels) for name in COMPARED]
-    rounds = 2 if scenario.quick else rounds or ROUNDS
-    for i in range(WARMUP_ROUNDS + rounds):
+    for _ in range(WARMUP_ROUNDS + (2 if scenario.quick else rounds or ROUNDS)):
         for run in runs:
             run.round()
-        advance((i + 1) / (WARMUP_ROUNDS + rounds))
     times = Times({run.name: dict(enumerate(run.in_loop[WARMUP_ROUNDS:])) for run in runs})
-    rows = {}
+    rows = []
     for run in runs:
-        alone, backward = run.alone[WARMUP_ROUNDS:], run.backward[WARMUP_ROUNDS:]
-        ratios = [a / b for a, b in zip(run.in_loop[WARMUP_ROUNDS:], alone, strict=True)]
-        baseline = COMPARED[run.name]
-        rows[run.name] = times.row(run.name) | {
-            "ours": by_name[run.name].ours,
-            "baseline": baseline,
-            "ratio": times.ratio(run.name, baseline) if baseline else None,
-            "alone_seconds": median(alone),
-            "backward_seconds": median(backward),
-            "loop_to_alone": median(ratios),
-        }
-    return {
-        "model": scenario.model,
-        "tensors": len(parameters),
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "rows": rows,
-        "missing": {},
-    }
+        in_loop, alone = run.in_loop[WARMUP_ROUNDS:], run.alone[WARMUP_ROUNDS:]
+        seconds = median(in_loop), median(alone), median(run.backward[WARMUP_ROUNDS:])
+        ratio = times.ratio(run.name, COMPARED[run.name]) if COMPARED[run.name] else None
+        rows.append([run.name, *(f"{1e3 * each:.3g}" for each in seconds)])
+        rows[-1] += [f"{median(a / b for a, b in zip(in_loop, alone, strict=True)):.2f}"]
+        rows[-1] += [f"{ratio:.3f} of {COMPARED[run.name]}" if ratio else ""]
+    return {"tables": [{"header": HEADER, "rows": rows}]}

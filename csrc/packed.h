@@ -5,7 +5,7 @@
 // r + d: logarithmic where r is above d, even below, as mu-law companding is, with the exponent and
 // the mantissa of a float for the logarithm, 16 codes an octave. d is such that the codes reach
 // from d to 1 + d. Signed lists have 8 octaves and keep the sign in the code's upper bit, lists
-// that are never negative have 16; bench/quantisers.py compares maps. A block with a NaN or an
+// that are never negative have 16; docs/numerics.md compares maps. A block with a NaN or an
 // infinity does not decode to numbers: what went wrong is not hidden.
 //
 // An average moves less than half a code in a step, and rounding to nearest would freeze it. So the

@@ -31,8 +31,7 @@ from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
 
 from bench import __main__, gpu_report
-from bench.gpu_report import as_markdown
-from bench.gpu_suites import APART, counted, faults
+from bench.gpu_report import APART, as_markdown, counted, faults
 from bench.scenarios import scenarios_of
 from friction_kernels import OPTIMIZERS
 
@@ -163,6 +162,8 @@ def test_a_dry_run_measures_and_writes_beside_the_results(tmp_path, monkeypatch,
     before, out = kept_results(), tmp_path / "out"
     out.mkdir()
     monkeypatch.setenv("OUT", str(out))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setitem(gpu_report.LIMITS, "benchmarks", 300)  # of a machine that is busy
     arguments = ["--device", "cpu", "--only", "benchmarks", "--folder", str(tmp_path / "dry")]
     assert gpu_report.main(arguments) == 0
     assert kept_results() == before
@@ -213,7 +214,9 @@ def pretend(monkeypatch, then="", **found):
     """A benchmark that writes this report and then does what `then` says."""
 
     def command(suite, device, quick, folder, *more):
-        program = f"import pathlib, sys, time; p = pathlib.Path({str(folder)!r}); p.mkdir(); "
+        program = (
+            f"import pathlib, sys, time; p = pathlib.Path({str(folder)!r}); p.mkdir(parents=True); "
+        )
         program += f"(p / 'gloss.json').write_text({json.dumps(pretended(**found))!r}); {then}"
         return [sys.executable, "-c", program]
 

@@ -64,7 +64,7 @@ def test_benchmarks_refuse_to_compare_plain_torch_with_itself(clone):
     assert not (clone / "build").exists()
 
 
-@pytest.mark.parametrize("command", [["run"], ["run", "end-to-end"], ["list"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["run"], ["run", "gloss"], ["list"]], ids=" ".join)
 def test_no_measuring_command_begins_without_kernels(command, monkeypatch, capsys):
     monkeypatch.setattr(backends, "native_reason", lambda: "the reason")
     with pytest.raises(SystemExit) as exit_info:
