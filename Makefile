@@ -56,7 +56,7 @@ wheel: .venv/dev  ## an sdist, and a wheel that is built from it, in dist/
 	$(PYTHON) -m venv .venv
 
 # Installed anew when the build or the native sources change; Python files are used where they are.
-.venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt $(CPP)
+.venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt friction_kernels/optim/states.def $(CPP)
 	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
