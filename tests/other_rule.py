@@ -86,7 +86,8 @@ from friction_kernels.optim.other import Other
 from friction_kernels.optim.packed import pack, unpack
 
 torch.manual_seed(0)
-start, gradients = torch.randn(1000), torch.randn(20, 1000)
+scales = torch.logspace(-1.6, 0, 1000)[torch.randperm(1000)]
+start, gradients = torch.randn(1000), scales * torch.randn(20, 1000)
 found = {}
 for backend in ("native", "reference"):
     for dtype in (None, "8bit"):
@@ -98,10 +99,9 @@ for backend in ("native", "reference"):
         found[backend, dtype] = param.detach(), opt
     wide, kept = found[backend, None], found[backend, "8bit"]
     state, numbers = (each.state_dict()["state"][0] for each in (wide[1], kept[1]))
-    assert kept[1].state_dict() and kept[1].state[kept[1].param_groups[0]["params"][0]]["last"].dtype == torch.uint8
+    assert all(value.dtype == torch.uint8 for value in (opt.state[param][k] for k in state if k != "step"))
     # The unsigned map has twice the octaves: small squares keep their size.
-    assert (numbers["mean_square"] > 0).all()
-    torch.testing.assert_close(numbers["mean_square"], state["mean_square"], rtol=0.1, atol=1e-3)
+    torch.testing.assert_close(numbers["mean_square"], state["mean_square"], rtol=0.25, atol=1e-5)
     # What is copied is rounded to nearest.
     assert torch.equal(numbers["last"], unpack(pack(gradients[-1], signed=True), 1000, signed=True))
     torch.testing.assert_close(kept[0], wide[0], rtol=0.05, atol=0.02)
@@ -120,5 +120,5 @@ for backend in ("native", "reference"):
     else:
         raise AssertionError("an average was missing, and nobody minded")
 torch.testing.assert_close(found["native", "8bit"][0], found["reference", "8bit"][0], rtol=0, atol=2e-3)
-assert torch.equal(found["native", None][0], found["reference", None][0])
+torch.testing.assert_close(found["native", None][0], found["reference", None][0], rtol=1e-5, atol=1e-6)
 """
