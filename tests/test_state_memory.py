@@ -155,7 +155,7 @@ def test_an_interrupted_first_step_leaves_no_half_made_state(after, kind, backen
     dtype, options = OPTIONS[kind]
     params, others = ([nn.Parameter(noise((300,), i, dtype)) for i in range(4)] for _ in range(2))
     opt, other = (SigSignAdamW(p, backend=backend, **options) for p in (params, others))
-    made = states.Storage._zeros
+    made = states.StateFormat._zeros
     calls = iter(range(after))
 
     def interrupted(*args):
@@ -163,7 +163,7 @@ def test_an_interrupted_first_step_leaves_no_half_made_state(after, kind, backen
             raise KeyboardInterrupt
         return made(*args)
 
-    monkeypatch.setattr(states.Storage, "_zeros", interrupted)
+    monkeypatch.setattr(states.StateFormat, "_zeros", interrupted)
     with pytest.raises(KeyboardInterrupt):
         step(opt, params, 0)
     monkeypatch.undo()
