@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
 from friction_kernels import GLoss
-from friction_kernels.graph import dense, select
-from friction_kernels.graph.backend import Cotangents, Normalisers
+from friction_kernels.graph import dense, route
+from friction_kernels.graph.transition import normalisers
+from friction_kernels.scores.backend import Term
 
 Loss = Callable[[Tensor], Tensor]  # embeddings -> the mean over U
 
@@ -143,18 +144,23 @@ class Passes:
     def __init__(self, problem: Problem) -> None:
         z = normalize(problem.embeddings.detach().float(), dim=1)
         n, scale = len(z), z.new_tensor(problem.sigma**-2)
-        graph = select.similarity(
-            select.choose("auto", z), z, scale, problem.sigma, problem.precision
-        )
+        graph = route.Graph(
+            z.device, z.dtype, n, n - problem.num_labelled, problem.num_classes, problem.sigma, "cg",
+            problem.precision,
+        )  # fmt: skip
+        chosen = route.choose_route(graph, "auto")
+        scores = route.make_scores(chosen, z, scale, problem.precision)
         zeros, every = z.new_zeros(n), range(n)
         values = z.new_ones(n, problem.num_classes)
-        degree = graph.logsumexp(zeros)
-        u = graph.logsumexp(-degree / 2)
-        normalisers = Normalisers(degree, u, graph.logsumexp(-u))
-        cotangents = Cotangents(values, values, zeros, zeros, zeros)
-        self.logsumexp = lambda: graph.logsumexp(-u)
-        self.apply = lambda: graph.apply(every, every, -normalisers.log_r, -u, values)
-        self.gradient = lambda: graph.gradient(normalisers, cotangents)
+        degree, u, r = normalisers(scores, 0)
+        terms = (
+            Term(-r, -u, zeros, values, values),
+            Term(-u, -degree / 2, zeros),
+            Term(-degree, zeros, zeros),
+        )
+        self.logsumexp = lambda: scores.logsumexp(-u)
+        self.apply = lambda: scores.apply(every, every, -r, -u, values)
+        self.gradient = lambda: scores.gradient(terms)[0]
 
 
 def one_pass(name: str) -> Callable[[Problem], Loss]:

@@ -55,6 +55,11 @@ def check_ignore_index(ignore_index: object) -> None:
     check_integer("ignore_index", ignore_index, -(2**63))
 
 
+def check_memory_budget(memory_budget: object) -> None:
+    if memory_budget is not None:
+        check_integer("memory_budget", memory_budget, 0)
+
+
 def check_sigma(sigma: object) -> None:
     """A float, or a tensor of one element; the value of a tensor is checked when it is used."""
     if not isinstance(sigma, Tensor):

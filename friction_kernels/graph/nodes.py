@@ -21,10 +21,12 @@ class Nodes(NamedTuple):
     num_labelled: int
     num_scored: int
     num_remembered: int  # of the labelled ones
-    num_missing_classes: (
-        int  # that scored nodes have and no labelled node; 0 where they are not counted
-    )
+    num_missing_classes: int  # scored nodes have them and labelled ones do not; 0 if not counted
     sigma: float
+
+    @property
+    def num_known(self) -> int:
+        return self.num_labelled + self.num_scored
 
 
 class Past(NamedTuple):

@@ -179,7 +179,7 @@ class GraphMemory(torch.nn.Module):
 
         ids: (num_new,) int64 or None; gathered: whether the graph has the rows of all ranks.
         """
-        num_known = nodes.num_labelled + nodes.num_scored
+        num_known = nodes.num_known
         place = nodes.order.where(nodes.order < num_new, num_new)
         place[num_known:] = num_new
         rows = place.argsort()[: num_known - nodes.num_remembered]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 import triton
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-# Of z zᵀ, as tl.dot calls them; operands in bfloat16 are that whatever this says.
+# Of queries with keys, as tl.dot calls them; operands in bfloat16 are that whatever this says.
 DOT_PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee"}
 # Of products with float32 values: three TF32 products keep 21 of float32's 24 bits.
 VALUE_PRECISION = {"fp32": "ieee", "tf32": "tf32x3", "bf16": "tf32x3"}
-# Columns of z that a step of a product reads; z is padded to a multiple of it.
+# Columns that a step of a product reads; queries and keys are padded to a multiple of it.
 BLOCK_D = {"fp32": 16, "tf32": 32, "bf16": 64}
 if triton.knobs.runtime.interpret:  # a step takes the interpreter the same time whatever its size
     BLOCK_D = dict.fromkeys(BLOCK_D, 64)
@@ -39,7 +38,7 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     """The tile of a pass; `architecture` is 80, 90 or 100.
 
     The largest that neither spill a register nor exceed shared memory (test_triton_compiled.py): the wider
-    a tile, the less of z comes from the cache for each product.
+    a tile, the less comes from the cache for each product.
     """
     ampere, fp32 = architecture < 90, precision == "fp32"
     stages = (2, 3) if fp32 or ampere else (3, 4)

@@ -1,4 +1,4 @@
-"""Harmonic propagation of small graphs: every matrix is stored, and few operators run.
+"""Harmonic propagation with whole matrices and LU factors, in few operators.
 
 Up to some hundred nodes an operator costs more to call than to compute. So T is formed, I - T_UU
 factorised, and the gradient of `harmonic` written with whole matrices: about 40 operators for both ways.
@@ -6,15 +6,13 @@ factorised, and the gradient of `harmonic` written with whole matrices: about 40
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from friction_kernels.graph import solvers
-from friction_kernels.graph.weighted import WeightedSimilarity
-
-MOST_NODES = 512
+from friction_kernels.scores.chunked import ChunkedScores
 
 
 class Solved(NamedTuple):
@@ -24,32 +22,23 @@ class Solved(NamedTuple):
     degree: Tensor  # (N,)
     u: Tensor  # W deg^(-1/2) (N,)
     transition: Tensor  # T's rows of U (M, N)
-    factors: tuple[Tensor, Tensor]  # LU of I - T_UU
+    factors: solvers.Factors  # LU of I - T_UU
     f: Tensor  # [Y_L; F_U] (N, C)
     image: Tensor  # T f on U (M, C)
     residual: Tensor  # ()
 
 
-def serves(similarity: object, solver: str) -> TypeGuard[WeightedSimilarity]:
-    return (
-        solver == "cg"
-        and isinstance(similarity, WeightedSimilarity)
-        and similarity.tiles.stored
-        and len(similarity.z) <= MOST_NODES
-    )
-
-
 def solve(
-    similarity: WeightedSimilarity, targets: Tensor, error_of: solvers.Error, tol: float
+    weights_of: ChunkedScores, targets: Tensor, error_of: solvers.Error, tol: float
 ) -> Solved | None:
     """None where LU factors do not reach `tol`, as where no label reaches some nodes."""
-    n, everything = len(targets), range(len(similarity.z))
-    weights = similarity.tiles.tile(everything, everything)
+    n, everything = len(targets), range(len(weights_of.queries))
+    weights = weights_of.tile(everything, everything)
     degree = weights.sum(dim=1)
     u = torch.mv(weights, degree.rsqrt())
     transition = weights[n:] / u  # T_ij = W_ij / u_j, but for its rows' sums
     transition /= transition.sum(dim=1, keepdim=True)
-    factors = solvers.direct(transition[:, n:])
+    factors = solvers.factorise(transition[:, n:])
     f_u = torch.linalg.lu_solve(*factors, transition[:, :n] @ targets)
     f = torch.cat((targets, f_u))
     image = transition @ f

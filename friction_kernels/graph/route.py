@@ -1,0 +1,180 @@
+"""The one place that chooses how a graph is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from friction_triton.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
+from torch import Tensor
+
+from friction_kernels.scores.backend import Scores
+from friction_kernels.scores.chunked import LARGEST_SCORE, ExpDomainScores, LogDomainScores
+from friction_kernels.scores.devices import free_memory, triton_unavailable_reason
+from friction_kernels.warn import warn
+
+GraphBackend = Literal["auto", "triton", "chunked", "dense"]
+GRAPH_BACKENDS = get_args(GraphBackend)
+DENSE_LU_NODES = 512  # up to some hundred, an operator costs more to call than to compute
+FACTORISED_NODES = 768  # unlabelled ones, of which a stored T_UU is factorised
+STORED_BY_AUTO = 4096  # nodes: 64 MiB in float32
+STORED_BY_DENSE = 16384  # nodes: 1 GiB in float32
+SHARE_OF_FREE_MEMORY = 1 / 16  # so that eight processes of one machine take at most half
+
+
+class Row(NamedTuple):
+    """Of the table of routes, here and in docs/gloss.md; the first that serves is taken."""
+
+    serves: str
+    computes: str
+
+
+ROUTES = {
+    "batch_kernel": Row(
+        f'on a GPU with Triton: up to {MAX_BATCH_NODES} nodes and {MAX_BATCH_CLASSES} classes, "cg", "mean"',
+        "loss and gradient in one launch",
+    ),
+    "triton": Row("on a GPU with Triton", "Triton passes over tiles, O(N) memory"),
+    "dense_lu": Row(
+        f'up to {DENSE_LU_NODES} nodes, 1 / sigma^2 up to {LARGEST_SCORE:g}, "cg", weights stored',
+        "whole matrices in about 40 operators, T_UU factorised",
+    ),
+    "exp_domain": Row(
+        f"1 / sigma^2 up to {LARGEST_SCORE:g}",
+        "products with the weights exp(x): one exponential an element, none where they are stored",
+    ),
+    "log_domain": Row("any sigma", "everything in logarithms"),
+}
+
+
+@dataclass(frozen=True)
+class Route:
+    """How a graph is computed.
+
+    Attributes:
+        name: "batch_kernel", "triton", "dense_lu", "exp_domain" or "log_domain".
+        reason: why this one.
+        stored: what is kept between passes: "nothing", "T_UU" or "everything".
+    """
+
+    name: str
+    reason: str
+    stored: str = "nothing"
+    transition_dtype: torch.dtype | None = field(default=None, repr=False)  # of a stored T_UU
+    factorises: bool = field(default=False, repr=False)  # T_UU
+    fallback_reason: str | None = field(
+        default=None, repr=False
+    )  # why it is not the Triton kernels
+
+
+class Graph(NamedTuple):
+    """What a route is chosen by."""
+
+    device: torch.device
+    dtype: torch.dtype  # of the computation
+    num_nodes: int
+    num_unlabelled: int
+    num_classes: int
+    sigma: float | None  # None: known to the device alone
+    solver: str
+    precision: str
+    reduction: str | None = None  # of the loss; None: F itself is wanted
+
+
+def unavailable_reason(
+    backend: str, device: torch.device, dtype: torch.dtype, num_nodes: int
+) -> str | None:
+    """Why this backend cannot serve, or None where it can."""
+    if backend == "dense" and num_nodes > STORED_BY_DENSE:
+        return f"it stores N x N numbers, and N is {num_nodes} (at most {STORED_BY_DENSE})"
+    return triton_unavailable_reason(device, dtype) if backend == "triton" else None
+
+
+def check_backend(backend: str, embeddings: Tensor) -> None:
+    """RuntimeError where the backend that was asked for cannot serve."""
+    reason = unavailable_reason(backend, embeddings.device, embeddings.dtype, len(embeddings))
+    if reason is not None:
+        raise RuntimeError(f"backend={backend!r} cannot serve: {reason}; use backend='auto'")
+
+
+def choose_route(graph: Graph, backend: str, memory_budget: int | None = None) -> Route:
+    """The first of ROUTES that serves; a backend other than "auto" has passed `check_backend`.
+
+    memory_budget: bytes, see `label_propagation`.
+    """
+    fallback_reason = None
+    if backend == "auto" and graph.device.type == "cuda":
+        fallback_reason = unavailable_reason("triton", graph.device, graph.dtype, graph.num_nodes)
+        backend = "triton" if fallback_reason is None else "auto"
+    stores_all, transition_dtype = _storage(graph, backend, memory_budget)
+    moderate = graph.sigma is not None and graph.sigma**-2 <= LARGEST_SCORE
+    if backend == "triton":
+        name = "batch_kernel" if _fits_batch_kernel(graph) else "triton"
+    elif moderate and stores_all and graph.solver == "cg" and graph.num_nodes <= DENSE_LU_NODES:
+        name = "dense_lu"
+    else:
+        name = "exp_domain" if moderate else "log_domain"
+    return Route(
+        name,
+        ROUTES[name].serves,
+        "everything" if stores_all else "nothing" if transition_dtype is None else "T_UU",
+        transition_dtype,
+        graph.solver == "cg"
+        and transition_dtype == graph.dtype
+        and graph.num_unlabelled <= FACTORISED_NODES,
+        fallback_reason,
+    )
+
+
+def _fits_batch_kernel(graph: Graph) -> bool:
+    return (
+        graph.solver == "cg"
+        and graph.reduction == "mean"
+        and 2 <= graph.num_nodes <= MAX_BATCH_NODES
+        and graph.num_classes <= MAX_BATCH_CLASSES
+    )
+
+
+def _storage(
+    graph: Graph, backend: str, memory_budget: int | None
+) -> tuple[bool, torch.dtype | None]:
+    """(whether the whole matrix is stored, the type in which T_UU is; None does not store it)"""
+    if backend == "dense" or (backend == "auto" and graph.num_nodes <= STORED_BY_AUTO):
+        return True, graph.dtype
+    if memory_budget is None:
+        of_free = backend == "auto"
+        memory_budget = int(SHARE_OF_FREE_MEMORY * free_memory(graph.device)) if of_free else 0
+    transition = graph.num_unlabelled**2
+    everything = (graph.num_nodes**2 + transition) * graph.dtype.itemsize
+    if backend == "auto" and everything <= memory_budget:
+        return True, graph.dtype
+    types = (graph.dtype, torch.bfloat16) if graph.precision == "bf16" else (graph.dtype,)
+    return False, next((t for t in types if transition * t.itemsize <= memory_budget), None)
+
+
+def make_scores(route: Route, z: Tensor, inverse_sigma_squared: Tensor, precision: str) -> Scores:
+    """The scores x_ij = z_i . z_j / sigma^2 of unit rows z with themselves, as the route computes them."""
+    if route.name == "triton":
+        from friction_triton.scores import TritonScores
+
+        on_gpu: Scores = TritonScores(z, None, inverse_sigma_squared, precision, mask_diagonal=True)
+        return on_gpu
+    kind = LogDomainScores if route.name == "log_domain" else ExpDomainScores
+    stored = route.stored == "everything"
+    return kind(z, None, inverse_sigma_squared, precision, mask_diagonal=True, stored=stored)
+
+
+def warn_of_fallback(route: Route, num_nodes: int) -> None:
+    if route.fallback_reason is not None:
+        same = "dense" if num_nodes <= STORED_BY_AUTO else "chunked"
+        warn(
+            f"backend='triton' cannot serve: {route.fallback_reason}. Plain torch computes the same, more "
+            f"slowly; backend={same!r} asks for that and is not warned of"
+        )
+
+
+def table() -> str:
+    """ROUTES in Markdown."""
+    rows = [f"| `{name}` | {row.serves} | {row.computes} |" for name, row in ROUTES.items()]
+    return "\n".join(["| route | serves | computes |", "|---|---|---|", *rows])
