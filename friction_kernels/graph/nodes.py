@@ -108,6 +108,13 @@ def first_of(order: Tensor, count: int | Tensor) -> Tensor:
     return torch.zeros_like(first).scatter_(0, order, first)
 
 
+def draw_labelled(
+    known: Tensor, keys: Tensor | None, gamma: float, equal_keys_together: bool
+) -> Tensor:
+    """bool (N,): the nodes that `rank_nodes` labels, of a batch without a memory."""
+    return first_of(*rank_nodes(known, None, keys, gamma, equal_keys_together=equal_keys_together))
+
+
 def arrange(
     embeddings: Tensor,
     labels: Tensor,

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
 from friction_kernels.graph.checks import Solver
-from friction_kernels.graph.nodes import (
-    Nodes,
-    arrange,
-    draw_keys,
-    first_copies,
-    first_of,
-    rank_nodes,
-)
+from friction_kernels.graph.nodes import arrange, draw_keys, draw_labelled, first_copies
 from friction_kernels.graph.route import GRAPH_BACKENDS, GraphBackend, check_backend
-from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
 from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_transforms, uncompiled
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
@@ -32,15 +23,15 @@ from friction_kernels.losses.recovery import (
     Reduction,
     check_nodes,
     loss_of_nodes,
+    loss_of_nothing,
     unchecked_loss,
 )
 from friction_kernels.losses.statistics import FusedStats, GLossStats
+from friction_kernels.losses.width import Width, WidthModule
 from friction_kernels.scores.chunked import PRECISIONS, Precision
 
-SIGMA_AT_FIRST = 0.5  # of sigma="learnable"
 
-
-class GLoss(torch.nn.Module):
+class GLoss(WidthModule):
     """Graph-guided loss: hide a part of the batch's labels, and score how propagation recovers them.
 
     Equals, with a drawn part L of the labelled documents and the rest as U:
@@ -125,7 +116,7 @@ class GLoss(torch.nn.Module):
     def __init__(
         self,
         num_classes: int,
-        sigma: float | Tensor | Literal["learnable"] | Rule = 0.5,
+        sigma: Width = 0.5,
         gamma: float = 0.7,
         form: Form = "official",
         class_weight: Tensor | None = None,
@@ -169,26 +160,6 @@ class GLoss(torch.nn.Module):
         self._last: GLossStats | FusedStats | None = None
         self.num_skipped = 0  # calls with one document by itself, whose loss was zero
         self._warned_of_classes = self._warned_of_ids = False
-
-    def _set_sigma(self, sigma: float | Tensor | Literal["learnable"] | Rule) -> None:
-        self.sigma_rule: Rule | None = None
-        if not isinstance(sigma, str):
-            checks.check_sigma(sigma)
-            self._sigma = sigma
-            return
-        checks.check_choice("sigma", sigma, ("learnable", *RULES))
-        if sigma == "learnable":
-            self.log_sigma = torch.nn.Parameter(torch.tensor(math.log(SIGMA_AT_FIRST)))
-        else:
-            self.sigma_rule = sigma
-
-    @property
-    def sigma(self) -> float | Tensor | str:
-        """The width in use, or the name of the rule that gives it at each call."""
-        return self._own_sigma() if self.sigma_rule is None else self.sigma_rule
-
-    def _own_sigma(self) -> float | Tensor:
-        return self.log_sigma.exp() if hasattr(self, "log_sigma") else self._sigma
 
     if TYPE_CHECKING:  # Module's takes and returns anything
 
@@ -253,18 +224,18 @@ class GLoss(torch.nn.Module):
                 embeddings, labels, labelled, ids, self.ignore_index
             )
         check_backend(self.backend, embeddings)
-        keys, together = None, ids is not None
+        keys = None
         if labelled is None:
             keys = self._draw(num_new, labels.device, ids)
             keys = torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
-        sigma = self._sigma_of(embeddings, labels, slice(None) if past is None else ~past.absent)
+        present = slice(None) if past is None else ~past.absent
+        sigma = self._sigma_of(embeddings, labels, present, self.ignore_index)
         options = self._options(embeddings.device)
         if memory is None and not self.validate:
             chosen = labelled
             if chosen is None:
-                known = labels != self.ignore_index
-                chosen = first_of(
-                    *rank_nodes(known, None, keys, self.gamma, equal_keys_together=together)
+                chosen = draw_labelled(
+                    labels != self.ignore_index, keys, self.gamma, ids is not None
                 )
             result = unchecked_loss(embeddings, labels, chosen, sigma, options)
             if result is not None:
@@ -280,11 +251,14 @@ class GLoss(torch.nn.Module):
             keys=keys,
             gamma=self.gamma,
             past=past,
-            equal_keys_together=together,
+            equal_keys_together=ids is not None,
             count_missing_classes=not self._warned_of_classes,
         )
         if num_new == 1 and (len(nodes.z) == 1 or nodes.num_scored == 0):
-            loss, self._last = self._loss_of_nothing(nodes, sigma)
+            self.num_skipped += 1
+            if self.num_skipped == 1:
+                notices.warn_of_one_document()
+            loss, self._last = loss_of_nothing(nodes, sigma, self.reduction)
         else:
             check_nodes(nodes)
             if nodes.num_missing_classes:
@@ -306,45 +280,13 @@ class GLoss(torch.nn.Module):
         keys = same_on_all_ranks(keys) if self.gather else keys
         return keys if ids is None else keys[first_copies(ids)]
 
-    def _sigma_of(
-        self, embeddings: Tensor, labels: Tensor, present: Tensor | slice
-    ) -> float | Tensor:
-        if self.sigma_rule is None:
-            return self._own_sigma()
-        embeddings, labels = embeddings[present], labels[present]
-        if len(embeddings) < 2:
-            return SIGMA_AT_FIRST  # of no use: there is no graph
-        return gaussian_sigma(embeddings, labels, self.sigma_rule, ignore_index=self.ignore_index)
-
-    def _loss_of_nothing(self, nodes: Nodes, sigma: float | Tensor) -> tuple[Tensor, GLossStats]:
-        """Zero, with a gradient of zero wherever a loss has one."""
-        self.num_skipped += 1
-        if self.num_skipped == 1:
-            notices.warn_of_one_document()
-        nan, zero = nodes.z.new_full((), math.nan), nodes.z.new_zeros(())
-        stats = GLossStats(0, zero, nan, len(nodes.z), nodes.num_labelled, 0, zero)
-        loss = 0 * nodes.z.sum()
-        if isinstance(sigma, Tensor):
-            loss = loss + 0 * sigma.to(loss).reshape(())
-        return loss.reshape(1) if self.reduction == "none" else loss, stats
-
     def _options(self, device: torch.device) -> Options:
         if self.class_weight is not None and self.class_weight.device != device:
             self.class_weight = self.class_weight.to(device)  # once, not at every call
-        return Options(
-            num_classes=self.num_classes,
-            form=self.form,
-            class_weight=self.class_weight,
-            solver=self.solver,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            num_iters=self.num_iters,
-            precision=self.precision,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            backend=self.backend,
-            memory_budget=0 if self.gather and self.memory_budget is None else self.memory_budget,
-        )
+        options = Options(**{name: getattr(self, name) for name in Options._fields})
+        if self.gather and self.memory_budget is None:
+            options = options._replace(memory_budget=0)
+        return options
 
     @property
     def last(self) -> GLossStats | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -46,6 +47,18 @@ def check_nodes(nodes: Nodes) -> None:
             "no unlabelled node has a known label: there is nothing to score; set labelled to False "
             "for some nodes that have a label"
         )
+
+
+def loss_of_nothing(
+    nodes: Nodes, sigma: float | Tensor, reduction: str
+) -> tuple[Tensor, GLossStats]:
+    """Zero, with a gradient of zero wherever a loss has one."""
+    nan, zero = nodes.z.new_full((), math.nan), nodes.z.new_zeros(())
+    stats = GLossStats(0, zero, nan, len(nodes.z), nodes.num_labelled, 0, zero)
+    loss = 0 * nodes.z.sum()
+    if isinstance(sigma, Tensor):
+        loss = loss + 0 * sigma.to(loss).reshape(())
+    return loss.reshape(1) if reduction == "none" else loss, stats
 
 
 def loss_of_nodes(

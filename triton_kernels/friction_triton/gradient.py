@@ -97,25 +97,25 @@ def coefficients_kernel(
     g = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for term in tl.static_range(1, TERMS + 1):
         of_term = vectors + term * 3 * vector_pitch
-        weights, row_factor = term_of(x, of_term, vector_pitch, rows, columns, False)
-        g += weights * row_factor
+        weights, factor_i = term_of(x, of_term, vector_pitch, rows, columns, False)
+        g += weights * factor_i
         if SYMMETRIC:
-            weights, row_factor = term_of(x, of_term, vector_pitch, rows, columns, True)
-            g += weights * row_factor
+            weights, factor_j = term_of(x, of_term, vector_pitch, rows, columns, True)
+            g += weights * factor_j
     # G-Loss's labelled nodes propagate nothing onwards: most tiles are spared both products.
     if tl.max(tl.load(active + rows)) > 0:
         inner = low_rank(
             left, right, row, column, width, BLOCK_M, BLOCK_N, BLOCK_K, VALUE_PRECISION
         )
-        weights, row_factor = term_of(x, vectors, vector_pitch, rows, columns, False)
-        g += weights * (inner + row_factor)
+        weights, factor_i = term_of(x, vectors, vector_pitch, rows, columns, False)
+        g += weights * (inner + factor_i)
     if SYMMETRIC:  # noqa: SIM102 - one is known to the compiler
         if tl.max(tl.load(active + columns)) > 0:
             inner = low_rank(
                 right, left, row, column, width, BLOCK_M, BLOCK_N, BLOCK_K, VALUE_PRECISION
             )
-            weights, row_factor = term_of(x, vectors, vector_pitch, rows, columns, True)
-            g += weights * (inner + row_factor)
+            weights, factor_j = term_of(x, vectors, vector_pitch, rows, columns, True)
+            g += weights * (inner + factor_j)
     offsets = (rows - first)[:, None].to(tl.int64) * pitch + (columns - first_column)[None, :]
     g *= factor
     tl.store(result + offsets, half(g) if result.dtype.element_ty == tl.bfloat16 else g)
