@@ -25,8 +25,8 @@ def size_of(residual: Tensor) -> Tensor:
 
 
 def error_of(residual: Tensor, f: Tensor) -> Tensor:
-    mass_error = (f.sum(dim=1) - 1).abs().max()
-    return torch.maximum(size_of(residual), mass_error / MASS_TOLERANCE)
+    mass_error: Tensor = (f.sum(dim=1) - 1).abs().max() / MASS_TOLERANCE
+    return torch.maximum(size_of(residual), mass_error)
 
 
 def solve(
@@ -57,7 +57,7 @@ def _find_unreached(times: solvers.Product, b: Tensor, max_steps: int) -> Tensor
 
     None of them where max_steps do not suffice to find out.
     """
-    floor = ROUNDING * torch.finfo(b.dtype).eps
+    floor: float = ROUNDING * torch.finfo(b.dtype).eps
     inflow = b.sum(dim=1, keepdim=True)
     reached = inflow > floor
     for _ in range(max_steps):

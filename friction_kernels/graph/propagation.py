@@ -75,8 +75,8 @@ def label_propagation(
             which stores up to 4,096 nodes in plain torch. One that cannot serve raises (default "auto").
         memory_budget: bytes that may hold weights between passes: all N x N of them (backend "auto"), or
             T_UU, for precision "bf16" in bfloat16 where only that fits, or nothing. None takes a sixteenth
-            of the memory that is free, for backend "auto" in plain torch, and nothing else. Stored or not,
-            results differ in rounding alone (default None).
+            of the memory that is free, for backend "auto" in plain torch, and nothing else. What is
+            stored changes results within rounding and tol (default None).
 
     Returns:
         F (N, C), rows that sum to one, in float32, or float64 where embeddings are. A node that no labelled

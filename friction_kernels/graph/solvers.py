@@ -80,7 +80,7 @@ def conjugate_gradients(
 
 def _is_rounding(residual: Tensor, values: Tensor) -> bool:
     """Whether no further step can change the values."""
-    floor = ROUNDING * torch.finfo(values.dtype).eps * float(values.abs().max())
+    floor: float = ROUNDING * torch.finfo(values.dtype).eps * float(values.abs().max())
     return float(residual.abs().max()) <= floor
 
 

@@ -14,7 +14,8 @@ from friction_kernels.graph.route import GRAPH_BACKENDS, GraphBackend, check_bac
 from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_transforms, uncompiled
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
-from friction_kernels.losses.memory import GraphMemory, int64_ids
+from friction_kernels.losses.document_ids import int64_ids
+from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.recovery import (
     FORMS,
     REDUCTIONS,
