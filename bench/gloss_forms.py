@@ -145,10 +145,9 @@ class Passes:
         z = normalize(problem.embeddings.detach().float(), dim=1)
         n, scale = len(z), z.new_tensor(problem.sigma**-2)
         graph = route.Graph(
-            z.device, z.dtype, n, n - problem.num_labelled, problem.num_classes, problem.sigma, "cg",
-            problem.precision,
-        )  # fmt: skip
-        chosen = route.choose_route(graph, "auto")
+            z.device, z.dtype, n, n - problem.num_labelled, problem.num_classes, problem.sigma
+        )
+        chosen = route.choose_route(graph, route.Settings(precision=problem.precision))
         scores = route.make_scores(chosen, z, scale, problem.precision)
         zeros, every = z.new_zeros(n), range(n)
         values = z.new_ones(n, problem.num_classes)

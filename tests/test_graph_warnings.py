@@ -85,17 +85,17 @@ def test_within_a_compiled_step(caught):
 def on_gpu(num_nodes):
     """float64 on a GPU, which Triton's kernels do not take."""
     gpu = torch.device("cuda", 0)
-    return route.Graph(gpu, torch.float64, num_nodes, num_nodes // 3, 2, 0.5, "cg", "fp32")
+    return route.Graph(gpu, torch.float64, num_nodes, num_nodes // 3, 2, 0.5)
 
 
 def test_a_gpu_without_the_kernels_is_warned_of(caught):
-    chosen = route.choose_route(on_gpu(300), "auto")
+    chosen = route.choose_route(on_gpu(300), route.Settings())
     assert chosen.name == "dense_lu"
     line = here() + 1
     route.warn_of_fallback(chosen, 300)
     assert places(caught) == [(__file__, line, "backend='triton' cannot serve")]
     assert "backend='dense' asks for that" in str(caught[0].message)
-    asked_for = route.choose_route(on_gpu(300), "dense")
+    asked_for = route.choose_route(on_gpu(300), route.Settings(backend="dense"))
     assert asked_for.name == "dense_lu" and asked_for.fallback_reason is None
     route.warn_of_fallback(asked_for, 300)
     assert len(caught) == 1

@@ -28,8 +28,8 @@ from friction_triton.launches import counts  # noqa: E402
 from friction_triton.scores import TritonScores  # noqa: E402
 
 from friction_kernels.graph import dense  # noqa: E402
-from friction_kernels.graph.harmonic import Settings, propagate  # noqa: E402
-from friction_kernels.graph.route import Route  # noqa: E402
+from friction_kernels.graph.harmonic import propagate  # noqa: E402
+from friction_kernels.graph.route import Route, Settings  # noqa: E402
 from friction_kernels.scores.backend import Term  # noqa: E402
 
 SHAPES = [  # N, d, K: none a multiple of a tile, d below a tile's, exactly one, and beyond
@@ -293,9 +293,9 @@ def test_golden_values(golden_dir: Path, name: str, precision: str) -> None:
     num_labelled, num_classes = int(saved["num_labelled"]), len(saved["class_weights"])
     labels = torch.tensor(saved["labels"], device=DEVICE)
     targets = torch.nn.functional.one_hot(labels[:num_labelled], num_classes).float()
-    settings = Settings(Route("triton", "asked for"), tol=1e-6, precision=precision)
+    settings, route = Settings(tol=1e-6, precision=precision), Route("triton", "asked for")
     scale = torch.tensor(float(saved["sigma"]) ** -2, device=DEVICE)
-    f, _ = propagate(dense.normalize(embeddings), scale, targets, settings)
+    f, _ = propagate(dense.normalize(embeddings), scale, targets, settings, route)
     weights = torch.tensor(saved["class_weights"], dtype=torch.float32, device=DEVICE)
     loss = dense.official_loss(f, labels[num_labelled:], weights)
     loss.backward()

@@ -19,7 +19,6 @@ from friction_kernels import (
     losses,
     optim,
 )
-from friction_kernels.graph import checks as graph_checks
 from friction_kernels.graph import route, sigma
 from friction_kernels.losses import recovery
 from friction_kernels.optim import friction_adam, options
@@ -103,11 +102,11 @@ NAMES = [
     (optim.RSGDM, "state_dtype", options.STATE_DTYPES),
     (losses.GLoss, "form", recovery.FORMS),
     (losses.GLoss, "reduction", recovery.REDUCTIONS),
-    (losses.GLoss, "solver", graph_checks.SOLVERS),
+    (losses.GLoss, "solver", route.SOLVERS),
     (losses.GLoss, "precision", chunked.PRECISIONS),
     (losses.GLoss, "backend", route.GRAPH_BACKENDS),
     (losses.GLoss, "sigma", ("learnable", *sigma.RULES)),
-    (label_propagation, "solver", graph_checks.SOLVERS),
+    (label_propagation, "solver", route.SOLVERS),
     (gaussian_sigma, "rule", sigma.RULES),
 ]
 

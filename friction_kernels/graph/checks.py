@@ -5,13 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Solver = Literal["cg", "iterate"]
-SOLVERS = get_args(Solver)
 NAMED_AT_MOST = 10  # of the rows at fault
 INTEGERS = (
     torch.uint8,
@@ -55,11 +52,6 @@ def check_ignore_index(ignore_index: object) -> None:
     check_integer("ignore_index", ignore_index, -(2**63))
 
 
-def check_memory_budget(memory_budget: object) -> None:
-    if memory_budget is not None:
-        check_integer("memory_budget", memory_budget, 0)
-
-
 def check_sigma(sigma: object) -> None:
     """A float, or a tensor of one element; the value of a tensor is checked when it is used."""
     if not isinstance(sigma, Tensor):
@@ -69,13 +61,6 @@ def check_sigma(sigma: object) -> None:
             f"sigma as a tensor must be one floating-point number, got {sigma.dtype} of shape "
             f"{tuple(sigma.shape)}"
         )
-
-
-def check_solver(solver: str, tol: float, max_iter: int, num_iters: int) -> None:
-    check_choice("solver", solver, SOLVERS)
-    check_positive("tol", tol)
-    check_integer("max_iter", max_iter, 1)
-    check_integer("num_iters", num_iters, 1)
 
 
 def check_embeddings(embeddings: Tensor) -> None:

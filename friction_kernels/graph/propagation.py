@@ -6,19 +6,20 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
-from friction_kernels.graph.checks import Solver
-from friction_kernels.graph.harmonic import Report, Settings, propagate
+from friction_kernels.graph.harmonic import Report, propagate
 from friction_kernels.graph.nodes import Nodes, arrange, check_sizes
 from friction_kernels.graph.route import (
-    GRAPH_BACKENDS,
     Graph,
     GraphBackend,
+    Route,
+    Settings,
+    Solver,
     check_backend,
     choose_route,
     warn_of_fallback,
 )
 from friction_kernels.graph.torch_modes import refuse_transforms, uncompiled
-from friction_kernels.scores.chunked import PRECISIONS, Precision
+from friction_kernels.scores.chunked import Precision
 
 
 @uncompiled
@@ -90,10 +91,8 @@ def label_propagation(
     """
     checks.check_integer("num_classes", num_classes, 2)
     checks.check_sigma(sigma)
-    checks.check_solver(solver, tol, max_iter, num_iters)
-    checks.check_choice("precision", precision, PRECISIONS)
-    checks.check_choice("backend", backend, GRAPH_BACKENDS)
-    checks.check_memory_budget(memory_budget)
+    settings = Settings(solver, tol, max_iter, num_iters, precision, backend, memory_budget)
+    settings.check()
     checks.check_ignore_index(ignore_index)
     checks.check_batch(embeddings, labels, labelled)
     refuse_transforms("label_propagation")
@@ -111,39 +110,25 @@ def label_propagation(
             ignore_index=ignore_index,
         )
         check_sizes(nodes)
-        graph = graph_of(nodes, num_classes, solver, precision)
-        route = choose_route(graph, backend, memory_budget)
-        settings = Settings(route, solver, tol, max_iter, num_iters, precision)
-        f, _ = propagate_nodes(nodes, num_classes, sigma, settings)
+        route = choose_route(graph_of(nodes, num_classes), settings)
+        f, _ = propagate_nodes(nodes, num_classes, sigma, settings, route)
         of_labelled = one_hot(nodes.labels[: nodes.num_labelled], num_classes, f.dtype)
         return torch.cat((of_labelled, f)).index_select(0, nodes.order.argsort())
 
 
-def graph_of(
-    nodes: Nodes, num_classes: int, solver: str, precision: str, reduction: str | None = None
-) -> Graph:
+def graph_of(nodes: Nodes, num_classes: int, reduction: str | None = None) -> Graph:
     z, num_unlabelled = nodes.z, len(nodes.z) - nodes.num_labelled
-    return Graph(
-        z.device,
-        z.dtype,
-        len(z),
-        num_unlabelled,
-        num_classes,
-        nodes.sigma,
-        solver,
-        precision,
-        reduction,
-    )
+    return Graph(z.device, z.dtype, len(z), num_unlabelled, num_classes, nodes.sigma, reduction)
 
 
 def propagate_nodes(
-    nodes: Nodes, num_classes: int, sigma: float | Tensor, settings: Settings
+    nodes: Nodes, num_classes: int, sigma: float | Tensor, settings: Settings, route: Route
 ) -> tuple[Tensor, Report]:
     """F_U of nodes in order (N - num_labelled, C), and what became of the solve."""
     z = nodes.z
-    warn_of_fallback(settings.route, len(z))
+    warn_of_fallback(route, len(z))
     targets = one_hot(nodes.labels[: nodes.num_labelled], num_classes, z.dtype)
-    return propagate(z, inverse_square(sigma, z.device, z.dtype), targets, settings)
+    return propagate(z, inverse_square(sigma, z.device, z.dtype), targets, settings, route)
 
 
 def inverse_square(sigma: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -9,11 +9,19 @@ import torch
 from friction_triton.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from torch import Tensor
 
+from friction_kernels.graph import checks
 from friction_kernels.scores.backend import Scores
-from friction_kernels.scores.chunked import LARGEST_SCORE, ExpDomainScores, LogDomainScores
+from friction_kernels.scores.chunked import (
+    LARGEST_SCORE,
+    PRECISIONS,
+    ExpDomainScores,
+    LogDomainScores,
+)
 from friction_kernels.scores.devices import free_memory, triton_unavailable_reason
 from friction_kernels.warn import warn
 
+Solver = Literal["cg", "iterate"]
+SOLVERS = get_args(Solver)
 GraphBackend = Literal["auto", "triton", "chunked", "dense"]
 GRAPH_BACKENDS = get_args(GraphBackend)
 DENSE_LU_NODES = 512  # up to some hundred, an operator costs more to call than to compute
@@ -21,6 +29,28 @@ FACTORISED_NODES = 768  # unlabelled ones, of which a stored T_UU is factorised
 STORED_BY_AUTO = 4096  # nodes: 64 MiB in float32
 STORED_BY_DENSE = 16384  # nodes: 1 GiB in float32
 SHARE_OF_FREE_MEMORY = 1 / 16  # so that eight processes of one machine take at most half
+
+
+class Settings(NamedTuple):
+    """How a graph is solved; see `label_propagation`."""
+
+    solver: str = "cg"
+    tol: float = 1e-5
+    max_iter: int = 64
+    num_iters: int = 10
+    precision: str = "fp32"
+    backend: str = "auto"
+    memory_budget: int | None = None
+
+    def check(self) -> None:
+        checks.check_choice("solver", self.solver, SOLVERS)
+        checks.check_positive("tol", self.tol)
+        checks.check_integer("max_iter", self.max_iter, 1)
+        checks.check_integer("num_iters", self.num_iters, 1)
+        checks.check_choice("precision", self.precision, PRECISIONS)
+        checks.check_choice("backend", self.backend, GRAPH_BACKENDS)
+        if self.memory_budget is not None:
+            checks.check_integer("memory_budget", self.memory_budget, 0)
 
 
 class Row(NamedTuple):
@@ -77,8 +107,6 @@ class Graph(NamedTuple):
     num_unlabelled: int
     num_classes: int
     sigma: float | None  # None: known to the device alone
-    solver: str
-    precision: str
     reduction: str | None = None  # of the loss; None: F itself is wanted
 
 
@@ -98,20 +126,18 @@ def check_backend(backend: str, embeddings: Tensor) -> None:
         raise RuntimeError(f"backend={backend!r} cannot serve: {reason}; use backend='auto'")
 
 
-def choose_route(graph: Graph, backend: str, memory_budget: int | None = None) -> Route:
-    """The first of ROUTES that serves; a backend other than "auto" has passed `check_backend`.
-
-    memory_budget: bytes, see `label_propagation`.
-    """
-    fallback_reason = None
+def choose_route(graph: Graph, settings: Settings) -> Route:
+    """The first of ROUTES that serves; a backend other than "auto" has passed `check_backend`."""
+    backend, fallback_reason, cg = settings.backend, None, settings.solver == "cg"
     if backend == "auto" and graph.device.type == "cuda":
         fallback_reason = unavailable_reason("triton", graph.device, graph.dtype, graph.num_nodes)
         backend = "triton" if fallback_reason is None else "auto"
-    stores_all, transition_dtype = _storage(graph, backend, memory_budget)
+    stores_all, transition_dtype = _storage(graph, backend, settings)
     moderate = graph.sigma is not None and graph.sigma**-2 <= LARGEST_SCORE
     if backend == "triton":
-        name = "batch_kernel" if _fits_batch_kernel(graph) else "triton"
-    elif moderate and stores_all and graph.solver == "cg" and graph.num_nodes <= DENSE_LU_NODES:
+        fits = 2 <= graph.num_nodes <= MAX_BATCH_NODES and graph.num_classes <= MAX_BATCH_CLASSES
+        name = "batch_kernel" if cg and fits and graph.reduction == "mean" else "triton"
+    elif moderate and stores_all and cg and graph.num_nodes <= DENSE_LU_NODES:
         name = "dense_lu"
     else:
         name = "exp_domain" if moderate else "log_domain"
@@ -120,37 +146,25 @@ def choose_route(graph: Graph, backend: str, memory_budget: int | None = None) -
         ROUTES[name].serves,
         "everything" if stores_all else "nothing" if transition_dtype is None else "T_UU",
         transition_dtype,
-        graph.solver == "cg"
-        and transition_dtype == graph.dtype
-        and graph.num_unlabelled <= FACTORISED_NODES,
+        cg and transition_dtype == graph.dtype and graph.num_unlabelled <= FACTORISED_NODES,
         fallback_reason,
     )
 
 
-def _fits_batch_kernel(graph: Graph) -> bool:
-    return (
-        graph.solver == "cg"
-        and graph.reduction == "mean"
-        and 2 <= graph.num_nodes <= MAX_BATCH_NODES
-        and graph.num_classes <= MAX_BATCH_CLASSES
-    )
-
-
-def _storage(
-    graph: Graph, backend: str, memory_budget: int | None
-) -> tuple[bool, torch.dtype | None]:
+def _storage(graph: Graph, backend: str, settings: Settings) -> tuple[bool, torch.dtype | None]:
     """(whether the whole matrix is stored, the type in which T_UU is; None does not store it)"""
     if backend == "dense" or (backend == "auto" and graph.num_nodes <= STORED_BY_AUTO):
         return True, graph.dtype
-    if memory_budget is None:
-        of_free = backend == "auto"
-        memory_budget = int(SHARE_OF_FREE_MEMORY * free_memory(graph.device)) if of_free else 0
+    budget = settings.memory_budget
+    if budget is None:
+        free = free_memory(graph.device) if backend == "auto" else 0
+        budget = int(SHARE_OF_FREE_MEMORY * free)
     transition = graph.num_unlabelled**2
     everything = (graph.num_nodes**2 + transition) * graph.dtype.itemsize
-    if backend == "auto" and everything <= memory_budget:
+    if backend == "auto" and everything <= budget:
         return True, graph.dtype
-    types = (graph.dtype, torch.bfloat16) if graph.precision == "bf16" else (graph.dtype,)
-    return False, next((t for t in types if transition * t.itemsize <= memory_budget), None)
+    types = (graph.dtype, torch.bfloat16)[: 2 if settings.precision == "bf16" else 1]
+    return False, next((t for t in types if transition * t.itemsize <= budget), None)
 
 
 def make_scores(route: Route, z: Tensor, inverse_sigma_squared: Tensor, precision: str) -> Scores:
@@ -172,9 +186,3 @@ def warn_of_fallback(route: Route, num_nodes: int) -> None:
             f"backend='triton' cannot serve: {route.fallback_reason}. Plain torch computes the same, more "
             f"slowly; backend={same!r} asks for that and is not warned of"
         )
-
-
-def table() -> str:
-    """ROUTES in Markdown."""
-    rows = [f"| `{name}` | {row.serves} | {row.computes} |" for name, row in ROUTES.items()]
-    return "\n".join(["| route | serves | computes |", "|---|---|---|", *rows])

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
-from friction_kernels.graph.checks import Solver
 from friction_kernels.graph.nodes import arrange, draw_keys, draw_labelled, first_copies
-from friction_kernels.graph.route import GRAPH_BACKENDS, GraphBackend, check_backend
+from friction_kernels.graph.route import GraphBackend, Settings, Solver, check_backend
 from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_transforms, uncompiled
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
@@ -29,7 +28,7 @@ from friction_kernels.losses.recovery import (
 )
 from friction_kernels.losses.statistics import FusedStats, GLossStats
 from friction_kernels.losses.width import Width, WidthModule
-from friction_kernels.scores.chunked import PRECISIONS, Precision
+from friction_kernels.scores.chunked import Precision
 
 
 class GLoss(WidthModule):
@@ -140,11 +139,8 @@ class GLoss(WidthModule):
         checks.check_share("gamma", gamma)
         checks.check_choice("form", form, FORMS)
         checks.check_class_weight(class_weight, num_classes)
-        checks.check_solver(solver, tol, max_iter, num_iters)
-        checks.check_choice("precision", precision, PRECISIONS)
+        Settings(solver, tol, max_iter, num_iters, precision, backend, memory_budget).check()
         checks.check_choice("reduction", reduction, REDUCTIONS)
-        checks.check_choice("backend", backend, GRAPH_BACKENDS)
-        checks.check_memory_budget(memory_budget)
         checks.check_ignore_index(ignore_index)
         if memory is not None and not isinstance(memory, GraphMemory):
             raise TypeError(f"memory must be a GraphMemory, got {type(memory).__name__}")
@@ -284,10 +280,17 @@ class GLoss(WidthModule):
     def _options(self, device: torch.device) -> Options:
         if self.class_weight is not None and self.class_weight.device != device:
             self.class_weight = self.class_weight.to(device)  # once, not at every call
-        options = Options(**{name: getattr(self, name) for name in Options._fields})
+        settings = Settings(*(getattr(self, name) for name in Settings._fields))
         if self.gather and self.memory_budget is None:
-            options = options._replace(memory_budget=0)
-        return options
+            settings = settings._replace(memory_budget=0)
+        return Options(
+            self.num_classes,
+            self.form,
+            self.class_weight,
+            self.reduction,
+            self.ignore_index,
+            settings,
+        )
 
     @property
     def last(self) -> GLossStats | None:

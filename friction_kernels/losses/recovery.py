@@ -10,10 +10,9 @@ from friction_triton.constants import PROBABILITY_FLOOR
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
-from friction_kernels.graph.harmonic import Settings
 from friction_kernels.graph.nodes import Nodes, check_sizes, first_of
 from friction_kernels.graph.propagation import graph_of, inverse_square, propagate_nodes
-from friction_kernels.graph.route import Graph, Route, choose_route
+from friction_kernels.graph.route import Graph, Route, Settings, choose_route
 from friction_kernels.losses.fused import fused_loss
 from friction_kernels.losses.statistics import FusedStats, GLossStats
 
@@ -28,15 +27,9 @@ class Options(NamedTuple):
     num_classes: int
     form: str
     class_weight: Tensor | None  # on the graph's device
-    solver: str
-    tol: float
-    max_iter: int
-    num_iters: int
-    precision: str
     reduction: str
     ignore_index: int
-    backend: str
-    memory_budget: int | None
+    settings: Settings
 
 
 def check_nodes(nodes: Nodes) -> None:
@@ -73,10 +66,8 @@ def loss_of_nodes(
 
     embeddings, labels: rows from which nodes.order took the nodes; num_new: how many are the batch's.
     """
-    graph = graph_of(
-        nodes, options.num_classes, options.solver, options.precision, options.reduction
-    )
-    route = choose_route(graph, options.backend, options.memory_budget)
+    graph = graph_of(nodes, options.num_classes, options.reduction)
+    route = choose_route(graph, options.settings)
     if route.name != "batch_kernel":
         return _loss_in_passes(nodes, sigma, options, route, num_new)
     labelled = first_of(nodes.order, nodes.num_labelled)
@@ -97,11 +88,9 @@ def unchecked_loss(
         0,  # not known here, and not asked for
         options.num_classes,
         None,
-        options.solver,
-        options.precision,
         options.reduction,
     )
-    route = choose_route(graph, options.backend, options.memory_budget)
+    route = choose_route(graph, options.settings)
     if route.name != "batch_kernel":
         return None
     return _loss_in_one_launch(embeddings, labels, labelled, sigma, options, route)
@@ -123,10 +112,10 @@ def _loss_in_one_launch(
         num_classes=options.num_classes,
         class_weight=options.class_weight,
         log_form=options.form == "log",
-        tol=options.tol,
-        max_iter=options.max_iter,
+        tol=options.settings.tol,
+        max_iter=options.settings.max_iter,
         ignore_index=options.ignore_index,
-        precision=options.precision,
+        precision=options.settings.precision,
     )
     return loss, FusedStats(statistics, labelled, route)
 
@@ -134,10 +123,7 @@ def _loss_in_one_launch(
 def _loss_in_passes(
     nodes: Nodes, sigma: float | Tensor, options: Options, route: Route, num_new: int
 ) -> tuple[Tensor, GLossStats]:
-    settings = Settings(
-        route, options.solver, options.tol, options.max_iter, options.num_iters, options.precision
-    )
-    f, report = propagate_nodes(nodes, options.num_classes, sigma, settings)
+    f, report = propagate_nodes(nodes, options.num_classes, sigma, options.settings, route)
     f_scored, scored = f[: nodes.num_scored], slice(nodes.num_labelled, nodes.num_known)
     truth = nodes.labels[scored]
     stats = GLossStats(

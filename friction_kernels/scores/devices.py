@@ -21,16 +21,9 @@ def free_memory(device: torch.device) -> int:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:  # no Linux
-        return _half_of_all_memory()
+        return 0
     of_machine = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
     return min([*of_machine, *_left_in_container()], default=0)
-
-
-def _half_of_all_memory() -> int:
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):
-        return 0
 
 
 def _left_in_container() -> list[int]:

@@ -64,7 +64,6 @@ class TritonScores:
         return pad(rows, (0, -rows.shape[1] % BLOCK_D[self.precision])).contiguous()
 
     def logsumexp(self, column_bias: Tensor, rows: range | None = None) -> Tensor:
-        """LSE_j (x_ij + column_bias_j) for i in rows, all by default: (M,) -> (len(rows),)."""
         rows = range(len(self._queries)) if rows is None else rows
         sizes = self._tile("logsumexp")
         row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
@@ -94,10 +93,6 @@ class TritonScores:
     def apply(
         self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
     ) -> Tensor:
-        """sum_j exp(x_ij + row_bias_i + column_bias_j) values_j, for i in rows, j in columns.
-
-        row_bias (len(rows),), column_bias (len(columns),), values (len(columns), K) -> (len(rows), K).
-        """
         width = values.shape[1]
         sizes = self._tile("apply_narrow" if width <= 16 else "apply_wide")
         row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
@@ -133,7 +128,7 @@ class TritonScores:
         return result[0] if num_splits == 1 else result.sum(dim=0)
 
     def gradient(self, terms) -> tuple[Tensor, Tensor | None]:
-        """dL/dqueries (N, d) and dL/dkeys (M, d) float32, or their sum and None where keys are the queries.
+        """As the protocol has it, in float32.
 
         A row's sum over j of d numbers does not fit in registers for large d. So the coefficients G of a
         stripe of rows are written, and G k and G^T q are matrix products: by arithmetic that is cheaper than
@@ -181,62 +176,43 @@ class TritonScores:
                 PRECISION=DOT_PRECISION[self.precision],
                 VALUE_PRECISION=VALUE_PRECISION[self.precision],
             )
-            of_queries[first:last] += self._product(stripe[: last - first], keys[first_column:])
+            self._add_product(stripe, keys[first_column:], of_queries[first:last])
             done = last if self.symmetric else 0
             if done < len(keys):
-                self._add_transposed_product(
-                    stripe[:, done - first_column :], queries[first:last], of_keys[done:]
-                )
+                rest = stripe[:, done - first_column :]
+                self._add_product(rest, queries[first:last], of_keys[done:], transposed=True)
         dim = self.queries.shape[1]
         return of_queries[:, :dim], None if self.symmetric else of_keys[:, :dim]
 
-    def _product(self, stripe: Tensor, z: Tensor) -> Tensor:
-        """(The stripe's first len(z) columns) z: few rows and many columns, which therefore are split."""
-        sizes, num_rows = self._tile("product"), len(stripe)
-        row_blocks = triton.cdiv(num_rows, sizes["BLOCK_M"])
-        channel_blocks = triton.cdiv(self._dim, sizes["BLOCK_N"])
-        column_blocks = triton.cdiv(len(z), sizes["BLOCK_D"])
-        num_splits, per_split = self._divide(row_blocks * channel_blocks, column_blocks)
-        result = self._empty(num_splits, num_rows, self._dim)
-        self._multiply(
-            stripe, z, result, (num_rows, len(z)), num_splits, per_split, transposed=False
-        )
-        return result[0] if num_splits == 1 else result.sum(dim=0)
-
-    def _add_transposed_product(self, stripe: Tensor, z: Tensor, result: Tensor) -> None:
-        """result += stripe^T z."""
-        steps = triton.cdiv(len(z), BLOCK_D[self.precision])
-        self._multiply(stripe, z, result, (len(result), len(z)), 1, steps, transposed=True)
-
-    def _multiply(
-        self,
-        coefficients: Tensor,
-        z: Tensor,
-        result: Tensor,
-        shape: tuple[int, int],
-        num_splits: int,
-        per_split: int,
-        *,
-        transposed: bool,
+    def _add_product(
+        self, coefficients: Tensor, z: Tensor, result: Tensor, *, transposed: bool = False
     ) -> None:
+        """result += coefficients z, or coefficients^T z; what exceeds z and result is not looked at."""
         sizes = self._tile("product")
-        row_blocks = triton.cdiv(shape[0], sizes["BLOCK_M"])
+        row_blocks = triton.cdiv(len(result), sizes["BLOCK_M"])
         channel_blocks = triton.cdiv(self._dim, sizes["BLOCK_N"])
+        num_splits, per_split = 1, triton.cdiv(len(z), sizes["BLOCK_D"])
+        if not transposed:  # few rows and many columns
+            num_splits, per_split = self._divide(row_blocks * channel_blocks, per_split)
+        sums = result if num_splits == 1 else self._empty(num_splits, *result.shape)
         self._launch(
             product_kernel,
             sizes,
             (row_blocks, channel_blocks, num_splits),
             coefficients,
             z,
-            result,
-            *shape,
+            sums,
+            len(result),
+            len(z),
             self._dim,
             coefficients.stride(0),
             per_split,
             TRANSPOSED=transposed,
-            ACCUMULATE=transposed,
+            ACCUMULATE=num_splits == 1,
             PRECISION=DOT_PRECISION[self.precision],
         )
+        if num_splits > 1:
+            result += sums.sum(dim=0)
 
     def _coefficient_inputs(self, terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What coefficients_kernel reads, with zeros beyond the last row and key."""
@@ -245,19 +221,11 @@ class TritonScores:
         if any(term.left is not None for term in terms[1:]):
             raise ValueError("only the first term may have left and right")
 
-        def vector(numbers: Tensor) -> Tensor:
-            return pad(numbers.detach().float(), (0, pitch - len(numbers)))
-
+        scaled = (
+            (t.row_bias * LOG2_E.value, t.column_bias * LOG2_E.value, t.row_factor) for t in terms
+        )
         vectors = torch.stack(
-            [
-                vector(numbers)
-                for term in terms
-                for numbers in (
-                    term.row_bias * LOG2_E.value,
-                    term.column_bias * LOG2_E.value,
-                    term.row_factor,
-                )
-            ]
+            [_zeros_after(v.detach().float(), pitch) for of in scaled for v in of]
         )
         left, right = first.left, first.right
         if left is None:
@@ -266,7 +234,7 @@ class TritonScores:
         block = self._tile("coefficients")["BLOCK_K"]
         left = _padded(left.detach().float(), rows, block)
         right = _padded(right.detach().float(), columns, block)
-        return vectors, pad(active.int(), (0, pitch - len(active))), left, right
+        return vectors, _zeros_after(active.int(), pitch), left, right
 
     def _tile(self, kernel: str):
         return tile(kernel, self.precision, architecture(self._queries.device))
@@ -288,6 +256,10 @@ def _padded_bias(bias: Tensor, multiple: int) -> Tensor:
     return pad(
         bias.detach().float() * LOG2_E.value, (0, -len(bias) % multiple), value=float("-inf")
     )
+
+
+def _zeros_after(vector: Tensor, length: int) -> Tensor:
+    return pad(vector, (0, length - len(vector)))
 
 
 def _padded(values: Tensor, rows: int, columns: int) -> Tensor:
