@@ -92,10 +92,8 @@ class Route:
     reason: str
     stored: str = "nothing"
     transition_dtype: torch.dtype | None = field(default=None, repr=False)  # of a stored T_UU
-    factorises: bool = field(default=False, repr=False)  # T_UU
-    fallback_reason: str | None = field(
-        default=None, repr=False
-    )  # why it is not the Triton kernels
+    factorises: bool = field(default=False, repr=False)  # that T_UU
+    fallback_reason: str | None = field(default=None, repr=False)  # why Triton does not serve
 
 
 class Graph(NamedTuple):
@@ -110,27 +108,26 @@ class Graph(NamedTuple):
     reduction: str | None = None  # of the loss; None: F itself is wanted
 
 
-def unavailable_reason(
-    backend: str, device: torch.device, dtype: torch.dtype, num_nodes: int
-) -> str | None:
-    """Why this backend cannot serve, or None where it can."""
-    if backend == "dense" and num_nodes > STORED_BY_DENSE:
-        return f"it stores N x N numbers, and N is {num_nodes} (at most {STORED_BY_DENSE})"
-    return triton_unavailable_reason(device, dtype) if backend == "triton" else None
-
-
 def check_backend(backend: str, embeddings: Tensor) -> None:
     """RuntimeError where the backend that was asked for cannot serve."""
-    reason = unavailable_reason(backend, embeddings.device, embeddings.dtype, len(embeddings))
-    if reason is not None:
-        raise RuntimeError(f"backend={backend!r} cannot serve: {reason}; use backend='auto'")
+    unavailable_reason = None
+    if backend == "triton":
+        unavailable_reason = triton_unavailable_reason(embeddings.device, embeddings.dtype)
+    elif backend == "dense" and len(embeddings) > STORED_BY_DENSE:
+        unavailable_reason = (
+            f"it stores N x N numbers, and N is {len(embeddings)} (at most {STORED_BY_DENSE})"
+        )
+    if unavailable_reason is not None:
+        raise RuntimeError(
+            f"backend={backend!r} cannot serve: {unavailable_reason}; use backend='auto'"
+        )
 
 
 def choose_route(graph: Graph, settings: Settings) -> Route:
     """The first of ROUTES that serves; a backend other than "auto" has passed `check_backend`."""
     backend, fallback_reason, cg = settings.backend, None, settings.solver == "cg"
     if backend == "auto" and graph.device.type == "cuda":
-        fallback_reason = unavailable_reason("triton", graph.device, graph.dtype, graph.num_nodes)
+        fallback_reason = triton_unavailable_reason(graph.device, graph.dtype)
         backend = "triton" if fallback_reason is None else "auto"
     stores_all, transition_dtype = _storage(graph, backend, settings)
     moderate = graph.sigma is not None and graph.sigma**-2 <= LARGEST_SCORE

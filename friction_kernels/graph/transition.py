@@ -12,6 +12,8 @@ Every weight that is ever formed is one of these, at most 1; nothing under- or o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
 from typing import NamedTuple
 
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from friction_kernels.scores.backend import Scores
 from friction_kernels.scores.chunked import ChunkedScores, LogDomainScores
+
+ROWS_CONVERTED_AT_ONCE = 4096  # of a T_UU that is stored in bfloat16
 
 
 class Normalisers(NamedTuple):
@@ -131,24 +135,19 @@ class Transition:
         return self.scores.apply(rows, columns, of_row, of_column, values)
 
 
-ROWS_CONVERTED_AT_ONCE = 4096
+def _blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, these rows of the matrix in another type): never much of it at once."""
+    at_once = len(matrix) if matrix.dtype == dtype else ROWS_CONVERTED_AT_ONCE
+    for start in range(0, len(matrix), at_once):
+        rows = slice(start, start + at_once)
+        yield rows, matrix[rows].to(dtype)
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    if matrix.dtype == values.dtype:
-        return matrix @ values
-    result = torch.empty_like(values)  # products and sums in the values' type, as without storing
-    for start in range(0, len(matrix), ROWS_CONVERTED_AT_ONCE):
-        rows = slice(start, start + ROWS_CONVERTED_AT_ONCE)
-        result[rows] = matrix[rows].to(values.dtype) @ values
-    return result
+    """In the type of the values, as without storing."""
+    return torch.cat([block @ values for _, block in _blocks(matrix, values.dtype)])
 
 
 def _transposed_product(matrix: Tensor, values: Tensor) -> Tensor:
-    if matrix.dtype == values.dtype:
-        return matrix.T @ values
-    result = torch.zeros_like(values)
-    for start in range(0, len(matrix), ROWS_CONVERTED_AT_ONCE):
-        rows = slice(start, start + ROWS_CONVERTED_AT_ONCE)
-        result += matrix[rows].T.to(values.dtype) @ values[rows]
-    return result
+    products = (block.T @ values[rows] for rows, block in _blocks(matrix, values.dtype))
+    return reduce(torch.add, products)

@@ -7,21 +7,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from friction_kernels.graph.forward import warn_of_unreached
+from friction_kernels.graph.route import Route
 from friction_kernels.graph.torch_modes import refuse_second_derivative
+from friction_kernels.losses.statistics import GLossStats
+from friction_kernels.warn import warn
 
 
 def fused_loss(
-    embeddings: Tensor, inverse_sigma_squared: Tensor, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """The mean loss (), differentiable in embeddings and 1 / sigma^2, and the launch's statistics (7,).
+    embeddings: Tensor,
+    inverse_sigma_squared: Tensor,
+    labelled: Tensor,
+    route: Route,
+    **options: Any,
+) -> tuple[Tensor, FusedStats]:
+    """The mean loss (), differentiable in embeddings and 1 / sigma^2, and what became of it.
 
     The gradient is computed with the loss, and backward only scales it. options: those of
     friction_triton.batch.batch_gloss; nothing waits for the device.
     """
+    options["labelled"] = labelled
     loss, statistics = _FusedLoss.apply(  # type: ignore[no-untyped-call]
         embeddings, inverse_sigma_squared, options
     )
-    return loss, statistics
+    return loss, FusedStats(statistics, labelled, route)
+
+
+class FusedStats:
+    """The statistics of one launch, for which nothing waits until they are read."""
+
+    def __init__(self, statistics: Tensor, labelled: Tensor, route: Route):
+        self._statistics = statistics  # (7,), those of friction_triton.batch.batch_gloss
+        self._labelled = labelled  # bool (N,)
+        self._route = route
+
+    def read(self) -> GLossStats:
+        iterations, residual, num_right, num_scored, num_unreached, *_ = self._statistics
+        return GLossStats(
+            iterations=iterations,
+            residual=residual,
+            accuracy=num_right / num_scored,
+            num_nodes=len(self._labelled),
+            num_labelled=self._labelled.sum(),
+            num_scored=num_scored,
+            num_unreached=num_unreached,
+            route=self._route,
+        )
+
+    def warn(self, tol: float) -> None:
+        """Warn of a solve that did not converge, or of nodes out of reach. Waits for the device."""
+        iterations, residual, _, _, num_unreached, error, of_adjoint = self._statistics.tolist()
+        if not (error <= tol and of_adjoint <= tol):
+            warn(
+                f"label propagation did not converge: residual {residual:.1e}, of its gradient "
+                f"{of_adjoint:.1e}, after {iterations:.0f} iterations, tol={tol:g}; "
+                f"{num_unreached:.0f} rows of F do not sum to 1, and are uniform; raise max_iter or "
+                "sigma, or label more nodes"
+            )
+        elif num_unreached:
+            warn_of_unreached(int(num_unreached), int((~self._labelled).sum()))
 
 
 class _FusedLoss(torch.autograd.Function):

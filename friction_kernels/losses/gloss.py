@@ -14,6 +14,7 @@ from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_tran
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
 from friction_kernels.losses.document_ids import int64_ids
+from friction_kernels.losses.fused import FusedStats
 from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.recovery import (
     FORMS,
@@ -26,7 +27,7 @@ from friction_kernels.losses.recovery import (
     loss_of_nothing,
     unchecked_loss,
 )
-from friction_kernels.losses.statistics import FusedStats, GLossStats
+from friction_kernels.losses.statistics import GLossStats
 from friction_kernels.losses.width import Width, WidthModule
 from friction_kernels.scores.chunked import Precision
 

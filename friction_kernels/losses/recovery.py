@@ -13,8 +13,8 @@ from torch.nn.functional import cross_entropy, nll_loss
 from friction_kernels.graph.nodes import Nodes, check_sizes, first_of
 from friction_kernels.graph.propagation import graph_of, inverse_square, propagate_nodes
 from friction_kernels.graph.route import Graph, Route, Settings, choose_route
-from friction_kernels.losses.fused import fused_loss
-from friction_kernels.losses.statistics import FusedStats, GLossStats
+from friction_kernels.losses.fused import FusedStats, fused_loss
+from friction_kernels.losses.statistics import GLossStats
 
 Form = Literal["official", "log"]
 Reduction = Literal["mean", "sum", "none"]
@@ -104,11 +104,12 @@ def _loss_in_one_launch(
     options: Options,
     route: Route,
 ) -> tuple[Tensor, FusedStats]:
-    loss, statistics = fused_loss(
+    return fused_loss(
         embeddings,
         inverse_square(sigma, embeddings.device, torch.float32),
+        labelled,
+        route,
         labels=labels,
-        labelled=labelled,
         num_classes=options.num_classes,
         class_weight=options.class_weight,
         log_form=options.form == "log",
@@ -117,7 +118,6 @@ def _loss_in_one_launch(
         ignore_index=options.ignore_index,
         precision=options.settings.precision,
     )
-    return loss, FusedStats(statistics, labelled, route)
 
 
 def _loss_in_passes(

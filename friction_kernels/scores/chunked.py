@@ -207,13 +207,8 @@ class ExpDomainScores(ChunkedScores):
     def logsumexp(self, column_bias: Tensor, rows: range | None = None) -> Tensor:
         factor, buffer = column_bias.exp(), self.buffer()
         if rows is not None or not self.symmetric:
-            everything = range(len(self.keys))
             rows = range(len(self.queries)) if rows is None else rows
-            total = factor.new_empty(len(rows))
-            for chunk in self.row_chunks(rows):
-                w = self.tile(chunk, everything, buffer)
-                torch.mv(w, factor, out=total[_at(chunk, rows.start)])
-            return total.log_()
+            return self._product(rows, range(len(factor)), factor[:, None])[:, 0].log_()
         total = torch.zeros_like(factor)
         for chunk, rest in self.strips():  # a tile serves its rows and, transposed, its columns
             w = self.tile(chunk, rest, buffer)
@@ -225,12 +220,15 @@ class ExpDomainScores(ChunkedScores):
     def apply(
         self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
     ) -> Tensor:
-        values = values * column_bias.exp()[:, None]
+        result = self._product(rows, columns, values * column_bias.exp()[:, None])
+        return result.mul_(row_bias.exp()[:, None])
+
+    def _product(self, rows: range, columns: range, values: Tensor) -> Tensor:
         buffer, result = self.buffer(), values.new_empty(len(rows), values.shape[1])
         for chunk in self.row_chunks(rows):
             w = self.tile(chunk, columns, buffer)
             torch.mm(w, values, out=result[_at(chunk, rows.start)])
-        return result.mul_(row_bias.exp()[:, None])
+        return result
 
     def gradient(self, terms: Sequence[Term]) -> tuple[Tensor, Tensor | None]:
         # dL/dx_ij = W_ij left_i . right_j, with the terms' biases inside of left and right.

@@ -26,18 +26,18 @@ def add_weighted(
     return add_product(sums, weights, taken, PRECISION)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "first_row",
-        "num_rows",
-        "first_column",
-        "num_columns",
-        "num_queries",
-        "num_keys",
-        "width",
-        "blocks_per_split",
-    ]
-)
+RANGES = [
+    "first_row",
+    "num_rows",
+    "first_column",
+    "num_columns",
+    "num_queries",
+    "num_keys",
+    "width",
+]
+
+
+@triton.jit(do_not_specialize=[*RANGES, "blocks_per_split"])
 def apply_kernel(
     queries,  # (num_queries, dim)
     keys,  # (num_keys, dim)

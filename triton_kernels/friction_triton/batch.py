@@ -69,33 +69,15 @@ def batch_gloss(
     scratch = torch.empty(
         scratch_size(options["SIZE"], options["WIDTH"]), dtype=torch.float32, device=device
     )
+    weight = results if class_weight is None else class_weight.detach().float().contiguous()
     launch(
-        batch_kernel,
-        (1,),
-        device,
-        embeddings.detach().contiguous(),
-        labels.long().contiguous(),
-        labelled.contiguous(),
-        results if class_weight is None else class_weight.detach().float().contiguous(),
-        inverse_sigma_squared.detach().float().reshape(1),
-        grad,
-        results,
-        results if propagated is None else propagated,
-        scratch,
-        num_nodes,
-        dim,
-        num_classes,
-        tol,
-        max_iter,
-        ignore_index,
-        **options,
-        LOG_FORM=log_form,
-        WEIGHTED=class_weight is not None,
-        WANTED=propagated is not None,
-        HALF=precision == "bf16",
-        PRECISION=DOT_PRECISION[precision],
-        VALUE_PRECISION=VALUE_PRECISION[precision],
-    )
+        batch_kernel, (1,), device, embeddings.detach().contiguous(), labels.long().contiguous(),
+        labelled.contiguous(), weight, inverse_sigma_squared.detach().float().reshape(1), grad,
+        results, results if propagated is None else propagated, scratch, num_nodes, dim,
+        num_classes, tol, max_iter, ignore_index, **options, LOG_FORM=log_form,
+        WEIGHTED=class_weight is not None, WANTED=propagated is not None, HALF=precision == "bf16",
+        PRECISION=DOT_PRECISION[precision], VALUE_PRECISION=VALUE_PRECISION[precision],
+    )  # fmt: skip
     return BatchGLoss(results[0], grad, results[1:2], results[2:])
 
 

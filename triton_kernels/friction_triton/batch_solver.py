@@ -122,21 +122,19 @@ def leave_out_unreached(
         num_reached = 0.0
         for first in range(0, count, STRIP):
             rows = first + tl.arange(0, STRIP)
-            inflow = tl.max(
-                applied(
-                    x,
-                    rows,
-                    to_unlabelled,
-                    from_unlabelled,
-                    reached,
-                    count,
-                    SIZE,
-                    WIDTH,
-                    CHUNK,
-                    PRECISION,
-                ),
-                axis=1,
+            onto = applied(
+                x,
+                rows,
+                to_unlabelled,
+                from_unlabelled,
+                reached,
+                count,
+                SIZE,
+                WIDTH,
+                CHUNK,
+                PRECISION,
             )
+            inflow = tl.max(onto, axis=1)
             inflow += tl.sum(array_of(b, rows, WIDTH), axis=1)
             flag = tl.max(array_of(reached, rows, WIDTH), axis=1)
             flag = tl.where((inflow > ROUNDING) & (tl.load(unknown + rows) > 0), 1.0, flag)

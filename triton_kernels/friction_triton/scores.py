@@ -71,23 +71,11 @@ class TritonScores:
         num_splits, per_split = self._divide(row_blocks, column_blocks)
         result = self._empty(num_splits, len(rows))
         self._launch(
-            logsumexp_kernel,
-            sizes,
-            (row_blocks, num_splits),
-            self._queries,
-            self._keys,
-            self._scale,
-            _padded_bias(column_bias, sizes["BLOCK_N"]),
-            result,
-            rows.start,
-            len(rows),
-            len(self._queries),
-            len(self._keys),
-            self._dim,
-            per_split,
-            MASK_DIAGONAL=self.mask_diagonal,
-            PRECISION=DOT_PRECISION[self.precision],
-        )
+            logsumexp_kernel, sizes, (row_blocks, num_splits), self._queries, self._keys, self._scale,
+            _padded_bias(column_bias, sizes["BLOCK_N"]), result, rows.start, len(rows),
+            len(self._queries), len(self._keys), self._dim, per_split,
+            MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
+        )  # fmt: skip
         return result[0] if num_splits == 1 else result.logsumexp(dim=0)
 
     def apply(
@@ -101,30 +89,16 @@ class TritonScores:
         num_splits, per_split = self._divide(row_blocks * channel_blocks, column_blocks)
         result = self._empty(num_splits, len(rows), width)
         self._launch(
-            apply_kernel,
-            sizes,
-            (row_blocks, num_splits, channel_blocks),
-            self._queries,
-            self._keys,
-            self._scale,
-            _padded_bias(row_bias, sizes["BLOCK_M"]),
-            _padded_bias(column_bias, sizes["BLOCK_N"]),
+            apply_kernel, sizes, (row_blocks, num_splits, channel_blocks),
+            self._queries, self._keys, self._scale,
+            _padded_bias(row_bias, sizes["BLOCK_M"]), _padded_bias(column_bias, sizes["BLOCK_N"]),
             _padded(values.detach().float(), sizes["BLOCK_N"], sizes["BLOCK_K"]).T.contiguous(),
-            result,
-            rows.start,
-            len(rows),
-            columns.start,
-            len(columns),
-            len(self._queries),
-            len(self._keys),
-            self._dim,
-            width,
-            column_blocks * sizes["BLOCK_N"],
-            per_split,
-            MASK_DIAGONAL=self.mask_diagonal,
-            PRECISION=DOT_PRECISION[self.precision],
+            result, rows.start, len(rows), columns.start, len(columns),
+            len(self._queries), len(self._keys), self._dim, width,
+            column_blocks * sizes["BLOCK_N"], per_split,
+            MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
             VALUE_PRECISION=VALUE_PRECISION[self.precision],
-        )
+        )  # fmt: skip
         return result[0] if num_splits == 1 else result.sum(dim=0)
 
     def gradient(self, terms) -> tuple[Tensor, Tensor | None]:
@@ -150,32 +124,13 @@ class TritonScores:
             row_blocks = triton.cdiv(last - first, block)
             column_blocks = triton.cdiv(len(keys) - first_column, sizes["BLOCK_N"])
             self._launch(
-                coefficients_kernel,
-                sizes,
-                (row_blocks * column_blocks,),
-                queries,
-                keys,
-                self._scale,
-                vectors,
-                active,
-                left,
-                right,
-                stripe,
-                first,
-                first_column,
-                last - first,
-                len(queries),
-                len(keys),
-                self._dim,
-                left.shape[1],
-                pitch,
-                len(active),
-                TERMS=len(terms) - 1,
-                SYMMETRIC=self.symmetric,
-                MASK_DIAGONAL=self.mask_diagonal,
+                coefficients_kernel, sizes, (row_blocks * column_blocks,), queries, keys, self._scale,
+                vectors, active, left, right, stripe, first, first_column, last - first,
+                len(queries), len(keys), self._dim, left.shape[1], pitch, len(active),
+                TERMS=len(terms) - 1, SYMMETRIC=self.symmetric, MASK_DIAGONAL=self.mask_diagonal,
                 PRECISION=DOT_PRECISION[self.precision],
                 VALUE_PRECISION=VALUE_PRECISION[self.precision],
-            )
+            )  # fmt: skip
             self._add_product(stripe, keys[first_column:], of_queries[first:last])
             done = last if self.symmetric else 0
             if done < len(keys):
@@ -196,21 +151,10 @@ class TritonScores:
             num_splits, per_split = self._divide(row_blocks * channel_blocks, per_split)
         sums = result if num_splits == 1 else self._empty(num_splits, *result.shape)
         self._launch(
-            product_kernel,
-            sizes,
-            (row_blocks, channel_blocks, num_splits),
-            coefficients,
-            z,
-            sums,
-            len(result),
-            len(z),
-            self._dim,
-            coefficients.stride(0),
-            per_split,
-            TRANSPOSED=transposed,
-            ACCUMULATE=num_splits == 1,
-            PRECISION=DOT_PRECISION[self.precision],
-        )
+            product_kernel, sizes, (row_blocks, channel_blocks, num_splits), coefficients, z, sums,
+            len(result), len(z), self._dim, coefficients.stride(0), per_split, TRANSPOSED=transposed,
+            ACCUMULATE=num_splits == 1, PRECISION=DOT_PRECISION[self.precision],
+        )  # fmt: skip
         if num_splits > 1:
             result += sums.sum(dim=0)
 
