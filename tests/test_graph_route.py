@@ -63,7 +63,7 @@ def choose(
 def test_the_first_route_of_the_table_that_serves(name, settings):
     chosen = choose(**settings)
     assert chosen.name == name
-    assert chosen.reason == route.ROUTES[name].serves
+    assert chosen.reason == route.ROUTES[name].when
 
 
 def bytes_of(num_nodes):
@@ -147,10 +147,8 @@ def test_factors_that_do_not_serve_are_no_route():
 
 
 def test_the_page_has_the_table():
-    rows = [f"| `{name}` | {row.serves} | {row.computes} |" for name, row in route.ROUTES.items()]
-    assert (
-        "\n".join(["| route | serves | computes |", "|---|---|---|", *rows, ""]) in PAGE.read_text()
-    )
+    rows = [f"| `{name}` | {row.when} | {row.how} |" for name, row in route.ROUTES.items()]
+    assert "\n".join(["| route | when | how |", "|---|---|---|", *rows, ""]) in PAGE.read_text()
 
 
 def test_the_page_has_the_sizes():

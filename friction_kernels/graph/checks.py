@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-NAMED_AT_MOST = 10  # of the rows at fault
+NAMED_AT_MOST = 10  # rows at fault that an error names
 INTEGERS = (
     torch.uint8,
     torch.int8,
@@ -98,9 +98,9 @@ def _check_integers(name: str, what: str, tensor: Tensor) -> None:
 
 
 def int64_labels(labels: Tensor) -> Tensor:
-    """The same numbers in int64, in which they can be compared with any ignore_index."""
+    """The labels in int64, so that they can be compared with any ignore_index."""
     wide = labels.long()
-    if labels.dtype == torch.uint64:  # what int64 does not hold is no class, and not negative
+    if labels.dtype == torch.uint64:  # too large for int64: no class, but not negative either
         wide = wide.where(wide >= 0, torch.iinfo(torch.int64).max)
     return wide
 

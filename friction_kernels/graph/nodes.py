@@ -30,10 +30,10 @@ class Nodes(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Which rows of the input a memory has added. bool (N,) each."""
+    """Which rows of the input a memory has added, bool (N,) each."""
 
-    remembered: Tensor  # labelled in any case
-    absent: Tensor  # no nodes
+    remembered: Tensor  # always labelled
+    absent: Tensor  # not nodes of this graph
 
 
 def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -28,7 +28,7 @@ DENSE_LU_NODES = 512  # up to some hundred, an operator costs more to call than 
 FACTORISED_NODES = 768  # unlabelled ones, of which a stored T_UU is factorised
 STORED_BY_AUTO = 4096  # nodes: 64 MiB in float32
 STORED_BY_DENSE = 16384  # nodes: 1 GiB in float32
-SHARE_OF_FREE_MEMORY = 1 / 16  # so that eight processes of one machine take at most half
+SHARE_OF_FREE_MEMORY = 1 / 16  # so that eight processes on one machine take at most half
 
 
 class Settings(NamedTuple):
@@ -54,10 +54,10 @@ class Settings(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Of the table of routes, here and in docs/gloss.md; the first that serves is taken."""
+    """Of the table of routes, here and in docs/gloss.md. The first route that serves is taken."""
 
-    serves: str
-    computes: str
+    when: str
+    how: str
 
 
 ROUTES = {
@@ -140,7 +140,7 @@ def choose_route(graph: Graph, settings: Settings) -> Route:
         name = "exp_domain" if moderate else "log_domain"
     return Route(
         name,
-        ROUTES[name].serves,
+        ROUTES[name].when,
         "everything" if stores_all else "nothing" if transition_dtype is None else "T_UU",
         transition_dtype,
         cg and transition_dtype == graph.dtype and graph.num_unlabelled <= FACTORISED_NODES,

@@ -59,7 +59,7 @@ class GraphMemory(torch.nn.Module):
         ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
             embeddings of another width, on another device, or with NaN, infinite or zero length.
         RuntimeError: from `load_state_dict`, a state of another capacity or dim, or an incomplete one,
-            which changes nothing. A state of before ids were kept loads with a warning.
+            which changes nothing. A state from before ids were stored loads with a warning.
     """
 
     embeddings: Tensor

@@ -1,8 +1,8 @@
 """v = A v + b inside one program: conjugate gradients, then plain propagation.
 
 A_ij = exp(x_ij + row_bias_i + column_bias_j) is T_UU or its transpose, self-adjoint in the inner product
-with the weights pi (T_UU) or 1 / pi. The same method as friction_kernels/graph/solvers.py, where the
-reasons are: no sigma makes the unknowns overflow, and the error is measured without weights.
+with the weights pi (T_UU) or 1 / pi. friction_kernels/graph/solvers.py has the same method, and its reasons:
+no sigma makes the unknowns overflow, and the error is measured without weights.
 """
 
 # ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton

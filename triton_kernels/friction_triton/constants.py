@@ -1,4 +1,4 @@
-"""Numbers that the kernels have in common with friction_kernels, which computes the same in plain torch."""
+"""Numbers that the kernels share with friction_kernels, which computes the same in plain torch."""
 
 MAX_BATCH_NODES = 256  # of the batch kernel
 MAX_BATCH_CLASSES = 64
