@@ -168,3 +168,10 @@ def test_free_memory_is_what_the_container_leaves(tmp_path):
         (tmp_path / "memory.max").write_text("max\n")
         assert devices.free_memory(CPU) == pytest.approx(of_machine, rel=0.5)
     assert devices.free_memory(torch.device("meta")) == 0
+
+
+def test_ranks_that_gather_store_by_default_nothing_that_others_may_not():
+    def budget(**options):
+        return GLoss(3, **options)._options(CPU).settings.memory_budget
+
+    assert (budget(), budget(gather=True), budget(gather=True, memory_budget=7)) == (None, 0, 7)
