@@ -230,11 +230,9 @@ class GLoss(WidthModule):
         sigma = self._sigma_of(embeddings, labels, present, self.ignore_index)
         options = self._options(embeddings.device)
         if memory is None and not self.validate:
-            chosen = labelled
+            known, chosen = labels != self.ignore_index, labelled
             if chosen is None:
-                chosen = draw_labelled(
-                    labels != self.ignore_index, keys, self.gamma, ids is not None
-                )
+                chosen = draw_labelled(known, keys, self.gamma, ids is not None)
             result = unchecked_loss(embeddings, labels, chosen, sigma, options)
             if result is not None:
                 loss, self._last = result
@@ -284,14 +282,8 @@ class GLoss(WidthModule):
         settings = Settings(*(getattr(self, name) for name in Settings._fields))
         if self.gather and self.memory_budget is None:
             settings = settings._replace(memory_budget=0)
-        return Options(
-            self.num_classes,
-            self.form,
-            self.class_weight,
-            self.reduction,
-            self.ignore_index,
-            settings,
-        )
+        of_loss = self.num_classes, self.form, self.class_weight, self.reduction, self.ignore_index
+        return Options(*of_loss, settings)
 
     @property
     def last(self) -> GLossStats | None:

@@ -15,7 +15,8 @@ from torch import Tensor
 class Term(NamedTuple):
     """A part of dL/dx_ij: exp(x_ij + row_bias_i + column_bias_j) (row_factor_i + left_i . right_j).
 
-    The exponential is a softmax's weight, at most 1 but for rounding.
+    The exponential is a softmax's weight, at most 1 but for rounding. Of several terms, the first alone may
+    have left and right.
     """
 
     row_bias: Tensor  # (N,)
