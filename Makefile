@@ -11,8 +11,8 @@ CPP_TESTS := $(shell git ls-files 'tests/native/*')
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
 
-test: .venv/installed  ## run every test
-	$(BIN)/pytest $(ARGS)
+test: .venv/installed  ## run every test, on all cores
+	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 test-integrations: .venv/installed  ## run what needs other libraries, too; installs some 800 MB
 	$(BIN)/pip install --quiet 'friction-kernels[integrations]'
