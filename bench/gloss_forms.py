@@ -147,7 +147,9 @@ class Passes:
         graph = route.Graph(
             z.device, z.dtype, n, n - problem.num_labelled, problem.num_classes, problem.sigma
         )
-        chosen = route.choose_route(graph, route.Settings(precision=problem.precision))
+        chosen = route.choose_route(
+            graph, route.Settings(precision=problem.precision, memory_budget=0)
+        )
         scores = route.make_scores(chosen, z, scale, problem.precision)
         zeros, every = z.new_zeros(n), range(n)
         values = z.new_ones(n, problem.num_classes)
