@@ -1,4 +1,4 @@
-"""Steps of each contender by itself: ``pytest bench --benchmark-only``. ``python -m bench run`` compares them."""
+"""Steps of each contender by itself: ``pytest bench --benchmark-only``."""
 
 import pytest
 

@@ -4,6 +4,7 @@
 
 #include "launches.h"
 #include "python/rule_plan.h"
+#include "python/tensor_list.h"
 
 namespace py = pybind11;
 using namespace friction;
@@ -182,6 +183,17 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
       .def("allow", &TensorReader::allow, py::arg("subclass"))
       .def("unwrap", &TensorReader::unwrap, py::arg("dtensor"));
+  m.def(
+      "squared_norm",
+      [](const TensorReader& reader, const py::list& tensors, const py::list& targets, int threads,
+         py::object allocate, py::list keep) {
+        const DeviceAllocator allocator{std::move(allocate), std::move(keep)};
+        const TensorList list(reader, tensors);
+        for (const NormTarget& target : targets_of(reader, targets))
+          list.squared_norm(target, threads, reader, allocator);
+      },
+      py::arg("reader"), py::arg("tensors"), py::arg("targets"), py::arg("threads"),
+      py::arg("allocate"), py::arg("keep"));
   py::class_<Plan>(m, "Plan").def_property_readonly("updated", &Plan::updated);
   py::class_<Reading>(m, "Reading")
       .def(py::init<Plan&, const py::dict&, const py::list&>(), py::arg("plan"), py::arg("state"),

@@ -1,0 +1,112 @@
+"""Linear algebra of lists of tensors, each list one long vector: no optimizer is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from friction_kernels import backends
+from friction_kernels.shards import (
+    all_reduce,
+    local,
+    name_of,
+    processes_of,
+    summed_over,
+    why_no_sum,
+)
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+_kept: list[Tensor] = []  # memory that captured CUDA graphs read at each replay
+
+
+@torch.no_grad()
+def norm(
+    tensors: Tensor | Iterable[Tensor], *, process_group: ProcessGroup | str | None = None
+) -> Tensor:
+    """The 2-norm of all elements of a list of tensors together.
+
+    Equals torch.nn.utils.get_total_norm(tensors), in one launch for each device, whatever the number of
+    tensors, their dtypes and strides:
+
+        torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]).norm()
+
+    Squares are summed in float64 from sums of 2,048 elements, in an order that depends on no number of
+    threads, so that the same tensors give the same bits. Nothing waits for a GPU.
+
+    Args:
+        tensors: a tensor or several, of any shape, floating or complex dtype, strides and device, such as
+            [p.grad for p in model.parameters() if p.grad is not None]. DTensors and parameters of
+            FullyShardedDataParallel are summed over their processes, all of which must call it.
+        process_group: over which processes the others are spread, where torch does not mark that
+            (default None).
+
+    Returns:
+        a float32 scalar, float64 where any tensor is float64, on the first tensor's device; 0 on the CPU
+        for an empty list.
+
+    Raises:
+        TypeError: something is no tensor of a floating or complex dtype, or it is sparse.
+        RuntimeError: the processes of a part are not to be found.
+    """
+    given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    name = name_of(process_group)
+    others = processes_of(name)
+    spread: dict[tuple[ProcessGroup, ...], list[Tensor]] = {others: []} if others else {}
+    for index, tensor in enumerate(given):
+        _check(index, tensor)
+        problem = why_no_sum(tensor, name)
+        if problem is not None:
+            raise RuntimeError(f"the norm of tensor {index} is not known: {problem}")
+        spread.setdefault(summed_over(tensor, others), []).append(local(tensor).detach())
+    device = given[0].device if given else torch.device("cpu")
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    for processes, parts in spread.items():
+        total = total + all_reduce(_squared_norm(parts, device), processes)
+    wide = any(tensor.dtype in (torch.float64, torch.complex128) for tensor in given)
+    return total.sqrt() if wide else total.sqrt().float()
+
+
+def _check(index: int, tensor: object) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"tensor {index} is {tensor!r}, and no tensor; leave it out")
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(
+            f"tensor {index} is {tensor.dtype}; a norm is of floating or complex tensors"
+        )
+    if local(tensor).layout != torch.strided:
+        raise TypeError(f"tensor {index} is sparse ({tensor.layout}); make it dense")
+
+
+def _squared_norm(parts: list[Tensor], device: torch.device) -> Tensor:
+    """The sum of squares, as float64 on a device."""
+    native = [part for part in parts if backends.why_not_native(part) is None]
+    served = {id(part) for part in native}
+    sums = [
+        torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float64))
+        .square()
+        .to(device)
+        for part in parts
+        if id(part) not in served
+    ]
+    if native:
+        targets = {
+            part.device.index if part.is_cuda else -1: torch.empty(
+                1, dtype=torch.float64, device=part.device
+            )
+            for part in native
+        }
+        backends.native.squared_norm(
+            backends.tensor_reader(),
+            native,
+            list(targets.items()),
+            torch.get_num_threads(),
+            backends.device_bytes,
+            _kept,
+        )
+        sums += [target.reshape(()).to(device) for target in targets.values()]
+    return torch.stack(sums).sum() if sums else torch.zeros((), dtype=torch.float64, device=device)
