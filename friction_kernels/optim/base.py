@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels import backends
-from friction_kernels.optim import checkpoints, checks, compiled, options
+from friction_kernels.optim import checkpoints, checks, compiled, options, state_checks
 from friction_kernels.optim.fallbacks import Entry, entries_of, warn_of_fallbacks
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs
 from friction_kernels.optim.memory import MemoryReport
@@ -60,7 +60,7 @@ class PlannedOptimizer(Optimizer):
     _scaling: GradientScaling | None = (
         None  # of the last step, where max_grad_norm asked for a norm
     )
-    _snapshot: checkpoints.Snapshot | None = None  # the last state_dict(), where it has copies
+    _snapshots: tuple[checkpoints.Snapshot, ...] = ()  # of the state_dicts that have copies
     # The handle of release_gradients, while it holds.
     _released: Any = None
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
@@ -181,12 +181,17 @@ class PlannedOptimizer(Optimizer):
     @torch.no_grad()
     def _step(self) -> None:
         self._check_step()
-        if self._snapshot is not None and self._snapshot.is_written():
-            self._snapshot = None
+        if self._snapshots and self._any_snapshot_was_written():
             checkpoints.warn_of_written_snapshot()
         self._plan = self._update(self._plan, self.param_groups)
         self._applied = Applied.of(self._plan.stepped())
         self._opt_called = True
+
+    def _any_snapshot_was_written(self) -> bool:
+        """Whether something was loaded into one since this was last asked."""
+        was_written = any(snapshot.is_written() for snapshot in self._snapshots)
+        self._snapshots = tuple(each.seen() for each in self._snapshots if each.is_alive())
+        return was_written
 
     def _check_step(self) -> None:
         checks.check_groups(self.param_groups, self._options)
@@ -213,6 +218,7 @@ class PlannedOptimizer(Optimizer):
 
         first: the place of the groups' first parameter among all of the optimizer's.
         """
+        checks.check_states(self.state)
         loss_scale = LossScale.of(self.__dict__)
         needs, settings = Needs.of(groups, loss_scale), settings_of(self.rule, groups)
         if plan is None or not plan.fits(groups, needs):
@@ -297,7 +303,7 @@ class PlannedOptimizer(Optimizer):
             options.check_parameter(name, part, group, self.rule.states)
             state = self.state.get(param, {})
             if state != {}:
-                checks.check_state(name, part, state, self.rule.states)
+                state_checks.check_state(name, part, state, self.rule.states)
             format = StateFormat.of(self.rule, part, group, may_skip=needs.may_skip)
             if state and format.fits(part, state):
                 continue
@@ -363,7 +369,9 @@ class PlannedOptimizer(Optimizer):
         handle = self.register_load_state_dict_pre_hook(self._keep_state_dict)
         try:
             super().load_state_dict(dict(state_dict))
-            self._snapshot = None
+            self._any_snapshot_was_written()  # what was loaded into one has followed
+            taken = {state["step"].data_ptr() for state in self._new_states.values()}
+            self._snapshots = tuple(s for s in self._snapshots if s.alias.data_ptr() not in taken)
         finally:
             handle.remove()
             self.__dict__.pop("_new_states", None)
@@ -408,4 +416,7 @@ class PlannedOptimizer(Optimizer):
 
 
 def _export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
-    opt._snapshot = checkpoints.export(opt.rule, opt.param_groups, state_dict)
+    snapshot = checkpoints.export(opt.rule, opt.param_groups, state_dict)
+    if snapshot is not None:
+        known = (each for each in opt._snapshots if each.is_alive() or each.is_written())
+        opt._snapshots = (*known, snapshot)

@@ -10,7 +10,8 @@ anything has, it shares none: it would be partly of one moment and partly of ano
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+import weakref
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,11 +20,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from friction_kernels.flattened import is_flattened
-from friction_kernels.optim import checks
+from friction_kernels.optim import checks, state_checks
 from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, NOT_SAVED, OWN
 from friction_kernels.optim.packed import packed_otherwise
 from friction_kernels.optim.rule import Rule
-from friction_kernels.optim.states import NOTES, StateFormat, numbers_of
+from friction_kernels.optim.states import MOST_FLOAT32_STEPS, NOTES, StateFormat, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
 from friction_kernels.warn import warn
 
@@ -85,18 +86,28 @@ def _cloned(value: Any) -> Any:
 class Snapshot(NamedTuple):
     """A state_dict of copies, and by which of its tensors one sees that something was loaded into it."""
 
-    step: Tensor
+    step: weakref.ref[Tensor]  # one of its step counts
+    alias: Tensor  # shares its memory and version, and has them when the state_dict is gone
     version: int
 
     @classmethod
     def of(cls, state_dict: dict[str, Any]) -> Snapshot | None:
-        """Keeps one step count alive, and nothing else."""
+        """Keeps one step count's memory, and nothing else."""
         steps = (state.get("step") for state in state_dict["state"].values())
         step = next((step for step in steps if isinstance(step, Tensor)), None)
-        return None if step is None else cls(step, step._version)
+        if step is None or step.is_inference():  # these have no version
+            return None
+        return cls(weakref.ref(step), step.detach(), step._version)
+
+    def is_alive(self) -> bool:
+        return self.step() is not None
 
     def is_written(self) -> bool:
-        return self.step._version != self.version
+        return self.alias._version != self.version
+
+    def seen(self) -> Snapshot:
+        """The same, as it is now."""
+        return self._replace(version=self.alias._version)
 
 
 def warn_of_written_snapshot() -> None:
@@ -174,8 +185,21 @@ def new_states(
     for saved in found:
         _check_state(rule, class_name, saved)
     states = {saved.param: _as_kept_here(rule, saved) for saved in found}
+    _part(states.values())
     _share_all_or_nothing([(saved.state, states[saved.param]) for saved in found])
     return states
+
+
+def _part(states: Iterable[dict[str, Any]]) -> None:
+    """Copy what two states have in common, as where a state_dict names one for two parameters."""
+    seen: set[int] = set()
+    for state in states:
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or not value.numel():
+                continue
+            if value.data_ptr() in seen:
+                state[key] = value.clone()
+            seen.add(value.data_ptr())
 
 
 def _share_all_or_nothing(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
@@ -232,10 +256,14 @@ def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
             f"the state_dict is not one of {class_name}: for {name} it has "
             f"{', '.join(map(repr, state))} and {problem}"
         )
-    checks.check_step_count(f"'step' of {name} in the state_dict", state["step"])
+    wrong = state_checks.why_no_step_count(state["step"])
+    if wrong is not None:
+        raise ValueError(f"'step' of {name} in the state_dict {wrong}")
     for key in (*rule.states, *COMPANION_NAMES):
         if state.get(key) is not None:
-            checks.check_loaded(name, saved.param, key, state[key], is_list=key in rule.states)
+            state_checks.check_loaded(
+                name, saved.param, key, state[key], is_list=key in rule.states
+            )
 
 
 def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
@@ -244,13 +272,15 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
     format = StateFormat.of(rule, part, saved.group)
     step = saved.state["step"]
     if not isinstance(step, Tensor):
-        step = torch.tensor(step, dtype=torch.float32, device="cpu")
-    step = step.to("cpu", torch.float32).reshape(())
+        step = torch.tensor(step, dtype=torch.float64, device="cpu")
+    step = step.detach().to("cpu").reshape(())
+    step = step.to(torch.float64 if step.item() > MOST_FLOAT32_STEPS else torch.float32)
     state: dict[str, Any] = {"step": step}
     for key in (*rule.states, *COMPANION_NAMES):
         if saved.state.get(key) is None:
             continue
-        value = unwrap(saved.state[key], saved.param).to(part.device)
+        value = unwrap(saved.state[key], saved.param).detach().to(part.device)
+        value = value.resolve_conj().resolve_neg()
         if checks.shares_memory(value):
             value = value.contiguous()
         if key in rule.states:
