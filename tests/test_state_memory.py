@@ -151,6 +151,10 @@ def test_every_state_without_memory_is_refused_by_name(kind, make, backend):
         with pytest.raises(RuntimeError, match=f"parameter 1 of .* state '{key}' has no memory"):
             opt.step()
         assert all(map(torch.equal, params, before))
+        with pytest.raises(
+            RuntimeError, match=rf"state_dict\(\): .* 1 .* '{key}' that has no memory"
+        ):
+            opt.state_dict()
         state[key] = kept
     step(opt, params, 3)
 

@@ -21,6 +21,7 @@ from friction_kernels.optim.planning import PlanMismatchError, StepPlan, is_capt
 from friction_kernels.optim.rule import Rule
 from friction_kernels.optim.sharded_adamp import why_not_flattened
 from friction_kernels.optim.sharded_rounding import why_no_shard
+from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import StateFormat
 from friction_kernels.shards import local, mismatch, name_of, why_no_sum
 
@@ -60,7 +61,6 @@ class PlannedOptimizer(Optimizer):
     _scaling: GradientScaling | None = (
         None  # of the last step, where max_grad_norm asked for a norm
     )
-    _snapshots: tuple[checkpoints.Snapshot, ...] = ()  # of the state_dicts that have copies
     # The handle of release_gradients, while it holds.
     _released: Any = None
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
@@ -69,6 +69,7 @@ class PlannedOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
+        self._snapshots = Snapshots()
         compiled.register(self)
         defaults["process_group"] = name_of(defaults.get("process_group"))
         self._check_options(defaults)
@@ -181,17 +182,10 @@ class PlannedOptimizer(Optimizer):
     @torch.no_grad()
     def _step(self) -> None:
         self._check_step()
-        if self._snapshots and self._any_snapshot_was_written():
-            checkpoints.warn_of_written_snapshot()
+        self._snapshots.warn_of_written()
         self._plan = self._update(self._plan, self.param_groups)
         self._applied = Applied.of(self._plan.stepped())
         self._opt_called = True
-
-    def _any_snapshot_was_written(self) -> bool:
-        """Whether something was loaded into one since this was last asked."""
-        was_written = any(snapshot.is_written() for snapshot in self._snapshots)
-        self._snapshots = tuple(each.seen() for each in self._snapshots if each.is_alive())
-        return was_written
 
     def _check_step(self) -> None:
         checks.check_groups(self.param_groups, self._options)
@@ -369,9 +363,7 @@ class PlannedOptimizer(Optimizer):
         handle = self.register_load_state_dict_pre_hook(self._keep_state_dict)
         try:
             super().load_state_dict(dict(state_dict))
-            self._any_snapshot_was_written()  # what was loaded into one has followed
-            taken = {state["step"].data_ptr() for state in self._new_states.values()}
-            self._snapshots = tuple(s for s in self._snapshots if s.alias.data_ptr() not in taken)
+            self._snapshots.loaded(self._new_states.values())
         finally:
             handle.remove()
             self.__dict__.pop("_new_states", None)
@@ -401,6 +393,7 @@ class PlannedOptimizer(Optimizer):
         self._traced = compiled.parameters_of(self.param_groups)
         self._applied = None
         self.__dict__.setdefault("_graph_memory", [])
+        self.__dict__.setdefault("_snapshots", Snapshots())
         self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups
         for option, value in options.DEFAULTS.items():
             self.defaults.setdefault(option, value)
@@ -416,7 +409,4 @@ class PlannedOptimizer(Optimizer):
 
 
 def _export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
-    snapshot = checkpoints.export(opt.rule, opt.param_groups, state_dict)
-    if snapshot is not None:
-        known = (each for each in opt._snapshots if each.is_alive() or each.is_written())
-        opt._snapshots = (*known, snapshot)
+    checkpoints.export(opt.rule, opt.param_groups, state_dict, opt._snapshots)

@@ -10,7 +10,6 @@ anything has, it shares none: it would be partly of one moment and partly of ano
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
@@ -24,9 +23,9 @@ from friction_kernels.optim import checks, state_checks
 from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, NOT_SAVED, OWN
 from friction_kernels.optim.packed import packed_otherwise
 from friction_kernels.optim.rule import Rule
+from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import MOST_FLOAT32_STEPS, NOTES, StateFormat, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
-from friction_kernels.warn import warn
 
 # Of torch's optimizers, whose groups say how they compute; and what amsgrad, once switched off, leaves.
 _TORCHS_OPTIONS = ("foreach", "fused", "differentiable", "amsgrad")
@@ -36,10 +35,12 @@ _TORCHS_STATES = ("max_exp_avg_sq",)
 # Saving.
 
 
-def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Snapshot | None:
+def export(
+    rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any], snapshots: Snapshots
+) -> None:
     """Put numbers in the place of codes, and say of each group which rule it is of.
 
-    Returns what tells whether a state_dict of copies was written; None where it has none.
+    snapshots: to which a state_dict of copies is added.
     """
     for group in state_dict["param_groups"]:
         group.update(rule.identity())
@@ -51,7 +52,7 @@ def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any])
         state = states.get(number)
         if not state:
             continue
-        problem = packed_otherwise(local(param), state)
+        problem = packed_otherwise(local(param), state) or _without_memory(rule, state)
         if problem is not None:
             raise RuntimeError(f"state_dict(): {checks.name_at(groups, ordinal)} {problem}")
         kept = {key: value for key, value in state.items() if key not in NOTES}
@@ -66,10 +67,17 @@ def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any])
             converts |= numbers is not state[key]
             kept[key] = wrap(numbers, param)
         states[number] = kept
-    if not converts:
-        return None
-    state_dict.update(_cloned(state_dict))
-    return Snapshot.of(state_dict)
+    if converts:
+        state_dict.update(_cloned(state_dict))
+        snapshots.add(state_dict)
+
+
+def _without_memory(rule: Rule, state: Mapping[str, Any]) -> str | None:
+    """Which of a parameter's states cannot be read; None where all can."""
+    for key in ("step", *rule.states, *COMPANION_NAMES):
+        if isinstance(state.get(key), Tensor) and checks.lacks_memory(state[key]):
+            return f"has state '{key}' that {checks.NO_MEMORY}"
+    return None
 
 
 def _cloned(value: Any) -> Any:
@@ -81,41 +89,6 @@ def _cloned(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_cloned, value))
     return value
-
-
-class Snapshot(NamedTuple):
-    """A state_dict of copies, and by which of its tensors one sees that something was loaded into it."""
-
-    step: weakref.ref[Tensor]  # one of its step counts
-    alias: Tensor  # shares its memory and version, and has them when the state_dict is gone
-    version: int
-
-    @classmethod
-    def of(cls, state_dict: dict[str, Any]) -> Snapshot | None:
-        """Keeps one step count's memory, and nothing else."""
-        steps = (state.get("step") for state in state_dict["state"].values())
-        step = next((step for step in steps if isinstance(step, Tensor)), None)
-        if step is None or step.is_inference():  # these have no version
-            return None
-        return cls(weakref.ref(step), step.detach(), step._version)
-
-    def is_alive(self) -> bool:
-        return self.step() is not None
-
-    def is_written(self) -> bool:
-        return self.alias._version != self.version
-
-    def seen(self) -> Snapshot:
-        """The same, as it is now."""
-        return self._replace(version=self.alias._version)
-
-
-def warn_of_written_snapshot() -> None:
-    warn(
-        "something was loaded into what state_dict() returned, and load_state_dict() did not follow. That "
-        "state_dict has copies, because states were converted for it, so the optimizer has not changed: "
-        "call load_state_dict(state_dict) after torch.distributed.checkpoint.load(state_dict)"
-    )
 
 
 def _sendable(part: Tensor) -> Tensor:
