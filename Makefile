@@ -11,8 +11,8 @@ CPP_TESTS := $(shell git ls-files 'tests/native/*')
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
 
-test: .venv/installed  ## run every test
-	$(BIN)/pytest $(ARGS)
+test: .venv/installed  ## run every test, on all cores
+	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
 test-integrations: .venv/installed  ## run what needs other libraries, too; installs some 800 MB
 	$(BIN)/pip install --quiet 'friction-kernels[integrations]'
@@ -56,7 +56,7 @@ wheel: .venv/dev  ## an sdist, and a wheel that is built from it, in dist/
 	$(PYTHON) -m venv .venv
 
 # Installed anew when the build or the native sources change; Python files are used where they are.
-.venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt $(CPP)
+.venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt friction_kernels/optim/states.def $(CPP)
 	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@

@@ -67,7 +67,7 @@ APART = {
     "gloss": Apart(
         limit=300,
         begin_within=200,
-        tests=("tests/test_triton_similarity.py", "tests/test_triton_batch.py"),
+        tests=("tests/test_triton_scores.py", "tests/test_triton_batch.py"),
         tests_limit=150,
         dry=("--nodes", "64"),
     ),

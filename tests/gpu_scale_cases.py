@@ -55,11 +55,7 @@ def check_squared_norm(device: str) -> None:
     for _ in range(2):
         target = torch.full((1,), -1.0, dtype=torch.float64, device=device)
         targets = [(target.device.index if target.is_cuda else -1, target)]
-        plan = driven.plan
-        assert (
-            plan.squared_norm(driven.state, driven.param_groups, [True] * len(forms), targets, 1)
-            is None
-        )
+        assert driven.squared_norm([True] * len(forms), targets) is None
         found.append(target.item())
     exact = sum(param.grad.double().square().sum().item() for param in driven.params)
     assert found[0] == found[1] == pytest.approx(exact, rel=1e-6)

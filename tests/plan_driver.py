@@ -126,6 +126,10 @@ class Driven:
         with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
             return problem or self.plan.step(settings, threads, list(guards))
 
+    def squared_norm(self, counted: list[bool], targets: list[tuple[int, Tensor]]):
+        with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
+            return problem or self.plan.squared_norm(counted, targets, 1)
+
     def lists(self) -> list[Tensor]:
         """Everything a step may change."""
         found = []

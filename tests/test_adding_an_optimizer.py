@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import other_rule
 import pybind11
 import pytest
 from markdown_pages import ROOT, blocks_of
@@ -44,6 +45,8 @@ def changed(path: Path, shown: str) -> str:
     if not path.exists():
         return shown
     text = path.read_text()
+    if path.name == "states.def":
+        return f"{text}\n{shown}"
     if path.name == "equations.py":
         return f"{text}\n\n{shown}"
     if path.name == "rules.h":
@@ -56,9 +59,19 @@ def changed(path: Path, shown: str) -> str:
     ).replace("from friction_kernels.optim.release", f"{shown}from friction_kernels.optim.release")
 
 
+def add_other_rule(tree: Path) -> None:
+    """Beside the page's: one whose states have names that nothing else knows."""
+    states, rules = tree / "friction_kernels/optim/states.def", tree / "csrc/rules.h"
+    states.write_text(states.read_text() + other_rule.STATES)
+    text = rules.read_text().replace("HeavyBall>;", "HeavyBall, Other>;")
+    rules.write_text(text.replace("#include", '#include "rules/other.h"\n#include', 1))
+    (tree / "csrc/rules/other.h").write_text(other_rule.HEADER)
+    (tree / "friction_kernels/optim/other.py").write_text(other_rule.OPTIMIZER)
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory) -> Path:
-    """The project as it is after the page's five steps, its native library built."""
+    """The project as it is after the page's six steps, its native library built."""
     tree = tmp_path_factory.mktemp("with_heavy_ball")
     for name in ("csrc", "friction_kernels", "triton_kernels", "tests"):
         shutil.copytree(
@@ -67,9 +80,10 @@ def tree(tmp_path_factory) -> Path:
     for name in ("CMakeLists.txt", "pyproject.toml"):
         shutil.copy(ROOT / name, tree)
     files = [(tree / block.file, block.text) for block in blocks_of(PAGE) if block.file]
-    assert len(files) == 5
+    assert len(files) == 6
     for path, shown in files:
         path.write_text(changed(path, shown))
+    add_other_rule(tree)
     configure = [
         *("cmake", "-S", tree, "-B", tree / "build", "-G", "Ninja", "-DFRICTION_CUDA=host"),
         *(f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"),
@@ -94,6 +108,13 @@ def run_in(tree: Path, *arguments: str) -> str:
 
 def test_the_new_optimizer_is_the_oracles(tree):
     run_in(tree, "-c", ORACLE)
+
+
+@pytest.mark.parametrize("host_is", ["host", "GPU"])
+def test_states_are_kept_as_the_table_says_whatever_their_names(tree, monkeypatch, host_is):
+    if host_is == "host":
+        monkeypatch.setenv("FRICTION_HOST_IS_HOST", "1")
+    run_in(tree, "-c", other_rule.CHECK)
 
 
 def test_the_tests_of_every_optimizer_hold_for_it(tree):

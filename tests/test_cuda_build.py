@@ -11,14 +11,15 @@ import pytest
 from friction_kernels import _native, backends
 
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100-real", "100-virtual")
-KERNELS = 24  # to an architecture
+KERNELS = 34  # to an architecture
 # A multiprocessor has 65,536 registers: two blocks of 256 threads of the hot kernels find room, and one
 # of 1,024 of the kernel that decides.
 MOST_REGISTERS = {
     "update_kernel": 128,
     "squared_norm_kernel": 64,
-    "adamp_reduce_kernel": 128,
-    "adamp_decide_kernel": 64,
+    "statistic_kernel": 128,
+    "projection_reduce_kernel": 128,
+    "projection_decide_kernel": 64,
 }
 # 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes. Where types are
 # looked up: those of float32 and of 16 bits, of parameter, gradient and float32 states.
@@ -34,9 +35,9 @@ VECTOR_ACCESSES = {
     ("update_kernel", "Rsgdm", "MixedStorage"): (3 * 3, 2 * 3),
     ("update_kernel", "Rsgdm", "PackedStorage"): (2 * 3, 3),
     ("squared_norm_kernel",): (2 + 1, 0),
-    ("adamp_reduce_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 0),
-    ("adamp_reduce_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 0),
-    ("adamp_reduce_kernel", "FrictionAdam", "PackedStorage"): (2 * 3, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "Float32Storage"): (5 * 2, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "BFloat16Storage"): (3 + 2 * 2, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "PackedStorage"): (2 * 3, 0),
 }
 # 64-bit ones: eight codes of each packed list.
 CODE_ACCESSES = {
@@ -44,7 +45,7 @@ CODE_ACCESSES = {
     ("update_kernel", "FrictionAdam", "MixedStorage"): (3, 3),
     ("update_kernel", "Rsgdm", "PackedStorage"): (1, 1),
     ("update_kernel", "Rsgdm", "MixedStorage"): (1, 1),
-    ("adamp_reduce_kernel", "FrictionAdam", "PackedStorage"): (3, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "PackedStorage"): (3, 0),
 }
 
 if not _native.cuda_architectures:
@@ -74,15 +75,18 @@ def kernel_of(symbol: str) -> tuple[str, ...]:
     choices = (
         (
             "update_kernel",
-            "adamp_reduce_kernel",
-            "adamp_decide_kernel",
+            "statistic_kernel",
+            "projection_reduce_kernel",
+            "projection_decide_kernel",
             "squared_norm_kernel",
             "store_kernel",
         ),
     )
-    choices += (("FrictionAdam", "Rsgdm"), ("BFloat16Storage", "Float32Storage"))
+    choices += (("12FrictionAdam", "13FrictionAdamP", "5Rsgdm"),)  # a name's length goes before it
+    choices += (("BFloat16Storage", "Float32Storage"),)
     choices += (("Float64Storage", "MixedStorage", "PackedStorage"),)
-    return tuple(name for names in choices for name in names if name in symbol)
+    found = (name for names in choices for name in names if name in symbol)
+    return tuple(name.lstrip("0123456789") for name in found)
 
 
 @pytest.fixture(scope="module")

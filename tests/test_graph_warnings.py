@@ -7,7 +7,7 @@ import pytest
 import torch
 from graph_cases import clusters
 
-from friction_kernels.graph import label_propagation, select
+from friction_kernels.graph import label_propagation, route
 from friction_kernels.losses import GLoss
 
 UNFINISHED = {"sigma": 0.5, "tol": 1e-14, "max_iter": 3, "backend": "chunked"}
@@ -82,21 +82,20 @@ def test_within_a_compiled_step(caught):
     assert ours and {place[0] for place in ours} == {__file__}
 
 
-class OnGpu:
-    """What `choose` asks of float64 embeddings on a GPU, which Triton's kernels do not take."""
-
-    device = torch.device("cuda", 0)
-
-    def element_size(self):
-        return 8
-
-    def __len__(self):
-        return 300
+def on_gpu(num_nodes):
+    """float64 on a GPU, which Triton's kernels do not take."""
+    gpu = torch.device("cuda", 0)
+    return route.Graph(gpu, torch.float64, num_nodes, num_nodes // 3, 2, 0.5)
 
 
 def test_a_gpu_without_the_kernels_is_warned_of(caught):
+    chosen = route.choose_route(on_gpu(300), route.Settings())
+    assert chosen.name == "dense_lu"
     line = here() + 1
-    assert select.choose("auto", OnGpu()) == "dense"
+    route.warn_of_fallback(chosen, 300)
     assert places(caught) == [(__file__, line, "backend='triton' cannot serve")]
     assert "backend='dense' asks for that" in str(caught[0].message)
-    assert select.choose("dense", OnGpu()) == "dense" and len(caught) == 1
+    asked_for = route.choose_route(on_gpu(300), route.Settings(backend="dense"))
+    assert asked_for.name == "dense_lu" and asked_for.fallback_reason is None
+    route.warn_of_fallback(asked_for, 300)
+    assert len(caught) == 1

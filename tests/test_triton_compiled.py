@@ -105,19 +105,19 @@ def test_batch_kernel(compiled: dict[int, list[dict]], architecture: int, precis
 
 def main(architecture: int) -> None:
     import torch
-    from friction_triton import batch, similarity
+    from friction_triton import batch, scores
 
     captured = []
 
     def capture(kernel, grid, device, *args, **options):
         captured.append((kernel, args, options))
 
-    similarity.launch = batch.launch = capture
-    similarity.architecture = lambda device: architecture
+    scores.launch = batch.launch = capture
+    scores.architecture = lambda device: architecture
     for precision, dim, num_classes in itertools.product(PRECISIONS, DIMS, CLASSES):
         about = {"precision": precision, "d": dim, "C": num_classes}
         captured.clear()
-        pretend_passes(torch, similarity.TritonSimilarity, precision, dim, num_classes)
+        pretend_passes(torch, scores.TritonScores, precision, dim, num_classes)
         if batch_is_compiled(architecture, precision, num_classes):
             pretend_batch(torch, batch.batch_gloss, precision, dim, num_classes)
         for kernel, args, options in captured:
@@ -131,22 +131,27 @@ def batch_is_compiled(architecture: int, precision: str, num_classes: int) -> bo
     return EVERYTHING or (num_classes == 52 and precision == usual)
 
 
-def pretend_passes(torch, similarity_type, precision: str, dim: int, num_classes: int) -> None:
+def pretend_passes(torch, scores_type, precision: str, dim: int, num_classes: int) -> None:
     """One of each pass over 2,048 nodes, a size whose last stripe is not its first."""
-    from friction_triton import similarity
+    from friction_triton import scores
 
-    from friction_kernels.graph.backend import Cotangents, Normalisers
+    from friction_kernels.scores.backend import Term
 
     num_nodes = 2048
-    similarity.STRIPE_BYTES = 0
-    graph = similarity_type(torch.zeros(num_nodes, dim), torch.ones(1), precision)
+    scores.STRIPE_BYTES = 0
+    graph = scores_type(
+        torch.zeros(num_nodes, dim), None, torch.ones(1), precision, mask_diagonal=True
+    )
     numbers, columns = torch.zeros(num_nodes), torch.zeros(num_nodes, num_classes)
     nodes = range(num_nodes)
     graph.logsumexp(numbers)
     graph.apply(nodes, nodes, numbers, numbers, columns)
-    graph.gradient(
-        Normalisers(*[numbers] * 3), Cotangents(columns, columns, numbers, numbers, numbers)
+    of_t, of_p, of_q = (
+        Term(*[numbers] * 3, columns, columns),
+        Term(*[numbers] * 3),
+        Term(*[numbers] * 3),
     )
+    graph.gradient((of_t, of_p, of_q))
 
 
 def pretend_batch(torch, batch_gloss, precision: str, dim: int, num_classes: int) -> None:

@@ -19,10 +19,10 @@ from friction_kernels import (
     losses,
     optim,
 )
-from friction_kernels.graph import checks as graph_checks
-from friction_kernels.graph import select, sigma, tiles
-from friction_kernels.losses import gloss
+from friction_kernels.graph import route, sigma
+from friction_kernels.losses import recovery
 from friction_kernels.optim import friction_adam, options
+from friction_kernels.scores import chunked
 
 ROOT = Path(__file__).parents[1]
 STUB = ast.parse((ROOT / "friction_kernels" / "_native.pyi").read_text())
@@ -100,13 +100,13 @@ NAMES = [
     (optim.TanhSignGrad, "rounding", options.ROUNDINGS),
     (optim.SigSignAdamP, "backend", backends.BACKENDS),
     (optim.RSGDM, "state_dtype", options.STATE_DTYPES),
-    (losses.GLoss, "form", gloss.FORMS),
-    (losses.GLoss, "reduction", gloss.REDUCTIONS),
-    (losses.GLoss, "solver", graph_checks.SOLVERS),
-    (losses.GLoss, "precision", tiles.PRECISIONS),
-    (losses.GLoss, "backend", select.GRAPH_BACKENDS),
+    (losses.GLoss, "form", recovery.FORMS),
+    (losses.GLoss, "reduction", recovery.REDUCTIONS),
+    (losses.GLoss, "solver", route.SOLVERS),
+    (losses.GLoss, "precision", chunked.PRECISIONS),
+    (losses.GLoss, "backend", route.GRAPH_BACKENDS),
     (losses.GLoss, "sigma", ("learnable", *sigma.RULES)),
-    (label_propagation, "solver", graph_checks.SOLVERS),
+    (label_propagation, "solver", route.SOLVERS),
     (gaussian_sigma, "rule", sigma.RULES),
 ]
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Solver = Literal["cg", "iterate"]
-SOLVERS = get_args(Solver)
-NAMED_AT_MOST = 10  # of the rows at fault
+NAMED_AT_MOST = 10  # rows at fault that an error names
 INTEGERS = (
     torch.uint8,
     torch.int8,
@@ -66,13 +63,6 @@ def check_sigma(sigma: object) -> None:
         )
 
 
-def check_solver(solver: str, tol: float, max_iter: int, num_iters: int) -> None:
-    check_choice("solver", solver, SOLVERS)
-    check_positive("tol", tol)
-    check_integer("max_iter", max_iter, 1)
-    check_integer("num_iters", num_iters, 1)
-
-
 def check_embeddings(embeddings: Tensor) -> None:
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
@@ -108,9 +98,9 @@ def _check_integers(name: str, what: str, tensor: Tensor) -> None:
 
 
 def int64_labels(labels: Tensor) -> Tensor:
-    """The same numbers in int64, in which they can be compared with any ignore_index."""
+    """The labels in int64, so that they can be compared with any ignore_index."""
     wide = labels.long()
-    if labels.dtype == torch.uint64:  # what int64 does not hold is no class, and not negative
+    if labels.dtype == torch.uint64:  # too large for int64: no class, but not negative either
         wide = wide.where(wide >= 0, torch.iinfo(torch.int64).max)
     return wide
 

@@ -21,17 +21,19 @@ class Nodes(NamedTuple):
     num_labelled: int
     num_scored: int
     num_remembered: int  # of the labelled ones
-    num_missing_classes: (
-        int  # that scored nodes have and no labelled node; 0 where they are not counted
-    )
+    num_missing_classes: int  # scored nodes have them and labelled ones do not; 0 if not counted
     sigma: float
+
+    @property
+    def num_known(self) -> int:
+        return self.num_labelled + self.num_scored
 
 
 class Past(NamedTuple):
-    """Which rows of the input a memory has added. bool (N,) each."""
+    """Which rows of the input a memory has added, bool (N,) each."""
 
-    remembered: Tensor  # labelled in any case
-    absent: Tensor  # no nodes
+    remembered: Tensor  # always labelled
+    absent: Tensor  # not nodes of this graph
 
 
 def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -104,6 +106,13 @@ def first_of(order: Tensor, count: int | Tensor) -> Tensor:
     """bool (N,): true at the first `count` nodes of order (N,)."""
     first = torch.arange(len(order), device=order.device) < count
     return torch.zeros_like(first).scatter_(0, order, first)
+
+
+def draw_labelled(
+    known: Tensor, keys: Tensor | None, gamma: float, equal_keys_together: bool
+) -> Tensor:
+    """bool (N,): the nodes that `rank_nodes` labels, of a batch without a memory."""
+    return first_of(*rank_nodes(known, None, keys, gamma, equal_keys_together=equal_keys_together))
 
 
 def arrange(

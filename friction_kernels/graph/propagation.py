@@ -6,13 +6,20 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
-from friction_kernels.graph.checks import Solver
-from friction_kernels.graph.compiling import uncompiled
-from friction_kernels.graph.harmonic import Report, Settings, propagate
+from friction_kernels.graph.harmonic import Report, propagate
 from friction_kernels.graph.nodes import Nodes, arrange, check_sizes
-from friction_kernels.graph.select import GRAPH_BACKENDS, GraphBackend, choose, similarity
-from friction_kernels.graph.surroundings import refuse_transforms
-from friction_kernels.graph.tiles import PRECISIONS, Precision
+from friction_kernels.graph.route import (
+    Graph,
+    GraphBackend,
+    Route,
+    Settings,
+    Solver,
+    check_backend,
+    choose_route,
+    warn_of_fallback,
+)
+from friction_kernels.graph.torch_modes import refuse_transforms, uncompiled
+from friction_kernels.scores.chunked import Precision
 
 
 @uncompiled
@@ -30,7 +37,7 @@ def label_propagation(
     precision: Precision = "fp32",
     ignore_index: int = -100,
     backend: GraphBackend = "auto",
-    memory_budget: int = 0,
+    memory_budget: int | None = None,
 ) -> Tensor:
     """Class probabilities F of all nodes, differentiable in embeddings and sigma.
 
@@ -65,10 +72,12 @@ def label_propagation(
         precision: of the products z_i . z_j: "fp32", or inputs rounded to "tf32" or "bf16". Everything
             else is float32, or float64 where embeddings are (default "fp32").
         ignore_index: the label of nodes whose label is not known (default -100).
-        backend: "triton" (CUDA), "chunked" (any device, O(N) memory), "dense" (stores N x N), or "auto".
-            One that cannot serve raises (default "auto").
-        memory_budget: bytes that may hold T_UU while it is solved for, in float32, or for precision
-            "bf16" in bfloat16 where only that fits; 0 recomputes it (default 0).
+        backend: "triton" (CUDA), "chunked" (any device, O(N) memory), "dense" (stores N x N), or "auto",
+            which stores up to 4,096 nodes in plain torch. One that cannot serve raises (default "auto").
+        memory_budget: bytes that may hold weights between passes: all N x N of them (backend "auto"), or
+            T_UU, for precision "bf16" in bfloat16 where only that fits, or nothing. None takes a sixteenth
+            of the memory that is free, for backend "auto" in plain torch, and nothing else. What is
+            stored changes results within rounding and tol (default None).
 
     Returns:
         F (N, C), rows that sum to one, in float32, or float64 where embeddings are. A node that no labelled
@@ -82,15 +91,13 @@ def label_propagation(
     """
     checks.check_integer("num_classes", num_classes, 2)
     checks.check_sigma(sigma)
-    checks.check_solver(solver, tol, max_iter, num_iters)
-    checks.check_choice("precision", precision, PRECISIONS)
-    checks.check_choice("backend", backend, GRAPH_BACKENDS)
-    checks.check_integer("memory_budget", memory_budget, 0)
+    settings = Settings(solver, tol, max_iter, num_iters, precision, backend, memory_budget)
+    settings.check()
     checks.check_ignore_index(ignore_index)
     checks.check_batch(embeddings, labels, labelled)
     refuse_transforms("label_propagation")
     labels = checks.int64_labels(labels)
-    chosen = choose(backend, embeddings)
+    check_backend(backend, embeddings)
     if labelled is None:
         labelled = labels != ignore_index
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -103,49 +110,25 @@ def label_propagation(
             ignore_index=ignore_index,
         )
         check_sizes(nodes)
-        f, _ = propagate_nodes(
-            nodes,
-            num_classes,
-            sigma,
-            solver=solver,
-            tol=tol,
-            max_iter=max_iter,
-            num_iters=num_iters,
-            precision=precision,
-            backend=chosen,
-            memory_budget=memory_budget,
-        )
+        route = choose_route(graph_of(nodes, num_classes), settings)
+        f, _ = propagate_nodes(nodes, num_classes, sigma, settings, route)
         of_labelled = one_hot(nodes.labels[: nodes.num_labelled], num_classes, f.dtype)
         return torch.cat((of_labelled, f)).index_select(0, nodes.order.argsort())
 
 
+def graph_of(nodes: Nodes, num_classes: int, reduction: str | None = None) -> Graph:
+    z, num_unlabelled = nodes.z, len(nodes.z) - nodes.num_labelled
+    return Graph(z.device, z.dtype, len(z), num_unlabelled, num_classes, nodes.sigma, reduction)
+
+
 def propagate_nodes(
-    nodes: Nodes,
-    num_classes: int,
-    sigma: float | Tensor,
-    *,
-    solver: str,
-    tol: float,
-    max_iter: int,
-    num_iters: int,
-    precision: str,
-    backend: str,
-    memory_budget: int,
+    nodes: Nodes, num_classes: int, sigma: float | Tensor, settings: Settings, route: Route
 ) -> tuple[Tensor, Report]:
-    """F_U of nodes in order (N - num_labelled, C), and what became of the solve. backend: not "auto"."""
+    """F_U of nodes in order (N - num_labelled, C), and what became of the solve."""
     z = nodes.z
-    settings = Settings(
-        similarity=lambda z, scale: similarity(backend, z, scale, nodes.sigma, precision),
-        solver=solver,
-        tol=tol,
-        max_iter=max_iter,
-        num_iters=num_iters,
-        keep_dtype=_kept_dtype(
-            len(z) - nodes.num_labelled, z.dtype, precision, memory_budget, backend == "dense"
-        ),
-    )
+    warn_of_fallback(route, len(z))
     targets = one_hot(nodes.labels[: nodes.num_labelled], num_classes, z.dtype)
-    return propagate(z, inverse_square(sigma, z.device, z.dtype), targets, settings)
+    return propagate(z, inverse_square(sigma, z.device, z.dtype), targets, settings, route)
 
 
 def inverse_square(sigma: float | Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -159,13 +142,3 @@ def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
     """Y (len(labels), C)."""
     y = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
     return y.scatter_(1, labels[:, None], 1)
-
-
-def _kept_dtype(
-    num_unlabelled: int, dtype: torch.dtype, precision: str, memory_budget: int, stored: bool
-) -> torch.dtype | None:
-    """The type in which T_UU is kept; None keeps nothing."""
-    candidates = (dtype, torch.bfloat16) if precision == "bf16" else (dtype,)
-    if stored:
-        return dtype
-    return next((c for c in candidates if num_unlabelled**2 * c.itemsize <= memory_budget), None)

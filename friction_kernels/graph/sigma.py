@@ -16,7 +16,7 @@ from friction_kernels.graph.unit_rows import unit_rows
 Rule = Literal["root", "mst", "median"]
 RULES = get_args(Rule)
 ELEMENTS_AT_ONCE = 1 << 21  # of distances: 16 MiB in float64
-SAME_POINT = 1e-13  # squared distance over squared length: what rounding to float32 can part
+SAME_POINT = 1e-13  # squared distance over squared length that rounding to float32 can cause
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def gaussian_sigma(
     normalize: bool = True,
     ignore_index: int = -100,
 ) -> float:
-    """A width for GLoss and label_propagation, with never N x N numbers at once. Equals:
+    """A width for GLoss and label_propagation, computed without an N x N matrix. Equals:
 
         D = torch.cdist(z, z)                                          # z: the rows, see `normalize`
         "root":   sqrt(D.median() / 3)                                 # of all N^2 entries

@@ -16,14 +16,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from friction_triton.constants import ROUNDING, STALLED_AFTER
 from torch import Tensor
-
-# Iterations of conjugate gradients without a smaller error; the same in friction_triton.batch_solver. After
-# 10, some solves were given up that converge, at small sigma; more than 20 changed nothing.
-STALLED_AFTER = 20
 
 Product = Callable[[Tensor], Tensor]
 Error = Callable[[Tensor, Tensor], Tensor]
+Factors = tuple[Tensor, Tensor]  # LU of I - A
 
 
 class Solution(NamedTuple):
@@ -82,12 +80,11 @@ def conjugate_gradients(
 
 def _is_rounding(residual: Tensor, values: Tensor) -> bool:
     """Whether no further step can change the values."""
-    return float(residual.abs().max()) <= 4 * torch.finfo(values.dtype).eps * float(
-        values.abs().max()
-    )
+    floor: float = ROUNDING * torch.finfo(values.dtype).eps * float(values.abs().max())
+    return float(residual.abs().max()) <= floor
 
 
-def direct(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def factorise(matrix: Tensor) -> Factors:
     """The LU factors of I - A, for `solve_directly`."""
     minus = matrix.neg()
     minus.diagonal().add_(1)
@@ -95,9 +92,7 @@ def direct(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return factors, pivots
 
 
-def solve_directly(
-    factors: tuple[Tensor, Tensor], times: Product, b: Tensor, measure: Error
-) -> Solution:
+def solve_directly(factors: Factors, times: Product, b: Tensor, measure: Error) -> Solution:
     """v = (I - A)^(-1) b of the LU factors of I - A, and its error."""
     values = torch.linalg.lu_solve(*factors, b)
     image = times(values).add_(b)

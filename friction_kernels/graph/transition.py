@@ -1,21 +1,45 @@
-"""The published transition matrix T over a similarity: its products, without it or from stored T_UU."""
+"""The published transition matrix T over the scores of unit rows with themselves.
+
+With x_ij = (z_i . z_j) / sigma^2 for rows z_i of length one, and x_ii = -infinity (no node is its own
+neighbour), T is a row softmax, and so are the two normalisers in it:
+
+    log deg_i = LSE_j x_ij                          Q_ij = exp(x_ij - log deg_i)
+    log u_i   = LSE_j (x_ij - log deg_j / 2)        P_ij = exp(x_ij - log deg_j / 2 - log u_i)
+    log r_i   = LSE_j (x_ij - log u_j)              T_ij = exp(x_ij - log u_j - log r_i)
+
+Every weight that is ever formed is one of these, at most 1; nothing under- or overflows at any sigma.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from friction_kernels.graph.backend import Normalisers, Similarity
-from friction_kernels.graph.tiles import Tiles
+from friction_kernels.scores.backend import Scores
+from friction_kernels.scores.chunked import ChunkedScores, LogDomainScores
+
+ROWS_CONVERTED_AT_ONCE = 4096  # of a T_UU that is stored in bfloat16
 
 
-def normalisers(similarity: Similarity, num_labelled: int) -> Normalisers:
-    """Three passes; see backend.Normalisers. Rows of T are needed for unlabelled nodes alone."""
-    num_nodes = len(similarity.z)
-    log_degree = similarity.logsumexp(similarity.z.new_zeros(num_nodes))
-    log_u = similarity.logsumexp(log_degree / -2)
-    log_r = similarity.logsumexp(-log_u, range(num_labelled, num_nodes))
-    bound = similarity.inverse_sigma_squared - log_u.min()  # of x_ij - log u_j
+class Normalisers(NamedTuple):
+    """The logarithms above, (N,) each."""
+
+    log_degree: Tensor
+    log_u: Tensor
+    log_r: Tensor  # of the rows that propagation uses; elsewhere a number that keeps T_ij <= 1
+
+
+def normalisers(scores: Scores, num_labelled: int) -> Normalisers:
+    """Three passes. Rows of T are needed for unlabelled nodes alone."""
+    num_nodes = len(scores.queries)
+    log_degree = scores.logsumexp(scores.queries.new_zeros(num_nodes))
+    log_u = scores.logsumexp(log_degree / -2)
+    log_r = scores.logsumexp(-log_u, range(num_labelled, num_nodes))
+    bound = scores.scale - log_u.min()  # of x_ij - log u_j
     return Normalisers(log_degree, log_u, torch.cat((bound.expand(num_labelled), log_r)))
 
 
@@ -27,18 +51,20 @@ class Transition:
     sigma: what is missing from a row of F then is what no label has reached.
     """
 
-    def __init__(self, similarity: Similarity, num_labelled: int):
-        num_nodes = len(similarity.z)
-        self.similarity = similarity
-        self.normalisers = normalisers(similarity, num_labelled)
+    def __init__(self, scores: Scores, num_labelled: int):
+        num_nodes = len(scores.queries)
+        self.scores = scores
+        self.normalisers = normalisers(scores, num_labelled)
         self.everything = range(num_nodes)
         self.labelled = range(num_labelled)
         self.unlabelled = range(num_labelled, num_nodes)
         self.of_row = -self.normalisers.log_r  # T_ij = exp(x_ij + of_row_i + of_column_j)
         self.of_column = -self.normalisers.log_u
-        self.row_factor = similarity.z.new_ones(len(self.unlabelled), 1)  # one over the rows' sums
-        self._kept: Tensor | None = None  # T_UU, and what its rounding takes from its rows
-        self._kept_factor: Tensor
+        self.row_factor = scores.queries.new_ones(
+            len(self.unlabelled), 1
+        )  # one over the rows' sums
+        self._stored: Tensor | None = None  # T_UU, and what its rounding takes from its rows
+        self._stored_factor: Tensor
 
     @property
     def log_weight(self) -> Tensor:
@@ -46,49 +72,54 @@ class Transition:
         u = slice(self.unlabelled.start, None)
         return self.of_column[u] - self.of_row[u] - self.row_factor[:, 0].log()
 
-    def keep(self, dtype: torch.dtype) -> Tensor:
+    def store(self, dtype: torch.dtype) -> None:
         """Store T_UU, which products then read; before `from_labels`."""
-        rows, similarity = self.unlabelled, self.similarity
-        tiles = getattr(similarity, "tiles", None) or Tiles(
-            similarity.z, similarity.inverse_sigma_squared, similarity.precision
-        )
-        kept = similarity.z.new_empty(len(rows), len(rows), dtype=dtype)
-        buffer, factor = tiles.buffer(), torch.ones_like(self.row_factor)
+        rows, scores = self.unlabelled, self.scores
+        if not isinstance(scores, ChunkedScores):
+            scores = LogDomainScores(
+                scores.queries, None, scores.scale, scores.precision, mask_diagonal=True
+            )
+        stored = scores.queries.new_empty(len(rows), len(rows), dtype=dtype)
+        buffer, factor = scores.buffer(), torch.ones_like(self.row_factor)
         of_row, of_column = (bias[rows.start :] for bias in (self.of_row, self.of_column))
-        for chunk in tiles.row_chunks(rows):
+        for chunk in scores.row_chunks(rows):
             here = slice(chunk.start - rows.start, chunk.stop - rows.start)
-            tile = tiles.tile(chunk, rows, buffer)
-            if tiles.exponential:
+            tile = scores.tile(chunk, rows, buffer)
+            if scores.exponential:
                 weights = (tile * of_column.exp()).mul_(of_row[here, None].exp())
             else:
                 weights = (tile + of_column).add_(of_row[here, None]).exp_()
-            kept[here] = weights
+            stored[here] = weights
             if dtype != weights.dtype:
-                rounded = kept[here].sum(dim=1, dtype=weights.dtype)
+                rounded = stored[here].sum(dim=1, dtype=weights.dtype)
                 factor[here, 0] = (weights.sum(dim=1) / rounded).nan_to_num_(1.0)
-        self._kept, self._kept_factor = kept, factor
-        return kept
+        self._stored, self._stored_factor = stored, factor
+
+    def stored_matrix(self) -> Tensor:
+        """T_UU (num_unlabelled, num_unlabelled), which has been stored."""
+        assert self._stored is not None
+        return self._stored * self.row_factor
 
     def from_labels(self, targets: Tensor) -> Tensor:
         """T_UL Y_L (num_unlabelled, C); Y_L (num_labelled, C), whose rows sum to one."""
         b = self._apply(self.unlabelled, self.labelled, self.of_row, self.of_column, targets)
         sums = b.sum(dim=1, keepdim=True) + self.times(torch.ones_like(self.row_factor))
         self.row_factor = sums.reciprocal_()
-        if self._kept is not None:
-            self._kept_factor *= self.row_factor
+        if self._stored is not None:
+            self._stored_factor *= self.row_factor
         return b.mul_(self.row_factor)
 
     def times(self, values: Tensor) -> Tensor:
         """T_UU values: (num_unlabelled, K) -> (num_unlabelled, K)."""
-        if self._kept is not None:
-            return _product(self._kept, values).mul_(self._kept_factor)
+        if self._stored is not None:
+            return _product(self._stored, values).mul_(self._stored_factor)
         u = self.unlabelled
         return self._apply(u, u, self.of_row, self.of_column, values).mul_(self.row_factor)
 
     def transposed_times(self, values: Tensor) -> Tensor:
         """T_UU^T values: (num_unlabelled, K) -> (num_unlabelled, K)."""
-        if self._kept is not None:
-            return _transposed_product(self._kept, values * self._kept_factor)
+        if self._stored is not None:
+            return _transposed_product(self._stored, values * self._stored_factor)
         u = self.unlabelled
         return self._apply(u, u, self.of_column, self.of_row, values * self.row_factor)
 
@@ -101,27 +132,22 @@ class Transition:
         self, rows: range, columns: range, of_row: Tensor, of_column: Tensor, values: Tensor
     ) -> Tensor:
         of_row, of_column = of_row[rows.start : rows.stop], of_column[columns.start : columns.stop]
-        return self.similarity.apply(rows, columns, of_row, of_column, values)
+        return self.scores.apply(rows, columns, of_row, of_column, values)
 
 
-ROWS_CONVERTED_AT_ONCE = 4096
+def _blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, these rows of the matrix in another type): never much of it at once."""
+    at_once = len(matrix) if matrix.dtype == dtype else ROWS_CONVERTED_AT_ONCE
+    for start in range(0, len(matrix), at_once):
+        rows = slice(start, start + at_once)
+        yield rows, matrix[rows].to(dtype)
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    if matrix.dtype == values.dtype:
-        return matrix @ values
-    result = torch.empty_like(values)  # products and sums in the values' type, as without storing
-    for start in range(0, len(matrix), ROWS_CONVERTED_AT_ONCE):
-        rows = slice(start, start + ROWS_CONVERTED_AT_ONCE)
-        result[rows] = matrix[rows].to(values.dtype) @ values
-    return result
+    """In the type of the values, as without storing."""
+    return torch.cat([block @ values for _, block in _blocks(matrix, values.dtype)])
 
 
 def _transposed_product(matrix: Tensor, values: Tensor) -> Tensor:
-    if matrix.dtype == values.dtype:
-        return matrix.T @ values
-    result = torch.zeros_like(values)
-    for start in range(0, len(matrix), ROWS_CONVERTED_AT_ONCE):
-        rows = slice(start, start + ROWS_CONVERTED_AT_ONCE)
-        result += matrix[rows].T.to(values.dtype) @ values[rows]
-    return result
+    products = (block.T @ values[rows] for rows, block in _blocks(matrix, values.dtype))
+    return reduce(torch.add, products)

@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, nll_loss
 
 from friction_kernels.graph import checks
-from friction_kernels.graph.checks import Solver
-from friction_kernels.graph.compiling import uncompiled
-from friction_kernels.graph.nodes import (
-    Nodes,
-    arrange,
-    check_sizes,
-    draw_keys,
-    first_copies,
-    first_of,
-    rank_nodes,
-)
-from friction_kernels.graph.propagation import inverse_square, propagate_nodes
-from friction_kernels.graph.select import GRAPH_BACKENDS, GraphBackend, choose
-from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
-from friction_kernels.graph.surroundings import gradients_are_being_computed, refuse_transforms
-from friction_kernels.graph.tiles import PRECISIONS, Precision
-from friction_kernels.losses.batch import Launched, one_launch_loss, one_launch_serves
+from friction_kernels.graph.nodes import arrange, draw_keys, draw_labelled, first_copies
+from friction_kernels.graph.route import GraphBackend, Settings, Solver, check_backend
+from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_transforms, uncompiled
+from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
-from friction_kernels.losses.memory import GraphMemory, int64_ids
+from friction_kernels.losses.document_ids import int64_ids
+from friction_kernels.losses.fused import FusedStats
+from friction_kernels.losses.memory import GraphMemory
+from friction_kernels.losses.recovery import (
+    FORMS,
+    REDUCTIONS,
+    Form,
+    Options,
+    Reduction,
+    check_nodes,
+    loss_of_nodes,
+    loss_of_nothing,
+    unchecked_loss,
+)
 from friction_kernels.losses.statistics import GLossStats
-from friction_kernels.warn import warn
-
-Form = Literal["official", "log"]
-Reduction = Literal["mean", "sum", "none"]
-FORMS, REDUCTIONS = get_args(Form), get_args(Reduction)
-SIGMA_AT_FIRST = 0.5  # of sigma="learnable"
-PROBABILITY_FLOOR = 1e-6  # of the log form, whose slope would be infinite at F = 0
+from friction_kernels.losses.width import Width, WidthModule
+from friction_kernels.scores.chunked import Precision
 
 
-class GLoss(torch.nn.Module):
+class GLoss(WidthModule):
     """Graph-guided loss: hide a part of the batch's labels, and score how propagation recovers them.
 
     Equals, with a drawn part L of the labelled documents and the rest as U:
@@ -93,7 +86,9 @@ class GLoss(torch.nn.Module):
             rows contribute, where one process would sum it: multiply the loss by the world size to have
             the same step. (A trained sigma gets its whole gradient on every rank.) Without
             torch.distributed nothing changes (default False).
-        memory_budget: bytes that may hold T_UU while it is solved for; 0 recomputes it (default 0).
+        memory_budget: bytes that may hold weights between passes, as in `label_propagation`; None takes a
+            sixteenth of the memory that is free in plain torch, and nothing with `gather`, where all ranks
+            compute alike (default None).
         validate: on a GPU, where the call is one launch and there is no memory, False leaves out the
             checks of values, their warnings, and the wait for them; elsewhere it changes nothing
             (default True).
@@ -122,7 +117,7 @@ class GLoss(torch.nn.Module):
     def __init__(
         self,
         num_classes: int,
-        sigma: float | Tensor | Literal["learnable"] | Rule = 0.5,
+        sigma: Width = 0.5,
         gamma: float = 0.7,
         form: Form = "official",
         class_weight: Tensor | None = None,
@@ -137,7 +132,7 @@ class GLoss(torch.nn.Module):
         backend: GraphBackend = "auto",
         generator: torch.Generator | None = None,
         gather: bool = False,
-        memory_budget: int = 0,
+        memory_budget: int | None = None,
         validate: bool = True,
     ) -> None:
         super().__init__()
@@ -145,11 +140,8 @@ class GLoss(torch.nn.Module):
         checks.check_share("gamma", gamma)
         checks.check_choice("form", form, FORMS)
         checks.check_class_weight(class_weight, num_classes)
-        checks.check_solver(solver, tol, max_iter, num_iters)
-        checks.check_choice("precision", precision, PRECISIONS)
+        Settings(solver, tol, max_iter, num_iters, precision, backend, memory_budget).check()
         checks.check_choice("reduction", reduction, REDUCTIONS)
-        checks.check_choice("backend", backend, GRAPH_BACKENDS)
-        checks.check_integer("memory_budget", memory_budget, 0)
         checks.check_ignore_index(ignore_index)
         if memory is not None and not isinstance(memory, GraphMemory):
             raise TypeError(f"memory must be a GraphMemory, got {type(memory).__name__}")
@@ -163,30 +155,9 @@ class GLoss(torch.nn.Module):
             class_weight = class_weight.detach()
         self.register_buffer("class_weight", class_weight, persistent=False)
         self._set_sigma(sigma)
-        self._last: GLossStats | None = None
-        self._launched: Launched | None = None  # in its place, where the last call was one launch
+        self._last: GLossStats | FusedStats | None = None
         self.num_skipped = 0  # calls with one document by itself, whose loss was zero
         self._warned_of_classes = self._warned_of_ids = False
-
-    def _set_sigma(self, sigma: float | Tensor | Literal["learnable"] | Rule) -> None:
-        self.sigma_rule: Rule | None = None
-        if not isinstance(sigma, str):
-            checks.check_sigma(sigma)
-            self._sigma = sigma
-            return
-        checks.check_choice("sigma", sigma, ("learnable", *RULES))
-        if sigma == "learnable":
-            self.log_sigma = torch.nn.Parameter(torch.tensor(math.log(SIGMA_AT_FIRST)))
-        else:
-            self.sigma_rule = sigma
-
-    @property
-    def sigma(self) -> float | Tensor | str:
-        """The width in use, or the name of the rule that gives it at each call."""
-        return self._own_sigma() if self.sigma_rule is None else self.sigma_rule
-
-    def _own_sigma(self) -> float | Tensor:
-        return self.log_sigma.exp() if hasattr(self, "log_sigma") else self._sigma
 
     if TYPE_CHECKING:  # Module's takes and returns anything
 
@@ -231,25 +202,16 @@ class GLoss(torch.nn.Module):
         if self.memory is not None:
             self.memory.check_rows(embeddings)
         refuse_transforms("GLoss")
-        self._refuse_recomputation(labelled)
+        if self.memory is not None:
+            refuse_recomputation("its memory has changed")
+        elif self.generator is not None and labelled is None:
+            refuse_recomputation("its generator draws anew")
         labels = checks.int64_labels(labels)
         ids = None if ids is None else int64_ids(ids)
         with torch.autocast(embeddings.device.type, enabled=False):
             if self.gather:
                 embeddings, labels, labelled, ids = gather_rows(embeddings, labels, labelled, ids)
             return self._loss_of_graph(embeddings, labels, labelled, ids)
-
-    def _refuse_recomputation(self, labelled: Tensor | None) -> None:
-        """torch.utils.checkpoint restores the default generators, and nothing else that a call changes."""
-        draws = self.generator is not None and labelled is None
-        if (draws or self.memory is not None) and gradients_are_being_computed():
-            changed = (
-                "its memory has changed" if self.memory is not None else "its generator draws anew"
-            )
-            raise RuntimeError(
-                f"GLoss was called again by backward(), as torch.utils.checkpoint does, and {changed} since: "
-                "the gradient would be that of another loss; call GLoss outside of the checkpointed function"
-            )
 
     def _loss_of_graph(
         self, embeddings: Tensor, labels: Tensor, labelled: Tensor | None, ids: Tensor | None
@@ -259,20 +221,22 @@ class GLoss(torch.nn.Module):
             embeddings, labels, labelled, past = memory.join(
                 embeddings, labels, labelled, ids, self.ignore_index
             )
-        backend = choose(self.backend, embeddings)
+        check_backend(self.backend, embeddings)
         keys = None
         if labelled is None:
             keys = self._draw(num_new, labels.device, ids)
             keys = torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
         present = slice(None) if past is None else ~past.absent
-        sigma = self._sigma_of(embeddings, labels, present)
-        together = ids is not None
-        if memory is None and not self.validate and self._one_launch_serves(backend, num_new):
-            if labelled is None:
-                known = labels != self.ignore_index
-                ranked = rank_nodes(known, None, keys, self.gamma, equal_keys_together=together)
-                labelled = first_of(*ranked)
-            return self._loss_in_one_launch(embeddings, labels, labelled, sigma)
+        sigma = self._sigma_of(embeddings, labels, present, self.ignore_index)
+        options = self._options(embeddings.device)
+        if memory is None and not self.validate:
+            known, chosen = labels != self.ignore_index, labelled
+            if chosen is None:
+                chosen = draw_labelled(known, keys, self.gamma, ids is not None)
+            result = unchecked_loss(embeddings, labels, chosen, sigma, options)
+            if result is not None:
+                loss, self._last = result
+                return loss
         nodes = arrange(
             embeddings,
             labels,
@@ -283,15 +247,26 @@ class GLoss(torch.nn.Module):
             keys=keys,
             gamma=self.gamma,
             past=past,
-            equal_keys_together=together,
+            equal_keys_together=ids is not None,
             count_missing_classes=not self._warned_of_classes,
         )
         if num_new == 1 and (len(nodes.z) == 1 or nodes.num_scored == 0):
-            loss = self._loss_of_nothing(nodes, sigma)
+            self.num_skipped += 1
+            if self.num_skipped == 1:
+                notices.warn_of_one_document()
+            loss, self._last = loss_of_nothing(nodes, sigma, self.reduction)
         else:
-            loss = self._loss_of_nodes(nodes, embeddings, labels, sigma, backend, num_new)
+            check_nodes(nodes)
+            if nodes.num_missing_classes:
+                self._warned_of_classes = True
+                notices.warn_of_missing_classes(nodes)
+            if isinstance(self._last, FusedStats):  # the checks have waited for it
+                self._last.warn(self.tol)
+            loss, self._last = loss_of_nodes(nodes, embeddings, labels, sigma, options, num_new)
         if memory is not None and self.training and torch.is_grad_enabled():
-            self._warn_without_ids(ids, memory)
+            if ids is None and not self._warned_of_ids:
+                self._warned_of_ids = True
+                notices.warn_without_ids(memory.capacity)
             memory.remember(nodes, num_new, ids, gathered=self.gather)
         return loss
 
@@ -301,161 +276,19 @@ class GLoss(torch.nn.Module):
         keys = same_on_all_ranks(keys) if self.gather else keys
         return keys if ids is None else keys[first_copies(ids)]
 
-    def _sigma_of(
-        self, embeddings: Tensor, labels: Tensor, present: Tensor | slice
-    ) -> float | Tensor:
-        if self.sigma_rule is None:
-            return self._own_sigma()
-        embeddings, labels = embeddings[present], labels[present]
-        if len(embeddings) < 2:
-            return SIGMA_AT_FIRST  # of no use: there is no graph
-        return gaussian_sigma(embeddings, labels, self.sigma_rule, ignore_index=self.ignore_index)
-
-    def _loss_of_nothing(self, nodes: Nodes, sigma: float | Tensor) -> Tensor:
-        """Zero, with a gradient of zero wherever a loss has one."""
-        self.num_skipped += 1
-        if self.num_skipped == 1:
-            warn(
-                "GLoss was given one document, of which nothing can be recovered: its loss is zero, here "
-                "and wherever that happens (loss_fn.num_skipped counts); set drop_last=True in the "
-                "DataLoader to leave out what remains at the end of an epoch (said once)"
-            )
-        nan, zero = nodes.z.new_full((), math.nan), nodes.z.new_zeros(())
-        self._launched = None
-        self._last = GLossStats(0, zero, nan, len(nodes.z), nodes.num_labelled, 0, zero)
-        loss = 0 * nodes.z.sum()
-        if isinstance(sigma, Tensor):
-            loss = loss + 0 * sigma.to(loss).reshape(())
-        return loss.reshape(1) if self.reduction == "none" else loss
-
-    def _loss_of_nodes(
-        self,
-        nodes: Nodes,
-        embeddings: Tensor,
-        labels: Tensor,
-        sigma: float | Tensor,
-        backend: str,
-        num_new: int,
-    ) -> Tensor:
-        check_sizes(nodes)
-        if nodes.num_scored == 0:
-            raise ValueError(
-                "no unlabelled node has a known label: there is nothing to score; set labelled to False "
-                "for some nodes that have a label"
-            )
-        self._warn_of_missing_classes(nodes)
-        if not self._one_launch_serves(backend, len(nodes.z)):
-            return self._loss_in_passes(nodes, sigma, backend, num_new)
-        if self._launched is not None:  # the checks have waited for it
-            self._launched.warn(self.tol)
-        labelled = first_of(nodes.order, nodes.num_labelled)
-        if self.memory is not None:  # not all rows need be nodes
-            embeddings, labels = embeddings.index_select(0, nodes.order), nodes.labels
-            labelled = torch.arange(len(labels), device=labels.device) < nodes.num_labelled
-        return self._loss_in_one_launch(embeddings, labels, labelled, sigma)
-
-    def _loss_in_passes(
-        self, nodes: Nodes, sigma: float | Tensor, backend: str, num_new: int
-    ) -> Tensor:
-        f, report = propagate_nodes(
-            nodes,
-            self.num_classes,
-            sigma,
-            solver=self.solver,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            num_iters=self.num_iters,
-            precision=self.precision,
-            backend=backend,
-            memory_budget=self.memory_budget,
-        )
-        scored = f[: nodes.num_scored]
-        truth = nodes.labels[nodes.num_labelled : nodes.num_labelled + nodes.num_scored]
-        self._launched = None
-        self._last = GLossStats(
-            iterations=report.iterations,
-            residual=report.residual,
-            accuracy=(scored.detach().argmax(dim=1) == truth).to(f.dtype).mean(),
-            num_nodes=len(nodes.z),
-            num_labelled=nodes.num_labelled,
-            num_scored=nodes.num_scored,
-            num_unreached=report.unreached,
-        )
-        return self._reduce(scored, truth, nodes, num_new)
-
-    def _one_launch_serves(self, backend: str, num_nodes: int) -> bool:
-        return (
-            backend == "triton"
-            and self.solver == "cg"
-            and self.reduction == "mean"
-            and one_launch_serves(num_nodes, self.num_classes)
-        )
-
-    def _loss_in_one_launch(
-        self, embeddings: Tensor, labels: Tensor, labelled: Tensor, sigma: float | Tensor
-    ) -> Tensor:
-        loss, self._launched = one_launch_loss(
-            embeddings,
-            labelled,
-            inverse_square(sigma, embeddings.device, torch.float32),
-            labels=labels,
-            num_classes=self.num_classes,
-            class_weight=self._class_weight_on(embeddings.device),
-            form=self.form,
-            tol=self.tol,
-            max_iter=self.max_iter,
-            ignore_index=self.ignore_index,
-            precision=self.precision,
-        )
-        return loss
+    def _options(self, device: torch.device) -> Options:
+        if self.class_weight is not None and self.class_weight.device != device:
+            self.class_weight = self.class_weight.to(device)  # once, not at every call
+        settings = Settings(*(getattr(self, name) for name in Settings._fields))
+        if self.gather and self.memory_budget is None:
+            settings = settings._replace(memory_budget=0)
+        of_loss = self.num_classes, self.form, self.class_weight, self.reduction, self.ignore_index
+        return Options(*of_loss, settings)
 
     @property
     def last(self) -> GLossStats | None:
         """What the last call did; None before the first."""
-        return self._last if self._launched is None else self._launched.stats()
-
-    def _reduce(self, f: Tensor, truth: Tensor, nodes: Nodes, num_new: int) -> Tensor:
-        weight = self._class_weight_on(f.device)
-        weight = None if weight is None else weight.to(f.dtype)
-        if self.form == "official":
-            loss = cross_entropy(f, truth, weight, reduction=self.reduction)
-        else:
-            log_f = f.clamp(PROBABILITY_FLOOR, 1).log()  # rounding may leave F above one
-            loss = nll_loss(log_f, truth, weight, reduction=self.reduction)
-        if self.reduction != "none":
-            return loss
-        places = nodes.order[nodes.num_labelled : nodes.num_labelled + nodes.num_scored]
-        return loss.new_zeros(num_new).index_copy(0, places, loss)
-
-    def _class_weight_on(self, device: torch.device) -> Tensor | None:
-        if self.class_weight is not None and self.class_weight.device != device:
-            self.class_weight = self.class_weight.to(device)  # once, not at every call
-        return self.class_weight
-
-    def _warn_without_ids(self, ids: Tensor | None, memory: GraphMemory) -> None:
-        if ids is not None or self._warned_of_ids:
-            return
-        self._warned_of_ids = True
-        warn(
-            "GLoss remembers documents without ids: one that comes again while its older row is in the "
-            "memory meets that row, which is labelled and gives its hidden label away, so that the loss "
-            f"teaches nothing (of all documents, where the memory's capacity, {memory.capacity}, is that of "
-            "the data set); pass ids=, an integer for each document such as its place in the data set, or "
-            "keep the capacity far below their number (said once)"
-        )
-
-    def _warn_of_missing_classes(self, nodes: Nodes) -> None:
-        if not nodes.num_missing_classes:
-            return
-        self._warned_of_classes = True
-        present = nodes.labels[: nodes.num_labelled]
-        wanted = nodes.labels[nodes.num_labelled : nodes.num_labelled + nodes.num_scored]
-        missing = sorted(set(wanted.tolist()) - set(present.tolist()))
-        warn(
-            f"no labelled node has class {', '.join(map(str, missing))}, which unlabelled nodes have: "
-            "they cannot be recovered; use larger or stratified batches, a larger gamma, or a "
-            "GraphMemory (said once)"
-        )
+        return self._last.read() if isinstance(self._last, FusedStats) else self._last
 
     def extra_repr(self) -> str:
         return (

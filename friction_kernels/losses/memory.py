@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
-from friction_kernels.graph.nodes import Nodes, Past, first_copies
+from friction_kernels.graph.nodes import Nodes, Past
 from friction_kernels.graph.unit_rows import unit_rows
 from friction_kernels.losses.distributed import gather_rows
+from friction_kernels.losses.document_ids import (
+    NO_ID,
+    find,
+    int64_ids,
+    last_copies,
+    places_for,
+    places_taken,
+)
 from friction_kernels.warn import warn
-
-NO_ID = torch.iinfo(torch.int64).min  # of rows without an id
-
-
-def int64_ids(ids: Tensor) -> Tensor:
-    """ids (N,) of any integer type, told apart in int64."""
-    wide = ids.view(torch.int64) if ids.dtype == torch.uint64 else ids.long()
-    return wide.clamp_min(NO_ID + 1)  # the mark is no id
 
 
 class Joined(NamedTuple):
@@ -59,7 +59,7 @@ class GraphMemory(torch.nn.Module):
         ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
             embeddings of another width, on another device, or with NaN, infinite or zero length.
         RuntimeError: from `load_state_dict`, a state of another capacity or dim, or an incomplete one,
-            which changes nothing. A state of before ids were kept loads with a warning.
+            which changes nothing. A state from before ids were stored loads with a warning.
     """
 
     embeddings: Tensor
@@ -164,7 +164,7 @@ class GraphMemory(torch.nn.Module):
         present = torch.arange(count, device=self.ids.device) < self._ring[0]
         present &= self.labels[:count] != ignore_index
         if ids is not None:
-            present &= ~self._places_taken(*self._find(ids))[:count]
+            present &= ~places_taken(*find(ids, self.ids), self.capacity)[:count]
         compute = torch.promote_types(embeddings.dtype, torch.float32)
         # What a batch's backward() needs must survive the rows' being overwritten: cat copies them.
         joined = torch.cat((embeddings.to(compute), self.embeddings[:count].to(compute)))
@@ -179,7 +179,7 @@ class GraphMemory(torch.nn.Module):
 
         ids: (num_new,) int64 or None; gathered: whether the graph has the rows of all ranks.
         """
-        num_known = nodes.num_labelled + nodes.num_scored
+        num_known = nodes.num_known
         place = nodes.order.where(nodes.order < num_new, num_new)
         place[num_known:] = num_new
         rows = place.argsort()[: num_known - nodes.num_remembered]
@@ -199,11 +199,11 @@ class GraphMemory(torch.nn.Module):
             self._advance(places[-1:], self._ring.new_full((1,), len(rows)))
         else:
             ids = ids[-self.capacity :]
-            last = len(ids) - 1 - first_copies(ids.flip(0)).flip(0)
-            places = self._places_for(ids, last)[
-                last
-            ]  # copies go where the last one goes, and are it
-            rows, labels = rows[last], labels[last]
+            last = last_copies(ids)
+            places, last_new, num_new = places_for(ids, last, self.ids, self._ring[1])
+            self._advance(last_new, num_new)
+            # Copies go where the last one goes, and are it.
+            places, rows, labels = places[last], rows[last], labels[last]
         self.embeddings.index_copy_(0, places, rows)
         self.labels.index_copy_(0, places, labels)
         self.ids.index_copy_(0, places, ids)
@@ -211,35 +211,11 @@ class GraphMemory(torch.nn.Module):
         if self._ring.device.type == "cpu":
             self._filled_at_most = int(self._ring[0])
 
-    def _places_for(self, ids: Tensor, last: Tensor) -> Tensor:
-        """(n,): where rows with these ids go, right where a row is the last one with its id."""
-        found_at, found = self._find(ids)
-        taken = self._places_taken(found_at, found)
-        ring = (self._ring[1] + torch.arange(self.capacity, device=ids.device)) % self.capacity
-        free = ring[
-            taken[ring].long().argsort(stable=True)
-        ]  # the oldest first, those taken at the end
-        is_new = ~found & (last == torch.arange(len(ids), device=ids.device))
-        turn = is_new.long().cumsum(0) - 1
-        self._advance(free[turn[-1:]], turn[-1:] + 1)  # where none is new, free[-1] does not count
-        return torch.where(found, found_at, free[turn])
-
     def _advance(self, last_place: Tensor, num_new: Tensor) -> None:
         """Move on after num_new (1,) rows were given places, the last of them last_place (1,)."""
         filled, following = self._ring.split(1)
         following.copy_(torch.where(num_new > 0, (last_place + 1) % self.capacity, following))
         filled.copy_((filled + num_new).clamp_max(self.capacity))
-
-    def _find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(places (n,), bool (n,): whether the memory has a row with this id, which then is there)."""
-        ordered, places = self.ids.sort()
-        position = torch.searchsorted(ordered, ids).clamp_max(self.capacity - 1)
-        return places[position], ordered[position] == ids
-
-    def _places_taken(self, found_at: Tensor, found: Tensor) -> Tensor:
-        """bool (capacity,): the places that were found."""
-        times = torch.zeros(self.capacity, dtype=torch.int64, device=found.device)
-        return times.index_add_(0, found_at, found.long()) > 0
 
     def clear(self) -> None:
         """Forget all rows."""

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from friction_kernels.graph.route import Route
+
 
 @dataclass(frozen=True)
 class GLossStats:
@@ -19,6 +21,8 @@ class GLossStats:
         num_labelled: nodes that kept their label.
         num_scored: unlabelled nodes whose label is known: those in the loss.
         num_unreached: unlabelled nodes that no labelled node reaches: their rows are uniform.
+        route: how the graph was computed: its `name`, the `reason`, and what was `stored` between passes;
+            None where there was no graph.
     """
 
     iterations: int | Tensor
@@ -28,3 +32,4 @@ class GLossStats:
     num_labelled: int | Tensor
     num_scored: int | Tensor
     num_unreached: Tensor
+    route: Route | None = None

@@ -280,7 +280,7 @@ def test_guards_of_other_types_or_devices_are_refused():
 
 def squared_norm(driven, counted) -> float:
     target = guard(-1.0, DOUBLE)
-    problem = driven.plan.squared_norm(driven.state, driven.param_groups, counted, [(0, target)], 1)
+    problem = driven.squared_norm(counted, [(0, target)])
     assert problem is None
     return target.item()
 
@@ -339,7 +339,7 @@ def test_a_norm_without_a_place_to_go_is_refused():
     driven = Driven("rsgdm", [Form((3,))])
     driven.new_gradients()
     with pytest.raises(ValueError, match="no target for a device"):
-        driven.plan.squared_norm(driven.state, driven.param_groups, [True], [], 1)
+        driven.squared_norm([True], [])
 
 
 def test_states_of_types_without_kernels_are_refused():

@@ -9,12 +9,9 @@ import triton
 from torch import Tensor
 
 from friction_triton.batch_kernel import ARRAYS, VECTORS, batch_kernel
-from friction_triton.configurations import DOT_PRECISION, PRECISIONS, VALUE_PRECISION
+from friction_triton.configurations import DOT_PRECISION, VALUE_PRECISION
+from friction_triton.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from friction_triton.launches import launch
-
-MAX_NODES = 256
-MAX_CLASSES = 64
-FORMS = ("official", "log")
 
 
 class BatchGLoss(NamedTuple):
@@ -32,15 +29,16 @@ def batch_gloss(
     class_weight: Tensor | None,
     inverse_sigma_squared: Tensor,
     *,
-    form: str = "official",
+    log_form: bool = False,
     tol: float = 1e-5,
     max_iter: int = 64,
     ignore_index: int = -100,
     precision: str = "fp32",
     propagated: Tensor | None = None,
 ) -> BatchGLoss:
-    """The loss of GLoss(form=form, solver="cg") and its gradients, in one launch that nothing waits for.
+    """The loss of GLoss(solver="cg") and its gradients, in one launch for which nothing waits.
 
+    log_form: the form "log"; else "official".
     embeddings: (N, d) float32, bfloat16 or float16, any length but zero, N from 2 to 256.
     labels: (N,) integers in [0, num_classes) or ignore_index; labelled: (N,) bool, true only where the
         label is known. num_classes: at most 64. class_weight: (num_classes,) or None.
@@ -54,14 +52,12 @@ def batch_gloss(
 
     Values are not checked: that would make the host wait.
     """
-    if form not in FORMS:
-        raise ValueError(f"form must be one of {', '.join(FORMS)}, got {form!r}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision not in DOT_PRECISION:
+        raise ValueError(f"precision must be one of {', '.join(DOT_PRECISION)}, got {precision!r}")
     num_nodes, dim = embeddings.shape
-    if not 2 <= num_nodes <= MAX_NODES or not 2 <= num_classes <= MAX_CLASSES:
+    if not 2 <= num_nodes <= MAX_BATCH_NODES or not 2 <= num_classes <= MAX_BATCH_CLASSES:
         raise ValueError(
-            f"the batch kernel takes 2 to {MAX_NODES} nodes and 2 to {MAX_CLASSES} classes, got "
+            f"the batch kernel takes 2 to {MAX_BATCH_NODES} nodes and 2 to {MAX_BATCH_CLASSES} classes, got "
             f"{num_nodes} and {num_classes}"
         )
     if embeddings.dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -73,33 +69,15 @@ def batch_gloss(
     scratch = torch.empty(
         scratch_size(options["SIZE"], options["WIDTH"]), dtype=torch.float32, device=device
     )
+    weight = results if class_weight is None else class_weight.detach().float().contiguous()
     launch(
-        batch_kernel,
-        (1,),
-        device,
-        embeddings.detach().contiguous(),
-        labels.long().contiguous(),
-        labelled.contiguous(),
-        results if class_weight is None else class_weight.detach().float().contiguous(),
-        inverse_sigma_squared.detach().float().reshape(1),
-        grad,
-        results,
-        results if propagated is None else propagated,
-        scratch,
-        num_nodes,
-        dim,
-        num_classes,
-        tol,
-        max_iter,
-        ignore_index,
-        **options,
-        LOG_FORM=form == "log",
-        WEIGHTED=class_weight is not None,
-        WANTED=propagated is not None,
-        HALF=precision == "bf16",
-        PRECISION=DOT_PRECISION[precision],
-        VALUE_PRECISION=VALUE_PRECISION[precision],
-    )
+        batch_kernel, (1,), device, embeddings.detach().contiguous(), labels.long().contiguous(),
+        labelled.contiguous(), weight, inverse_sigma_squared.detach().float().reshape(1), grad,
+        results, results if propagated is None else propagated, scratch, num_nodes, dim,
+        num_classes, tol, max_iter, ignore_index, **options, LOG_FORM=log_form,
+        WEIGHTED=class_weight is not None, WANTED=propagated is not None, HALF=precision == "bf16",
+        PRECISION=DOT_PRECISION[precision], VALUE_PRECISION=VALUE_PRECISION[precision],
+    )  # fmt: skip
     return BatchGLoss(results[0], grad, results[1:2], results[2:])
 
 

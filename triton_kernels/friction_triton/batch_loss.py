@@ -8,8 +8,9 @@ import triton
 import triton.language as tl
 
 from friction_triton.batch_graph import array_of, set_array
+from friction_triton.constants import PROBABILITY_FLOOR
 
-FLOOR: tl.constexpr = tl.constexpr(1e-6)  # of the log form, whose slope would be infinite at F = 0
+FLOOR: tl.constexpr = tl.constexpr(PROBABILITY_FLOOR)
 
 
 @triton.jit

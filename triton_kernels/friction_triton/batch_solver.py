@@ -1,8 +1,8 @@
 """v = A v + b inside one program: conjugate gradients, then plain propagation.
 
 A_ij = exp(x_ij + row_bias_i + column_bias_j) is T_UU or its transpose, self-adjoint in the inner product
-with the weights pi (T_UU) or 1 / pi. The same method as friction_kernels/graph/solvers.py, where the
-reasons are: no sigma makes the unknowns overflow, and the error is measured without weights.
+with the weights pi (T_UU) or 1 / pi. friction_kernels/graph/solvers.py has the same method, and its reasons:
+no sigma makes the unknowns overflow, and the error is measured without weights.
 """
 
 # ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
@@ -12,13 +12,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from friction_triton import constants
 from friction_triton.batch_graph import applied, array_of, set_array
 
-ROUNDING: tl.constexpr = tl.constexpr(4 * 2.0**-23)
-STALLED_AFTER: tl.constexpr = tl.constexpr(20)  # iterations without a smaller error
-# What flows into a row beside less than that is rounding; the same in friction_kernels.graph.harmonic.
-INFLOW: tl.constexpr = tl.constexpr(4 * 2.0**-23)
-MASS_TOLERANCE: tl.constexpr = tl.constexpr(100)  # rows of F sum to one; in units of tol
+ROUNDING: tl.constexpr = tl.constexpr(constants.ROUNDING * 2.0**-23)
+STALLED_AFTER: tl.constexpr = tl.constexpr(constants.STALLED_AFTER)
+MASS_TOLERANCE: tl.constexpr = tl.constexpr(constants.MASS_TOLERANCE)
 
 
 @triton.jit
@@ -113,7 +112,7 @@ def leave_out_unreached(
     for first in range(0, count, STRIP):
         rows = first + tl.arange(0, STRIP)
         inflow = tl.sum(array_of(b, rows, WIDTH), axis=1)
-        flag = tl.where((inflow > INFLOW) & (tl.load(unknown + rows) > 0), 1.0, 0.0)
+        flag = tl.where((inflow > ROUNDING) & (tl.load(unknown + rows) > 0), 1.0, 0.0)
         set_array(reached, rows, tl.zeros((STRIP, WIDTH), tl.float32) + flag[:, None], WIDTH)
         num_reached += tl.sum(flag)
     tl.debug_barrier()
@@ -123,24 +122,22 @@ def leave_out_unreached(
         num_reached = 0.0
         for first in range(0, count, STRIP):
             rows = first + tl.arange(0, STRIP)
-            inflow = tl.max(
-                applied(
-                    x,
-                    rows,
-                    to_unlabelled,
-                    from_unlabelled,
-                    reached,
-                    count,
-                    SIZE,
-                    WIDTH,
-                    CHUNK,
-                    PRECISION,
-                ),
-                axis=1,
+            onto = applied(
+                x,
+                rows,
+                to_unlabelled,
+                from_unlabelled,
+                reached,
+                count,
+                SIZE,
+                WIDTH,
+                CHUNK,
+                PRECISION,
             )
+            inflow = tl.max(onto, axis=1)
             inflow += tl.sum(array_of(b, rows, WIDTH), axis=1)
             flag = tl.max(array_of(reached, rows, WIDTH), axis=1)
-            flag = tl.where((inflow > INFLOW) & (tl.load(unknown + rows) > 0), 1.0, flag)
+            flag = tl.where((inflow > ROUNDING) & (tl.load(unknown + rows) > 0), 1.0, flag)
             num_reached += tl.sum(flag)
             tl.debug_barrier()
             set_array(reached, rows, tl.zeros((STRIP, WIDTH), tl.float32) + flag[:, None], WIDTH)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import torch
 import triton
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-# Of z zᵀ, as tl.dot calls them; operands in bfloat16 are that whatever this says.
+# Of queries with keys, as tl.dot calls them; operands in bfloat16 are that whatever this says.
 DOT_PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee"}
 # Of products with float32 values: three TF32 products keep 21 of float32's 24 bits.
 VALUE_PRECISION = {"fp32": "ieee", "tf32": "tf32x3", "bf16": "tf32x3"}
-# Columns of z that a step of a product reads; z is padded to a multiple of it.
+# Columns that a step of a product reads; queries and keys are padded to a multiple of it.
 BLOCK_D = {"fp32": 16, "tf32": 32, "bf16": 64}
 if triton.knobs.runtime.interpret:  # a step takes the interpreter the same time whatever its size
     BLOCK_D = dict.fromkeys(BLOCK_D, 64)
@@ -23,8 +22,8 @@ if triton.knobs.runtime.interpret:  # a step takes the interpreter the same time
 class Tile:
     """A kernel's compile-time sizes, and how many stages of loads ahead are compared by autotuning.
 
-    Nothing else is: stages change when a number is read, and not in which order numbers are added. So a
-    result has the same bits whichever wins.
+    Nothing else is compared: stages change when a number is read, not the order in which numbers are added.
+    So a result has the same bits whichever configuration wins.
     """
 
     sizes: tuple[tuple[str, int], ...]
@@ -39,7 +38,7 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     """The tile of a pass; `architecture` is 80, 90 or 100.
 
     The largest that neither spill a register nor exceed shared memory (test_triton_compiled.py): the wider
-    a tile, the less of z comes from the cache for each product.
+    a tile, the less comes from the cache for each product.
     """
     ampere, fp32 = architecture < 90, precision == "fp32"
     stages = (2, 3) if fp32 or ampere else (3, 4)
@@ -65,7 +64,7 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
 def tuned(kernel, of: Tile):
     """`kernel` with the tile's sizes, autotuned over its stages once per d; kept on disk.
 
-    Autotuning runs a kernel again and again, so what one adds to is put back in between.
+    Autotuning runs a kernel repeatedly, so a result that a kernel adds to is restored in between.
     """
     stages = of.stages[:1] if triton.knobs.runtime.interpret else of.stages
     configs = [
@@ -98,7 +97,7 @@ def _milliseconds(call, quantiles=None) -> list[float]:
 
 @functools.cache
 def architecture(device: torch.device) -> int:
-    """Whose tiles a device uses: 90 Hopper's, 100 Blackwell's, 80 those of any other, which need least."""
+    """Whose tiles a device uses: 90 for Hopper, 100 for Blackwell, 80 (they need least) for any other."""
     if device.type != "cuda":
         return 90  # where kernels are interpreted
     major, _ = torch.cuda.get_device_capability(device)
@@ -113,10 +112,10 @@ def _processors(device: torch.device) -> int:
 
 
 def splits(programs: int, blocks: int, device: torch.device, at_most: int = 16) -> int:
-    """Into how many splits `blocks` steps of each of `programs` are divided to fill the processors.
+    """How many splits of the `blocks` steps of each of `programs` fill the processors.
 
-    The fewest with which they stand idle for less than a tenth of the pass, else the best: each split's
-    sum is written, and the sums are added in order.
+    The fewest that leave processors idle for less than a tenth of the pass, or else those that leave them
+    idle least. Each split writes its sum, and the sums are added in order.
     """
     processors = _processors(device)
 

@@ -1,4 +1,4 @@
-"""The gradient pass: a stripe of coefficients, formed once and multiplied with the embeddings twice."""
+"""The gradient pass: a stripe of coefficients, formed once and multiplied with queries and with keys."""
 
 # ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
 
@@ -32,62 +32,41 @@ def low_rank(
 
 
 @triton.jit
-def store_coefficients(
-    x, result, vectors, propagates, left, right, scale, row, column, first, count, width,
-    pitch, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """G for the tile of similarities x (in base 2), whose nodes begin at row and column."""
-    rows = row + tl.arange(0, x.shape[0])
-    columns = column + tl.arange(0, x.shape[1])
-    # What does not exist gets coefficients of zero: the products read whole tiles.
-    absent = (rows >= count)[:, None] | (columns >= count)[None, :]
-    x = tl.where(absent | (rows[:, None] == columns[None, :]), float("-inf"), x)
-    degree_i, degree_j = tl.load(vectors + rows)[:, None], tl.load(vectors + columns)[None, :]
-    vectors += pitch
-    u_i, u_j = tl.load(vectors + rows)[:, None], tl.load(vectors + columns)[None, :]
-    vectors += pitch
-    r_i, r_j = tl.load(vectors + rows)[:, None], tl.load(vectors + columns)[None, :]
-    vectors += pitch
-    of_degree_i, of_degree_j = tl.load(vectors + rows)[:, None], tl.load(vectors + columns)[None, :]
-    vectors += pitch
-    of_u_i, of_u_j = tl.load(vectors + rows)[:, None], tl.load(vectors + columns)[None, :]
-    vectors += pitch
-    of_t_i, of_t_j = tl.load(vectors + rows)[:, None], tl.load(vectors + columns)[None, :]
-
-    g = tl.exp2(x - degree_i) * of_degree_i + tl.exp2(x - degree_j) * of_degree_j
-    g += tl.exp2(x - (0.5 * degree_j + u_i)) * of_u_i
-    g += tl.exp2(x - (0.5 * degree_i + u_j)) * of_u_j
-    # Labelled nodes propagate nothing onwards: most tiles are spared both products.
-    if tl.max(tl.load(propagates + rows)) > 0:
-        inner = low_rank(
-            left, right, row, column, width, x.shape[0], x.shape[1], BLOCK_K, PRECISION
-        )
-        g += tl.exp2(x - (u_j + r_i)) * (inner - of_t_i)
-    if tl.max(tl.load(propagates + columns)) > 0:
-        inner = low_rank(
-            right, left, row, column, width, x.shape[0], x.shape[1], BLOCK_K, PRECISION
-        )
-        g += tl.exp2(x - (u_i + r_j)) * (inner - of_t_j)
-    offsets = (rows - first)[:, None].to(tl.int64) * pitch + (columns - first)[None, :]
-    g *= scale
-    tl.store(result + offsets, half(g) if result.dtype.element_ty == tl.bfloat16 else g)
+def term_of(x, vectors, vector_pitch, rows, columns, FLIPPED: tl.constexpr):
+    """(exp(x_ij + row_bias_i + column_bias_j), row_factor_i); FLIPPED: of x_ji, with the tile of x_ij."""
+    if FLIPPED:
+        row_bias = tl.load(vectors + columns)[None, :]
+        column_bias = tl.load(vectors + vector_pitch + rows)[:, None]
+        row_factor = tl.load(vectors + 2 * vector_pitch + columns)[None, :]
+    else:
+        row_bias = tl.load(vectors + rows)[:, None]
+        column_bias = tl.load(vectors + vector_pitch + columns)[None, :]
+        row_factor = tl.load(vectors + 2 * vector_pitch + rows)[:, None]
+    return tl.exp2(x + (row_bias + column_bias)), row_factor
 
 
-@triton.jit(do_not_specialize=["num_rows", "count"])
+@triton.jit(do_not_specialize=["num_rows", "num_queries", "num_keys"])
 def coefficients_kernel(
-    z,  # (count, dim)
-    inverse_sigma_squared,  # (1,) float32
-    vectors,  # (6, pitch) float32: log deg, log u, log r in base 2, of_log_degree, of_log_u, of_transition
-    propagates,  # (pitch,) int32: 1 where left or of_transition of a node is not 0
-    left,  # (pitch, width) float32
-    right,  # (pitch, width) float32
-    result,  # (num_rows, pitch): nodes first .. first + num_rows by nodes first .. count
+    queries,  # (num_queries, dim)
+    keys,  # (num_keys, dim)
+    scale,  # (1,) float32
+    vectors,  # (terms, 3, vector_pitch) float32: row_bias and column_bias in base 2, row_factor; or zeros
+    active,  # (vector_pitch,) int32: 1 where left or row_factor of the first term is not 0
+    left,  # (num_queries up to a tile, width) float32
+    right,  # (num_keys up to a tile, width) float32
+    result,  # (num_rows, pitch): G from row first and column first_column on
     first,
+    first_column,
     num_rows,
-    count,
+    num_queries,
+    num_keys,
     dim,
     width,  # a multiple of BLOCK_K
-    pitch,  # count up to a multiple of the tile
+    pitch,  # num_keys up to a multiple of the tile
+    vector_pitch,
+    TERMS: tl.constexpr,  # after the first
+    SYMMETRIC: tl.constexpr,
+    MASK_DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
     VALUE_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -95,22 +74,51 @@ def coefficients_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """G_ij = (M_ij + M_ji) / sigma^2, G_ii = 0, where with x_ij = z_i . z_j / sigma^2
+    """G_ij = scale times the sum over terms of exp(x_ij + row_bias_i + column_bias_j) row_factor_i.
 
-    M_ij = T_ij (left_i . right_j - of_transition_i) + P_ij of_log_u_i + Q_ij of_log_degree_i
-    T_ij = exp(x_ij - log u_j - log r_i);  P_ij = exp(x_ij - log deg_j / 2 - log u_i)
-    Q_ij = exp(x_ij - log deg_i)
+    x_ij = scale q_i . k_j. left_i . right_j is added to the first term's row_factor_i. Where keys are the
+    queries (SYMMETRIC), G_ij + G_ji instead. Masked entries are 0.
     """
     # Programs that run at the same time share columns, which then come from the cache.
     row_blocks = tl.cdiv(num_rows, BLOCK_M)
     row = first + tl.program_id(0) % row_blocks * BLOCK_M
-    column = first + tl.program_id(0) // row_blocks * BLOCK_N
-    scale = tl.load(inverse_sigma_squared)
-    x = dots(z, row, column, count, dim, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION) * (scale * LOG2_E)
-    store_coefficients(
-        x, result, vectors, propagates, left, right, scale, row, column,
-        first, count, width, pitch, BLOCK_K, VALUE_PRECISION,
-    )  # fmt: skip
+    column = first_column + tl.program_id(0) // row_blocks * BLOCK_N
+    factor = tl.load(scale)
+    x = (factor * LOG2_E) * dots(
+        queries, keys, row, column, num_queries, num_keys, dim, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION
+    )
+    rows = row + tl.arange(0, BLOCK_M)
+    columns = column + tl.arange(0, BLOCK_N)
+    # What does not exist gets coefficients of zero: the products read whole tiles.
+    absent = (rows >= num_queries)[:, None] | (columns >= num_keys)[None, :]
+    if MASK_DIAGONAL:
+        absent = absent | (rows[:, None] == columns[None, :])
+    x = tl.where(absent, float("-inf"), x)
+    g = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for term in tl.static_range(1, TERMS + 1):
+        of_term = vectors + term * 3 * vector_pitch
+        weights, factor_i = term_of(x, of_term, vector_pitch, rows, columns, False)
+        g += weights * factor_i
+        if SYMMETRIC:
+            weights, factor_j = term_of(x, of_term, vector_pitch, rows, columns, True)
+            g += weights * factor_j
+    # G-Loss's labelled nodes propagate nothing onwards: most tiles are spared both products.
+    if tl.max(tl.load(active + rows)) > 0:
+        inner = low_rank(
+            left, right, row, column, width, BLOCK_M, BLOCK_N, BLOCK_K, VALUE_PRECISION
+        )
+        weights, factor_i = term_of(x, vectors, vector_pitch, rows, columns, False)
+        g += weights * (inner + factor_i)
+    if SYMMETRIC:  # noqa: SIM102 - one is known to the compiler
+        if tl.max(tl.load(active + columns)) > 0:
+            inner = low_rank(
+                right, left, row, column, width, BLOCK_M, BLOCK_N, BLOCK_K, VALUE_PRECISION
+            )
+            weights, factor_j = term_of(x, vectors, vector_pitch, rows, columns, True)
+            g += weights * (inner + factor_j)
+    offsets = (rows - first)[:, None].to(tl.int64) * pitch + (columns - first_column)[None, :]
+    g *= factor
+    tl.store(result + offsets, half(g) if result.dtype.element_ty == tl.bfloat16 else g)
 
 
 @triton.jit(do_not_specialize=["num_rows", "depth", "blocks_per_split"])

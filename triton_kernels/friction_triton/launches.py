@@ -1,4 +1,4 @@
-"""Launching kernels, and counting them: the claim that a batch's loss is one launch, made checkable."""
+"""Launches kernels and counts the launches, so that tests can check that a batch takes one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One tile of the similarities z zᵀ: what every pass over the graph begins with."""
+"""One tile of the scores of queries and keys: what every pass begins with."""
 
 # ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
 
@@ -33,20 +33,21 @@ def half(x):
 
 @triton.jit
 def dots(
-    z, first_row, first_column, count, dim,
+    queries, keys, first_row, first_column, num_queries, num_keys, dim,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """z_i . z_j for BLOCK_M rows i from first_row and BLOCK_N columns j from first_column.
+    """q_i . k_j for BLOCK_M rows i from first_row and BLOCK_N columns j from first_column.
 
-    z: (count, dim), dim a multiple of BLOCK_D, so that no tile is wider than the matrix. Indices beyond
-    the last node read the last node: cheaper than a mask, and callers ignore what comes of them.
+    queries: (num_queries, dim), keys: (num_keys, dim), dim a multiple of BLOCK_D, so that no tile is wider
+    than the matrix. Indices beyond the last row read the last row: cheaper than a mask, and callers ignore
+    what comes of them.
     """
-    # A 64-bit start and 32-bit offsets within the tile: count * dim may exceed 2^31, a tile does not.
+    # A 64-bit start and 32-bit offsets within the tile: a matrix may exceed 2^31 numbers, a tile does not.
     steps = tl.arange(0, BLOCK_D)
-    rows = tl.minimum(tl.arange(0, BLOCK_M), count - 1 - first_row)
-    columns = tl.minimum(tl.arange(0, BLOCK_N), count - 1 - first_column)
-    left = z + first_row.to(tl.int64) * dim + (rows[:, None] * dim + steps[None, :])
-    right = z + first_column.to(tl.int64) * dim + (columns[None, :] * dim + steps[:, None])
+    rows = tl.minimum(tl.arange(0, BLOCK_M), num_queries - 1 - first_row)
+    columns = tl.minimum(tl.arange(0, BLOCK_N), num_keys - 1 - first_column)
+    left = queries + first_row.to(tl.int64) * dim + (rows[:, None] * dim + steps[None, :])
+    right = keys + first_column.to(tl.int64) * dim + (columns[None, :] * dim + steps[:, None])
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, dim, BLOCK_D):
         sums = add_product(sums, tl.load(left + start), tl.load(right + start), PRECISION)

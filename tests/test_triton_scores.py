@@ -1,4 +1,4 @@
-"""The Triton passes over a similarity graph, against the same sums written densely in float64.
+"""The Triton passes over a score matrix, against the same sums written densely in float64.
 
 Without a GPU the kernels are interpreted on the CPU, which TRITON_INTERPRET asks for; Triton reads it when
 it is first imported, so it is set here before that.
@@ -23,13 +23,14 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
 
-from friction_triton import configurations, similarity  # noqa: E402
+from friction_triton import configurations, scores  # noqa: E402
 from friction_triton.launches import counts  # noqa: E402
-from friction_triton.similarity import TritonSimilarity  # noqa: E402
+from friction_triton.scores import TritonScores  # noqa: E402
 
 from friction_kernels.graph import dense  # noqa: E402
-from friction_kernels.graph.backend import Cotangents, Normalisers  # noqa: E402
-from friction_kernels.graph.harmonic import Settings, propagate  # noqa: E402
+from friction_kernels.graph.harmonic import propagate  # noqa: E402
+from friction_kernels.graph.route import Route, Settings  # noqa: E402
+from friction_kernels.scores.backend import Term  # noqa: E402
 
 SHAPES = [  # N, d, K: none a multiple of a tile, d below a tile's, exactly one, and beyond
     (2, 1, 2),
@@ -39,6 +40,10 @@ SHAPES = [  # N, d, K: none a multiple of a tile, d below a tile's, exactly one,
     (129, 1025, 2),
     (257, 64, 333),
 ]
+
+
+def on_device(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.float().to(DEVICE) for t in tensors]
 
 
 class Case:
@@ -58,7 +63,7 @@ class Case:
         log_degree = self.x.logsumexp(dim=1)
         log_u = (self.x - log_degree / 2).logsumexp(dim=1)
         self.log_r = (self.x - log_u).logsumexp(dim=1)
-        self.normalisers = Normalisers(log_degree, log_u, self.log_r)
+        self.log_u = log_u
 
         self.rows, self.columns = range(num_nodes // 3, num_nodes), range(1, max(2, num_nodes // 2))
         self.row_bias, self.column_bias = (
@@ -70,40 +75,42 @@ class Case:
         self.applied = t[self.rows.start :, 1 : self.columns.stop] @ self.values.double()
 
         unlabelled = torch.arange(num_nodes) >= num_nodes // 2
-        self.cotangents = Cotangents(
-            normal(num_nodes, width) * unlabelled[:, None],
-            normal(num_nodes, width),
-            normal(num_nodes) * unlabelled,
-            normal(num_nodes),
-            normal(num_nodes),
+        left, right = normal(num_nodes, width) * unlabelled[:, None], normal(num_nodes, width)
+        of_t, of_u, of_degree = normal(num_nodes) * unlabelled, normal(num_nodes), normal(num_nodes)
+        self.terms = (
+            Term(-self.log_r, -log_u, -of_t, left, right),
+            Term(-log_u, log_degree / -2, of_u),
+            Term(-log_degree, torch.zeros_like(log_degree), of_degree),
         )
-        left, right, of_t, of_u, of_degree = (c.double() for c in self.cotangents)
+        left, right, of_t, of_u, of_degree = (
+            c.double() for c in (left, right, of_t, of_u, of_degree)
+        )
         p = (self.x - log_degree / 2 - log_u[:, None]).exp()
         q = (self.x - log_degree[:, None]).exp()
         m = t * (left @ right.T - of_t[:, None]) + p * of_u[:, None] + q * of_degree[:, None]
         self.gradient = (m + m.T) @ z * exact_scale
 
-    def similarity(self, precision: str = "fp32", z: Tensor | None = None) -> TritonSimilarity:
-        return TritonSimilarity(
-            (self.z if z is None else z).to(DEVICE), self.scale.to(DEVICE), precision
+    def scores(self, precision: str = "fp32", z: Tensor | None = None) -> TritonScores:
+        return TritonScores(
+            (self.z if z is None else z).to(DEVICE),
+            None,
+            self.scale.to(DEVICE),
+            precision,
+            mask_diagonal=True,
         )
 
-    def run(self, graph: TritonSimilarity) -> dict[str, Tensor]:
-        def on_device(tensors):
-            return [t.float().to(DEVICE) for t in tensors]
-
+    def run(self, graph: TritonScores) -> dict[str, Tensor]:
         applied = graph.apply(
-            self.rows, self.columns, *on_device((self.row_bias, self.column_bias, self.values))
+            self.rows, self.columns, *on_device(self.row_bias, self.column_bias, self.values)
         )
+        gradient, _ = graph.gradient([Term(*on_device(*term)) for term in self.terms])
         return {
-            "log_r": graph.logsumexp(*on_device([-self.normalisers.log_u])),
+            "log_r": graph.logsumexp(*on_device(-self.log_u)),
             "applied": applied,
-            "gradient": graph.gradient(
-                Normalisers(*on_device(self.normalisers)), Cotangents(*on_device(self.cotangents))
-            ),
+            "gradient": gradient,
         }
 
-    def errors(self, graph: TritonSimilarity) -> dict[str, float]:
+    def errors(self, graph: TritonScores) -> dict[str, float]:
         """Relative to the largest number of each result; absolute for the logarithms."""
         results = {name: value.double().cpu() for name, value in self.run(graph).items()}
         errors = {"log_r": (results["log_r"] - self.log_r).abs().max()}
@@ -117,14 +124,14 @@ class Case:
 @pytest.mark.parametrize(("num_nodes", "dim", "width"), SHAPES)
 def test_every_pass_in_fp32(num_nodes: int, dim: int, width: int) -> None:
     case = Case(num_nodes, dim, width)
-    errors = case.errors(case.similarity())
+    errors = case.errors(case.scores())
     assert max(errors.values()) <= 2e-6, errors
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("tf32", 1e-3), ("bf16", 1e-2)])
 def test_every_pass_in_lower_precision(precision: str, bound: float) -> None:
     case = Case(257, 384, 52)
-    errors = case.errors(case.similarity(precision))
+    errors = case.errors(case.scores(precision))
     assert max(errors.values()) <= bound, errors
 
 
@@ -132,8 +139,8 @@ def test_every_pass_in_lower_precision(precision: str, bound: float) -> None:
 def test_half_precision_storage(dtype: torch.dtype) -> None:
     case = Case(65, 40, 3)
     rounded = case.z.to(dtype)
-    from_half = case.run(case.similarity("bf16", rounded))
-    from_float = case.run(case.similarity("bf16", rounded.float()))
+    from_half = case.run(case.scores("bf16", rounded))
+    from_float = case.run(case.scores("bf16", rounded.float()))
     for name, value in from_half.items():
         assert torch.equal(value, from_float[name]), name
 
@@ -142,7 +149,7 @@ def test_half_precision_storage(dtype: torch.dtype) -> None:
 def test_any_sigma(sigma: float) -> None:
     """x reaches 1 / sigma^2, and so does the error of float32's dot products, here as in plain torch."""
     case = Case(130, 48, 5, sigma)
-    errors = case.errors(case.similarity())
+    errors = case.errors(case.scores())
     assert max(errors.values()) <= 1e-6 + 2e-7 * sigma**-2, errors
 
 
@@ -150,7 +157,7 @@ def test_duplicates_and_an_isolated_node() -> None:
     case = Case(66, 8, 4, sigma=0.1)
     z = case.z.clone()
     z[1:4], z[60] = z[0], -z[0]
-    graph = case.similarity(z=z)
+    graph = case.scores(z=z)
     x = (z.double() @ z.double().T * case.scale.double()).fill_diagonal_(-torch.inf)
     log_degree = graph.logsumexp(torch.zeros(66, device=DEVICE)).double().cpu()
     assert (log_degree - x.logsumexp(dim=1)).abs().max() <= 3e-5
@@ -158,18 +165,66 @@ def test_duplicates_and_an_isolated_node() -> None:
 
 def test_logsumexp_of_some_rows() -> None:
     case = Case(150, 20, 2)
-    graph, bias = case.similarity(), torch.zeros(150, device=DEVICE)
+    graph, bias = case.scores(), torch.zeros(150, device=DEVICE)
     some = graph.logsumexp(bias, rows=range(41, 150))
     torch.testing.assert_close(some, graph.logsumexp(bias)[41:], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("mask_diagonal", [False, True])
+@pytest.mark.parametrize(
+    ("num_queries", "num_keys", "dim", "width"),
+    [(1, 2, 1, 1), (130, 300, 33, 20), (300, 130, 70, 3)],
+)
+def test_queries_and_keys(
+    monkeypatch: pytest.MonkeyPatch,
+    num_queries: int,
+    num_keys: int,
+    dim: int,
+    width: int,
+    mask_diagonal: bool,
+) -> None:
+    """A softmax of other rows' scores, in two stripes at least; in float64 by autograd."""
+    monkeypatch.setattr(scores, "STRIPE_BYTES", 1)
+    random = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random)
+
+    q, k = normal(num_queries, dim), normal(num_keys, dim)
+    scale, bias, values = torch.tensor([2 * dim**-0.5]), normal(num_keys), normal(num_keys, width)
+    to_lse, to_applied = normal(num_queries), normal(num_queries, width)
+    exact_q, exact_k = q.double().requires_grad_(), k.double().requires_grad_()
+    x = scale.double() * exact_q @ exact_k.T
+    if mask_diagonal:
+        x = x.masked_fill(torch.eye(num_queries, num_keys, dtype=torch.bool), -torch.inf)
+    lse = (x + bias).logsumexp(dim=1)
+    applied = (x + bias - lse[:, None]).exp() @ values.double()
+    loss = (to_lse * lse).sum() + (to_applied * applied).sum()
+    exact = torch.autograd.grad(loss, (exact_q, exact_k))
+
+    ours = TritonScores(q.to(DEVICE), k.to(DEVICE), scale.to(DEVICE), mask_diagonal=mask_diagonal)
+    every, row_bias = (range(num_queries), range(num_keys)), -lse.detach()
+    first = Term(row_bias, bias, -(to_applied * applied.detach()).sum(dim=1), to_applied, values)
+    second = Term(row_bias, bias, to_lse)
+    results = (
+        ours.logsumexp(*on_device(bias)),
+        ours.apply(*every, *on_device(row_bias, bias, values)),
+        *ours.gradient([Term(*on_device(*term)) for term in (first, second)]),
+    )
+    for found, expected in zip(results, (lse, applied, *exact), strict=True):
+        assert found.shape == expected.shape
+        assert (found.cpu() - expected).abs().max() <= 3e-6 * max(expected.abs().max(), 1), (
+            found - expected
+        )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stripes_of_the_gradient(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     """Three stripes, of which the later ones take from the earlier what lies to their left."""
-    monkeypatch.setattr(similarity, "STRIPE_BYTES", 1)
+    monkeypatch.setattr(scores, "STRIPE_BYTES", 1)
     case = Case(300, 17, 20)
     before = dict(counts)
-    errors = case.errors(case.similarity(precision))
+    errors = case.errors(case.scores(precision))
     assert counts["coefficients_kernel"] - before.get("coefficients_kernel", 0) == 3
     assert errors["gradient"] <= (1e-2 if precision == "bf16" else 2e-6)
 
@@ -179,16 +234,16 @@ def test_tiles_of_other_architectures(monkeypatch: pytest.MonkeyPatch, architect
     """Their sizes are compiled for them alone, and are computed with here."""
     if DEVICE == "cuda":
         pytest.skip("this device has its own tiles, which every other test uses")
-    monkeypatch.setattr(similarity, "architecture", lambda device: architecture)
+    monkeypatch.setattr(scores, "architecture", lambda device: architecture)
     for width in (8, 52):
         case = Case(200, 33, width)
-        errors = case.errors(case.similarity())
+        errors = case.errors(case.scores())
         assert max(errors.values()) <= 2e-6, errors
 
 
 def test_same_bits_twice() -> None:
     case = Case(257, 50, 20)
-    first, second = (case.run(case.similarity("bf16")) for _ in range(2))
+    first, second = (case.run(case.scores("bf16")) for _ in range(2))
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
 
@@ -212,7 +267,7 @@ def test_splits_fill_the_processors(
 
 def test_split_into_uneven_parts_leaves_no_part_empty() -> None:
     """An empty split would add log 0 = -inf, which is right, or uninitialised memory, which is not."""
-    graph = Case(64, 4, 2).similarity()
+    graph = Case(64, 4, 2).scores()
     for blocks in range(1, 60):
         num_splits, per_split = graph._divide(1, blocks)
         starts = [split * per_split for split in range(num_splits)] + [blocks]
@@ -220,11 +275,13 @@ def test_split_into_uneven_parts_leaves_no_part_empty() -> None:
 
 
 def test_refusals() -> None:
-    z, scale = torch.eye(3), torch.ones(1)
+    z, scale, ones = torch.eye(3), torch.ones(1), torch.ones(3)
     with pytest.raises(TypeError, match="float64"):
-        TritonSimilarity(z.double(), scale)
+        TritonScores(z.double(), None, scale)
     with pytest.raises(ValueError, match="fp32, tf32, bf16"):
-        TritonSimilarity(z, scale, "fp8")
+        TritonScores(z, None, scale, "fp8")
+    with pytest.raises(ValueError, match="only the first term may have left and right"):
+        TritonScores(z, None, scale).gradient([Term(ones, ones, ones, z, z)] * 2)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -236,9 +293,9 @@ def test_golden_values(golden_dir: Path, name: str, precision: str) -> None:
     num_labelled, num_classes = int(saved["num_labelled"]), len(saved["class_weights"])
     labels = torch.tensor(saved["labels"], device=DEVICE)
     targets = torch.nn.functional.one_hot(labels[:num_labelled], num_classes).float()
-    settings = Settings(lambda z, scale: TritonSimilarity(z, scale, precision), tol=1e-6)
+    settings, route = Settings(tol=1e-6, precision=precision), Route("triton", "asked for")
     scale = torch.tensor(float(saved["sigma"]) ** -2, device=DEVICE)
-    f, _ = propagate(dense.normalize(embeddings), scale, targets, settings)
+    f, _ = propagate(dense.normalize(embeddings), scale, targets, settings, route)
     weights = torch.tensor(saved["class_weights"], dtype=torch.float32, device=DEVICE)
     loss = dense.official_loss(f, labels[num_labelled:], weights)
     loss.backward()

@@ -1,4 +1,4 @@
-"""The propagation pass: weights applied to columns of values, formed tile by tile and never stored."""
+"""Weights applied to columns of values; they are formed tile by tile and never stored."""
 
 # ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
 
@@ -12,33 +12,36 @@ from friction_triton.tiles import LOG2_E, add_product, dots, halves
 
 @triton.jit
 def add_weighted(
-    sums, x, rows, row_bias, column_bias, values, pitch, first_node, first_column,
-    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    sums, x, rows, row_bias, column_bias, values, pitch, first_key, first_column,
+    MASK_DIAGONAL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """sums + exp(x + biases) values, for the columns of x, which begin at first_column."""
     columns = first_column + tl.arange(0, x.shape[1])
     weights = tl.exp2(x + (row_bias[:, None] + tl.load(column_bias + columns)[None, :]))
-    weights = tl.where(rows[:, None] == first_node + columns[None, :], 0.0, weights)
+    if MASK_DIAGONAL:
+        weights = tl.where(rows[:, None] == first_key + columns[None, :], 0.0, weights)
     taken = tl.load(
         values + (tl.arange(0, BLOCK_K).to(tl.int64) * pitch)[None, :] + columns[:, None]
     )
     return add_product(sums, weights, taken, PRECISION)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "first_row",
-        "num_rows",
-        "first_column",
-        "num_columns",
-        "count",
-        "width",
-        "blocks_per_split",
-    ]
-)
+RANGES = [
+    "first_row",
+    "num_rows",
+    "first_column",
+    "num_columns",
+    "num_queries",
+    "num_keys",
+    "width",
+]
+
+
+@triton.jit(do_not_specialize=[*RANGES, "blocks_per_split"])
 def apply_kernel(
-    z,  # (count, dim)
-    inverse_sigma_squared,  # (1,) float32
+    queries,  # (num_queries, dim)
+    keys,  # (num_keys, dim)
+    scale,  # (1,) float32
     row_bias,  # (num_rows up to a multiple of BLOCK_M,) float32, in base 2
     column_bias,  # (pitch,) float32, in base 2; -inf beyond num_columns
     values,  # (width up to a multiple of BLOCK_K, pitch) float32, transposed; 0 beyond num_columns
@@ -47,11 +50,13 @@ def apply_kernel(
     num_rows,
     first_column,
     num_columns,
-    count,
+    num_queries,
+    num_keys,
     dim,
     width,
     pitch,  # num_columns up to a multiple of BLOCK_N
     blocks_per_split,
+    MASK_DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
     VALUE_PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -60,9 +65,9 @@ def apply_kernel(
     BLOCK_K: tl.constexpr,
     IN_HALVES: tl.constexpr,
 ):
-    """result_sik = sum over j != i, j in split s, of exp(z_i . z_j / sigma^2 + a_i + b_j) values_jk.
+    """result_sik = sum over j in split s of exp(scale q_i . k_j + row_bias_i + column_bias_j) values_jk.
 
-    a, b: row_bias, column_bias. One program owns BLOCK_M rows and BLOCK_K columns of the values.
+    j != i where masked. One program owns BLOCK_M rows and BLOCK_K columns of the values.
     """
     block_row = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)
@@ -70,31 +75,31 @@ def apply_kernel(
     rows = first_row + local_rows
     channels = tl.program_id(2) * BLOCK_K + tl.arange(0, BLOCK_K)
     values += tl.program_id(2).to(tl.int64) * BLOCK_K * pitch
-    scale = tl.load(inverse_sigma_squared) * LOG2_E
+    factor = tl.load(scale) * LOG2_E
     biases = tl.load(row_bias + local_rows)
     sums = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     first_block = split * blocks_per_split
     last_block = tl.minimum(first_block + blocks_per_split, tl.cdiv(num_columns, BLOCK_N))
     for index in range(first_block, last_block):
         column = index * BLOCK_N
-        x = scale * dots(
-            z, first_row + block_row, first_column + column, count, dim,
+        x = factor * dots(
+            queries, keys, first_row + block_row, first_column + column, num_queries, num_keys, dim,
             BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
         if IN_HALVES:
             left, right = halves(x)
             sums = add_weighted(
                 sums, left, rows, biases, column_bias, values, pitch, first_column, column,
-                BLOCK_K, VALUE_PRECISION,
+                MASK_DIAGONAL, BLOCK_K, VALUE_PRECISION,
             )  # fmt: skip
             sums = add_weighted(
                 sums, right, rows, biases, column_bias, values, pitch, first_column,
-                column + BLOCK_N // 2, BLOCK_K, VALUE_PRECISION,
+                column + BLOCK_N // 2, MASK_DIAGONAL, BLOCK_K, VALUE_PRECISION,
             )  # fmt: skip
         else:
             sums = add_weighted(
                 sums, x, rows, biases, column_bias, values, pitch, first_column, column,
-                BLOCK_K, VALUE_PRECISION,
+                MASK_DIAGONAL, BLOCK_K, VALUE_PRECISION,
             )  # fmt: skip
     offsets = (split.to(tl.int64) * num_rows + local_rows)[:, None] * width + channels[None, :]
     mask = (local_rows < num_rows)[:, None] & (channels < width)[None, :]

@@ -1,4 +1,4 @@
-"""G-Loss of a small batch in one launch, where friction_triton can serve it."""
+"""Loss and gradient of a small batch in one launch of friction_triton's batch kernel."""
 
 from __future__ import annotations
 
@@ -7,26 +7,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from friction_kernels.graph.harmonic import warn_of_unreached
+from friction_kernels.graph.forward import warn_of_unreached
+from friction_kernels.graph.route import Route
+from friction_kernels.graph.torch_modes import refuse_second_derivative
 from friction_kernels.losses.statistics import GLossStats
 from friction_kernels.warn import warn
 
 
-def one_launch_serves(num_nodes: int, num_classes: int) -> bool:
-    """Whether the batch kernel takes a graph of this size; asked only where backend "triton" serves."""
-    from friction_triton.batch import MAX_CLASSES, MAX_NODES
+def fused_loss(
+    embeddings: Tensor,
+    inverse_sigma_squared: Tensor,
+    labelled: Tensor,
+    route: Route,
+    **options: Any,
+) -> tuple[Tensor, FusedStats]:
+    """The mean loss (), differentiable in embeddings and 1 / sigma^2, and what became of it.
 
-    return bool(2 <= num_nodes <= MAX_NODES and num_classes <= MAX_CLASSES)
+    The gradient is computed with the loss, and backward only scales it. options: those of
+    friction_triton.batch.batch_gloss; nothing waits for the device.
+    """
+    options["labelled"] = labelled
+    loss, statistics = _FusedLoss.apply(  # type: ignore[no-untyped-call]
+        embeddings, inverse_sigma_squared, options
+    )
+    return loss, FusedStats(statistics, labelled, route)
 
 
-class Launched:
-    """The statistics of a launch, which nobody waits for until they are read."""
+class FusedStats:
+    """The statistics of one launch, for which nothing waits until they are read."""
 
-    def __init__(self, statistics: Tensor, labelled: Tensor):
+    def __init__(self, statistics: Tensor, labelled: Tensor, route: Route):
         self._statistics = statistics  # (7,), those of friction_triton.batch.batch_gloss
         self._labelled = labelled  # bool (N,)
+        self._route = route
 
-    def stats(self) -> GLossStats:
+    def read(self) -> GLossStats:
         iterations, residual, num_right, num_scored, num_unreached, *_ = self._statistics
         return GLossStats(
             iterations=iterations,
@@ -36,6 +51,7 @@ class Launched:
             num_labelled=self._labelled.sum(),
             num_scored=num_scored,
             num_unreached=num_unreached,
+            route=self._route,
         )
 
     def warn(self, tol: float) -> None:
@@ -52,22 +68,7 @@ class Launched:
             warn_of_unreached(int(num_unreached), int((~self._labelled).sum()))
 
 
-def one_launch_loss(
-    embeddings: Tensor, labelled: Tensor, inverse_sigma_squared: Tensor, **options: Any
-) -> tuple[Tensor, Launched]:
-    """The mean loss (), differentiable in embeddings and 1 / sigma^2, and what became of it.
-
-    The gradient is computed with the loss, and backward only scales it. Arguments: those of
-    friction_triton.batch.batch_gloss; nothing waits for the device.
-    """
-    options["labelled"] = labelled
-    loss, statistics = _OneLaunch.apply(  # type: ignore[no-untyped-call]
-        embeddings, inverse_sigma_squared, options
-    )
-    return loss, Launched(statistics, labelled)
-
-
-class _OneLaunch(torch.autograd.Function):
+class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, embeddings: Tensor, inverse_sigma_squared: Tensor, options: dict[str, Any]
@@ -82,11 +83,7 @@ class _OneLaunch(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "GLoss cannot be differentiated twice; call backward() or torch.autograd.grad() "
-                "without create_graph=True"
-            )
+        refuse_second_derivative("GLoss")
         grads: list[Tensor | None] = [None, None]
         for i, (grad, dtype) in enumerate(zip(ctx.saved_tensors, ctx.dtypes, strict=True)):
             if ctx.needs_input_grad[i]:

@@ -1,0 +1,66 @@
+"""Where a graph's loss cannot run: in torch.compile, torch.func, recomputation and double backward."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """torch.compiler.disable: how long the solver runs depends on the values.
+
+    The compiler, whose import takes seconds, is not imported before the program does.
+    """
+    disabled: list[Callable[P, R]] = []
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "torch._dynamo" not in sys.modules:  # nothing can be compiling
+            return function(*args, **kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(function))
+        return disabled[0](*args, **kwargs)
+
+    return call
+
+
+def refuse_transforms(name: str) -> None:
+    """Raise inside of torch.func's transforms, which cannot see into the solver."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            f"torch.func transforms (grad, vjp, jacrev, vmap and the others) cannot go through {name}: how "
+            "long its solver runs depends on the values; call it outside of them, once for each graph, and "
+            "differentiate with backward() or torch.autograd.grad()"
+        )
+
+
+def refuse_recomputation(what_changed: str) -> None:
+    """Raise where backward() runs this, as it does where torch.utils.checkpoint recomputes.
+
+    It restores the default generators, and nothing else that a call changes.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"GLoss was called again by backward(), as torch.utils.checkpoint does, and {what_changed} "
+            "since: the gradient would be that of another loss; call GLoss outside of the checkpointed "
+            "function"
+        )
+
+
+def refuse_second_derivative(name: str) -> None:
+    """Raise inside of a backward() that is differentiated itself.
+
+    torch's once_differentiable lets a gradient of a constant pass, with a wrong second derivative.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} cannot be differentiated twice; call backward() or torch.autograd.grad() without "
+            "create_graph=True"
+        )

@@ -1,0 +1,211 @@
+"""Score matrices on a GPU: `friction_kernels.scores.backend.Scores` in passes over tiles."""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from friction_triton.apply import apply_kernel
+from friction_triton.configurations import (
+    BLOCK_D,
+    DOT_PRECISION,
+    VALUE_PRECISION,
+    architecture,
+    splits,
+    tile,
+    tuned,
+)
+from friction_triton.gradient import coefficients_kernel, product_kernel
+from friction_triton.launches import launch
+from friction_triton.logsumexp import logsumexp_kernel
+from friction_triton.tiles import LOG2_E
+
+STRIPE_BYTES = 96 << 20  # of coefficients at a time, or as many as the keys have
+
+
+class TritonScores:
+    """Passes over x_ij = scale q_i . k_j, tile by tile, in O((N + M) (d + K)) memory.
+
+    queries: (N, d), keys: (M, d), or None for the queries; float32, or bfloat16 or float16 where precision
+    is "bf16". scale: one float32 on their device; the host never reads it. mask_diagonal: x_ii = -inf.
+    precision: of the products q_i . k_j and, in the gradient, of G with queries and keys: "fp32", "tf32", or
+    "bf16", for which both are rounded. Everything else is float32. The same inputs give the same bits on one
+    device. Where keys are the queries, the gradient alone makes use of symmetry; see logsumexp_kernel.
+    """
+
+    def __init__(
+        self,
+        queries: Tensor,
+        keys: Tensor | None,
+        scale: Tensor,
+        precision: str = "fp32",
+        *,
+        mask_diagonal: bool = False,
+    ):
+        if precision not in DOT_PRECISION:
+            raise ValueError(
+                f"precision must be one of {', '.join(DOT_PRECISION)}, got {precision!r}"
+            )
+        if queries.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise TypeError(f"the Triton kernels compute in float32, got {queries.dtype}")
+        self.symmetric = keys is None
+        self.queries, self.keys = queries, queries if keys is None else keys
+        self.scale, self.precision, self.mask_diagonal = scale, precision, mask_diagonal
+        self._scale = scale.detach().to(queries.device, torch.float32).reshape(1)
+        self._queries = self._operand(queries)
+        self._keys = self._queries if keys is None else self._operand(keys)
+        self._dim = self._queries.shape[1]
+
+    def _operand(self, rows: Tensor) -> Tensor:
+        # Zeros after the last dimension change no product, and spare every kernel a mask.
+        rows = rows.detach().to(torch.bfloat16 if self.precision == "bf16" else torch.float32)
+        return pad(rows, (0, -rows.shape[1] % BLOCK_D[self.precision])).contiguous()
+
+    def logsumexp(self, column_bias: Tensor, rows: range | None = None) -> Tensor:
+        rows = range(len(self._queries)) if rows is None else rows
+        sizes = self._tile("logsumexp")
+        row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
+        column_blocks = triton.cdiv(len(self._keys), sizes["BLOCK_N"])
+        num_splits, per_split = self._divide(row_blocks, column_blocks)
+        result = self._empty(num_splits, len(rows))
+        self._launch(
+            logsumexp_kernel, sizes, (row_blocks, num_splits), self._queries, self._keys, self._scale,
+            _padded_bias(column_bias, sizes["BLOCK_N"]), result, rows.start, len(rows),
+            len(self._queries), len(self._keys), self._dim, per_split,
+            MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
+        )  # fmt: skip
+        return result[0] if num_splits == 1 else result.logsumexp(dim=0)
+
+    def apply(
+        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+    ) -> Tensor:
+        width = values.shape[1]
+        sizes = self._tile("apply_narrow" if width <= 16 else "apply_wide")
+        row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
+        column_blocks = triton.cdiv(len(columns), sizes["BLOCK_N"])
+        channel_blocks = triton.cdiv(width, sizes["BLOCK_K"])
+        num_splits, per_split = self._divide(row_blocks * channel_blocks, column_blocks)
+        result = self._empty(num_splits, len(rows), width)
+        self._launch(
+            apply_kernel, sizes, (row_blocks, num_splits, channel_blocks),
+            self._queries, self._keys, self._scale,
+            _padded_bias(row_bias, sizes["BLOCK_M"]), _padded_bias(column_bias, sizes["BLOCK_N"]),
+            _padded(values.detach().float(), sizes["BLOCK_N"], sizes["BLOCK_K"]).T.contiguous(),
+            result, rows.start, len(rows), columns.start, len(columns),
+            len(self._queries), len(self._keys), self._dim, width,
+            column_blocks * sizes["BLOCK_N"], per_split,
+            MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
+            VALUE_PRECISION=VALUE_PRECISION[self.precision],
+        )  # fmt: skip
+        return result[0] if num_splits == 1 else result.sum(dim=0)
+
+    def gradient(self, terms) -> tuple[Tensor, Tensor | None]:
+        """As the protocol has it, in float32.
+
+        A row's sum over j of d numbers does not fit in registers for large d. So the coefficients G of a
+        stripe of rows are written, and G k and G^T q are matrix products: by arithmetic that is cheaper than
+        computing the tile anew for each part of d. A stripe of a symmetric G begins at its own first row;
+        earlier stripes have added what it lacks to the left, as G^T q.
+        """
+        queries, keys, sizes = self._queries, self._keys, self._tile("coefficients")
+        block, pitch = sizes["BLOCK_M"], triton.cdiv(len(keys), 128) * 128
+        vectors, active, left, right = self._coefficient_inputs(terms)
+        stripe_bytes = max(STRIPE_BYTES, keys.nbytes)
+        height = stripe_bytes // (pitch * keys.element_size()) // block * block
+        height = min(max(height, block), triton.cdiv(len(queries), block) * block)
+        stripe = keys.new_empty(height, pitch)
+        of_queries = self._empty(len(queries), self._dim).zero_()
+        of_keys = of_queries if self.symmetric else self._empty(len(keys), self._dim).zero_()
+        for first in range(0, len(queries), height):
+            last = min(first + height, len(queries))
+            first_column = first if self.symmetric else 0
+            row_blocks = triton.cdiv(last - first, block)
+            column_blocks = triton.cdiv(len(keys) - first_column, sizes["BLOCK_N"])
+            self._launch(
+                coefficients_kernel, sizes, (row_blocks * column_blocks,), queries, keys, self._scale,
+                vectors, active, left, right, stripe, first, first_column, last - first,
+                len(queries), len(keys), self._dim, left.shape[1], pitch, len(active),
+                TERMS=len(terms) - 1, SYMMETRIC=self.symmetric, MASK_DIAGONAL=self.mask_diagonal,
+                PRECISION=DOT_PRECISION[self.precision],
+                VALUE_PRECISION=VALUE_PRECISION[self.precision],
+            )  # fmt: skip
+            self._add_product(stripe, keys[first_column:], of_queries[first:last])
+            done = last if self.symmetric else 0
+            if done < len(keys):
+                rest = stripe[:, done - first_column :]
+                self._add_product(rest, queries[first:last], of_keys[done:], transposed=True)
+        dim = self.queries.shape[1]
+        return of_queries[:, :dim], None if self.symmetric else of_keys[:, :dim]
+
+    def _add_product(
+        self, coefficients: Tensor, z: Tensor, result: Tensor, *, transposed: bool = False
+    ) -> None:
+        """result += coefficients z, or coefficients^T z; what exceeds z and result is not looked at."""
+        sizes = self._tile("product")
+        row_blocks = triton.cdiv(len(result), sizes["BLOCK_M"])
+        channel_blocks = triton.cdiv(self._dim, sizes["BLOCK_N"])
+        num_splits, per_split = 1, triton.cdiv(len(z), sizes["BLOCK_D"])
+        if not transposed:  # few rows and many columns
+            num_splits, per_split = self._divide(row_blocks * channel_blocks, per_split)
+        sums = result if num_splits == 1 else self._empty(num_splits, *result.shape)
+        self._launch(
+            product_kernel, sizes, (row_blocks, channel_blocks, num_splits), coefficients, z, sums,
+            len(result), len(z), self._dim, coefficients.stride(0), per_split, TRANSPOSED=transposed,
+            ACCUMULATE=num_splits == 1, PRECISION=DOT_PRECISION[self.precision],
+        )  # fmt: skip
+        if num_splits > 1:
+            result += sums.sum(dim=0)
+
+    def _coefficient_inputs(self, terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What coefficients_kernel reads, with zeros beyond the last row and key."""
+        rows, columns = (triton.cdiv(len(t), 128) * 128 for t in (self._queries, self._keys))
+        first, pitch = terms[0], max(rows, columns)
+        if any(term.left is not None for term in terms[1:]):
+            raise ValueError("only the first term may have left and right")
+
+        scaled = (
+            (t.row_bias * LOG2_E.value, t.column_bias * LOG2_E.value, t.row_factor) for t in terms
+        )
+        vectors = torch.stack(
+            [_zeros_after(v.detach().float(), pitch) for of in scaled for v in of]
+        )
+        left, right = first.left, first.right
+        if left is None:
+            left, right = self._empty(len(self._queries), 0), self._empty(len(self._keys), 0)
+        active = (left != 0).any(dim=1) | (first.row_factor != 0)
+        block = self._tile("coefficients")["BLOCK_K"]
+        left = _padded(left.detach().float(), rows, block)
+        right = _padded(right.detach().float(), columns, block)
+        return vectors, _zeros_after(active.int(), pitch), left, right
+
+    def _tile(self, kernel: str):
+        return tile(kernel, self.precision, architecture(self._queries.device))
+
+    def _divide(self, programs: int, blocks: int) -> tuple[int, int]:
+        """(splits, blocks in each); every split has some."""
+        per_split = triton.cdiv(blocks, splits(programs, blocks, self._queries.device))
+        return triton.cdiv(blocks, per_split), per_split
+
+    def _launch(self, kernel, sizes, grid: tuple[int, ...], *args, **options) -> None:
+        launch(tuned(kernel, sizes), grid, self._queries.device, *args, **options)
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self._queries.device)
+
+
+def _padded_bias(bias: Tensor, multiple: int) -> Tensor:
+    """In base 2, and -inf up to a multiple of a tile: what is not there has no weight."""
+    return pad(
+        bias.detach().float() * LOG2_E.value, (0, -len(bias) % multiple), value=float("-inf")
+    )
+
+
+def _zeros_after(vector: Tensor, length: int) -> Tensor:
+    return pad(vector, (0, length - len(vector)))
+
+
+def _padded(values: Tensor, rows: int, columns: int) -> Tensor:
+    """Zeros up to multiples of a tile."""
+    return pad(values, (0, -values.shape[1] % columns, 0, -len(values) % rows)).contiguous()
