@@ -294,8 +294,9 @@ def test_state_of_another_type_is_named(key, value, backend):
     run(opt, 2)
     opt.state[opt.param_groups[0]["params"][1]][key] = value
     kind = type(value).__name__
-    with refused(opt, RuntimeError, f"parameter 1 .* has state '{key}' of type {kind}, and not a"):
-        opt.step()
+    for use in (opt.step, opt.state_dict):
+        with refused(opt, RuntimeError, f"parameter 1 .* state '{key}' of type {kind}, and not a"):
+            use()
     del opt.state[opt.param_groups[0]["params"][1]][key]
     with refused(opt, RuntimeError, f"parameter 1 of group 0 .* has no state '{key}'"):
         opt.step()

@@ -52,7 +52,7 @@ def export(
         state = states.get(number)
         if not state:
             continue
-        problem = packed_otherwise(local(param), state) or _without_memory(rule, state)
+        problem = _why_not_saved(rule, param, state)
         if problem is not None:
             raise RuntimeError(f"state_dict(): {checks.name_at(groups, ordinal)} {problem}")
         kept = {key: value for key, value in state.items() if key not in NOTES}
@@ -72,12 +72,16 @@ def export(
         snapshots.add(state_dict)
 
 
-def _without_memory(rule: Rule, state: Mapping[str, Any]) -> str | None:
-    """Which of a parameter's states cannot be read; None where all can."""
+def _why_not_saved(rule: Rule, param: Tensor, state: Any) -> str | None:
+    """What is wrong with a parameter's state; None where it can be read."""
+    if not isinstance(state, dict):
+        return f"has {state!r} for its state, and not a dict"
     for key in ("step", *rule.states, *COMPANION_NAMES):
-        if isinstance(state.get(key), Tensor) and checks.lacks_memory(state[key]):
+        if key in state and not isinstance(state[key], Tensor):
+            return f"has state '{key}' of type {type(state[key]).__name__}, and not a tensor"
+        if key in state and checks.lacks_memory(state[key]):
             return f"has state '{key}' that {checks.NO_MEMORY}"
-    return None
+    return packed_otherwise(local(param), state)
 
 
 def _cloned(value: Any) -> Any:
