@@ -213,6 +213,22 @@ def test_all_of_a_state_dict_is_of_one_moment_or_all_is_live(options, backend):
 
 
 @both_backends
+@pytest.mark.parametrize(
+    "change", [{"state_dtype": "8bit"}, {"master": "fp32"}, {"master": None}], ids=str
+)
+def test_a_live_state_dict_stays_of_one_moment_where_an_option_changes(change, backend):
+    [param] = params = make_params([(512,)], dtype=torch.bfloat16)
+    opt = SigSignAdamW(params, backend=backend, master="split")
+    run(opt, params, range(2))
+    saved = opt.state_dict()["state"][0]
+    before = copy.deepcopy(saved)
+    opt.param_groups[0].update(change)
+    run(opt, params, [2])
+    assert opt.state[param]["step"] == 3
+    assert len({torch.equal(saved[key], before[key]) for key in saved}) == 1
+
+
+@both_backends
 @every_optimizer
 def test_a_run_is_rolled_back_to_a_state_dict_again_and_again(name, backend):
     params = make_params(dtype=torch.bfloat16)
@@ -250,6 +266,47 @@ def test_what_is_loaded_into_copies_and_not_into_the_optimizer_is_warned_of(tmp_
             str(w.message) for w in caught if "load_state_dict() did not follow" in str(w.message)
         ]
         assert len(said) == (0 if follows else 1)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "let go of"])
+def test_every_state_dict_that_was_written_is_warned_of_once(kept):
+    params = make_params([(512,)])
+    opt = SigSignAdamW(params, state_dtype="8bit")
+    run(opt, params, range(2))
+    state_dicts = [opt.state_dict() for _ in range(3)]
+    state_dicts[1]["state"][0]["step"].fill_(7)
+    if not kept:
+        state_dicts.clear()
+        opt.state_dict()
+    with pytest.warns(UserWarning, match=r"load_state_dict\(\) did not follow"):
+        run(opt, params, [2])
+    with warnings.catch_warnings(action="error"):
+        run(opt, params, [3])
+    assert len(opt._snapshots) == len(state_dicts)
+    for _ in range(3):
+        opt.state_dict()
+    assert len(opt._snapshots) <= len(state_dicts) + 1  # those that are gone are forgotten
+
+
+@both_backends
+def test_a_state_dict_whose_copies_are_taken_over_is_watched_no_more(backend):
+    params = make_params([(512,)])
+    opt = SigSignAdamW(params, state_dtype="8bit", backend=backend)
+    run(opt, params, range(2))
+    saved = opt.state_dict()
+    opt.param_groups[0]["state_dtype"] = None
+    opt.load_state_dict(saved)
+    with warnings.catch_warnings(action="error"):
+        run(opt, params, range(2, 5))
+
+
+def test_a_state_dict_in_inference_mode():
+    params = make_params([(512,)])
+    opt = SigSignAdamW(params, state_dtype="8bit")
+    run(opt, params, range(2))
+    with torch.inference_mode():
+        assert opt.state_dict()["state"][0]["step"] == 2
+    run(opt, params, [2])
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -379,6 +436,12 @@ def other_state(key, value):
     return lambda saved: saved["state"][1].update({key: value})
 
 
+def without_memory(shape):
+    tensor = torch.zeros(shape)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
 def other_option(key, value):
     return lambda saved: saved["param_groups"][0].update({key: value})
 
@@ -397,6 +460,18 @@ MISFITS = {
     "step inf": (other_state("step", torch.tensor(torch.inf)), "'step' of parameter 1 .* got inf"),
     "too many steps": (other_state("step", 1e20), r"'step' of parameter 1 .* got 1e\+20"),
     "an enormous step": (other_state("step", 10**400), "'step' of parameter 1 .* got 1000"),
+    "a complex step": (
+        other_state("step", torch.tensor(2 + 0j)),
+        "'step' of parameter 1 .* count of steps",
+    ),
+    "step without memory": (
+        other_state("step", without_memory(())),
+        "'step' of parameter 1 .* has no memory",
+    ),
+    "state without memory": (
+        other_state("exp_avg", without_memory((300,))),
+        "'exp_avg' for parameter 1 .* has no memory",
+    ),
     "step as dict": (other_state("step", {}), "'step' of parameter 1 .* got {}"),
     "step on meta": (
         other_state("step", torch.tensor(2.0, device="meta")),
@@ -412,7 +487,7 @@ MISFITS = {
     ),
     "residual in float": (
         other_state("residual", torch.zeros(300)),
-        "'residual' of type torch.float32 for parameter 1",
+        "'residual' of type torch.float32 for parameter 1.*must be torch.int16 or torch.int8",
     ),
     "sparse": (
         other_state("exp_avg", torch.zeros(300).to_sparse()),
@@ -482,6 +557,50 @@ def test_a_group_of_sgd_without_its_numbers_is_refused(key):
     saved["param_groups"][0][key] = None
     with pytest.raises(TypeError, match=f"the state_dict's group 0: {key} must be"):
         RSGDM(make_params()).load_state_dict(saved)
+
+
+@both_backends
+@pytest.mark.parametrize("options", [{"state_dtype": "8bit"}, {}], ids=str)
+def test_a_state_that_is_given_twice_is_two_parameters_own(options, backend):
+    params = make_params([(300,), (300,)])
+    opt = SigSignAdamW(params, backend=backend, **options)
+    run(opt, params, range(2))
+    saved = opt.state_dict()
+    saved["param_groups"][0]["params"] = [0, 0]
+    del saved["state"][1]
+    saved["state"][0]["prev_grad"] = saved["state"][0]["exp_avg"]
+    other = SigSignAdamW(copies(params), backend=backend, **options)
+    other.load_state_dict(saved)
+    run(other, other.param_groups[0]["params"], [2])
+    tensors = [
+        value
+        for state in other.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert len({value.data_ptr() for value in tensors}) == len(tensors) == 8
+    assert all(state["step"] == 3 for state in other.state.values())
+    assert saved["state"][0]["step"] == 2
+
+
+@both_backends
+def test_negated_views_and_tensors_that_require_gradients_are_loaded(backend):
+    params = make_params()
+    opt = SigSignAdamW(params, backend=backend)
+    run(opt, params, range(2))
+    saved = copy.deepcopy(opt.state_dict())
+    right = saved["state"][0]["exp_avg"]
+    saved["state"][0]["exp_avg"] = torch._neg_view(-right)
+    saved["state"][0]["step"] = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    saved["state"][1]["exp_avg"].requires_grad_()
+    other_params = copies(params)
+    other = SigSignAdamW(other_params, backend=backend)
+    other.load_state_dict(saved)
+    for state in other.state.values():
+        assert not any(value.requires_grad or value.is_neg() for value in state.values())
+    run(opt, params, [2])
+    run(other, other_params, [2])
+    assert_same_states(opt, params, other, other_params)
 
 
 @both_backends

@@ -1,5 +1,8 @@
 """Groups and states that somebody damaged: an error names what is wrong, and nothing has changed."""
 
+from collections import OrderedDict, UserDict, defaultdict, deque
+from types import MappingProxyType
+
 import pytest
 import torch
 from test_errors import both_backends, make_params, noise, refused, run, warm_or_not
@@ -45,6 +48,81 @@ def test_group_appended_by_hand_needs_every_option(warm, backend):
     opt.param_groups.append({"params": make_params()})
     give_gradients(opt)
     with refused(opt, ValueError, r"group 1 of param_groups has no '\w+'.*add_param_group\(\)"):
+        opt.step()
+    opt.param_groups[1] = {}
+    with pytest.raises(ValueError, match="group 1 of param_groups has no 'params'"):
+        opt.step()
+
+
+@both_backends
+@warm_or_not
+@pytest.mark.parametrize("make", [UserDict, MappingProxyType, lambda group: None])
+def test_group_that_is_no_dict_is_named(make, warm, backend):
+    opt = SigSignAdamW(make_params(), backend=backend)
+    run(opt, warm)
+    give_gradients(opt)
+    [group] = opt.param_groups
+    opt.param_groups[0] = make(group)
+    before = [param.detach().clone() for param in group["params"]]
+    with pytest.raises(TypeError, match=r"group 0 of param_groups is of type .*, and no dict"):
+        opt.step()
+    assert all(map(torch.equal, group["params"], before))
+    opt.param_groups[0] = OrderedDict(group)
+    opt.step()
+
+
+@both_backends
+@warm_or_not
+@pytest.mark.parametrize("kind", [tuple, deque])
+def test_groups_in_no_list_are_named(kind, warm, backend):
+    opt = SigSignAdamW(make_params(), backend=backend)
+    run(opt, warm)
+    give_gradients(opt)
+    opt.param_groups = kind(opt.param_groups)
+    with refused(opt, TypeError, f"param_groups is of type {kind.__name__}, and no list"):
+        opt.step()
+    opt.param_groups = list(opt.param_groups)
+    opt.step()
+
+
+@both_backends
+@warm_or_not
+@pytest.mark.parametrize("make", [UserDict, lambda state: None])
+def test_states_in_no_dict_are_named(make, warm, backend):
+    opt = SigSignAdamW(make_params(), backend=backend)
+    run(opt, warm)
+    give_gradients(opt)
+    kept, params = opt.state, opt.param_groups[0]["params"]
+    before = [param.detach().clone() for param in params]
+    opt.state = make(kept)
+    with pytest.raises(TypeError, match=r"the optimizer's state is of type .*, and no dict"):
+        opt.step()
+    assert all(map(torch.equal, params, before))
+    opt.state = defaultdict(dict, kept)
+    opt.step()
+
+
+@both_backends
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("packed_shape", 7),
+        ("packed_shape", None),
+        ("packed_order", (5, 9)),
+        ("packed_order", 7),
+        ("packed_order", (0, 0)),
+    ],
+)
+def test_notes_of_a_packed_state_that_are_none_are_named(key, value, backend):
+    param = nn.Parameter(noise((20, 30), 0))
+    opt = SigSignAdamW([param], backend=backend, state_dtype="8bit")
+    run(opt, 2)
+    opt.state[param][key] = value
+    says = rf"parameter 0 of group 0 .* as '{key}' in its state, and not a"
+    with refused(opt, RuntimeError, says):
+        opt.state_dict()
+    opt.param_groups[0]["rounding"] = "stochastic"  # another plan, which looks at the notes
+    with refused(opt, RuntimeError, says):
         opt.step()
 
 
@@ -167,7 +245,7 @@ DAMAGES = {
     sparse: "of layout torch.sparse_coo; make it dense",
     expanded: "whose elements share memory",
     on_meta: "on meta|type torch.float32, shape",
-    no_tensor: "no state '",
+    no_tensor: "has state '.*' of type float, and not a tensor",
     fake: "that is a FakeTensor",
 }
 
@@ -206,6 +284,21 @@ def test_state_that_is_no_dict_is_named(name, backend, state):
     with pytest.raises(
         RuntimeError, match=r"parameter 1 of group 0 .*for its state, and not a dict"
     ):
+        opt.step()
+
+
+@both_backends
+@pytest.mark.parametrize(("key", "value"), [("step", 2), ("exp_avg", [0.0]), ("exp_avg", None)])
+def test_state_of_another_type_is_named(key, value, backend):
+    opt = SigSignAdamW(make_params(), backend=backend)
+    run(opt, 2)
+    opt.state[opt.param_groups[0]["params"][1]][key] = value
+    kind = type(value).__name__
+    for use in (opt.step, opt.state_dict):
+        with refused(opt, RuntimeError, f"parameter 1 .* state '{key}' of type {kind}, and not a"):
+            use()
+    del opt.state[opt.param_groups[0]["params"][1]][key]
+    with refused(opt, RuntimeError, f"parameter 1 of group 0 .* has no state '{key}'"):
         opt.step()
 
 

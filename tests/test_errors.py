@@ -140,6 +140,41 @@ def test_bad_option_is_refused_by_the_constructor_and_by_add_param_group(name, o
             opt.add_param_group({"params": make_params(), option: bad})
 
 
+NUMBERS = ("lr", "eps", "weight_decay", "beta3", "delta", "wd_ratio", "momentum")
+
+
+@both_backends
+@warm_or_not
+@every_optimizer
+def test_nan_set_in_a_group_is_refused_at_the_next_step(name, warm, backend):
+    opt = OPTIMIZERS[name](make_params(), backend=backend)
+    run(opt, warm)
+    group = opt.param_groups[0]
+    for param in group["params"]:
+        param.grad = torch.ones_like(param)
+    for option in {*NUMBERS} & group.keys():
+        for bad in (math.nan, torch.tensor(math.nan)):
+            kept, group[option] = group[option], bad
+            with refused(opt, ValueError, f"{option} must be a number, got nan"):
+                opt.step()
+            group[option] = kept
+    if "betas" in group:
+        group["betas"] = (0.9, math.nan)
+        with refused(opt, ValueError, "beta2 must be a number, got nan"):
+            opt.step()
+
+
+def test_checks_print_nothing_where_nothing_is_wrong(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("printed")
+
+    monkeypatch.setattr(torch.Tensor, "__repr__", refuse)
+    opt = OPTIMIZERS["SigSignAdamP"](make_params(), lr=torch.tensor(0.1), backend="reference")
+    run(opt, 2)
+    opt.load_state_dict(opt.state_dict())
+    run(opt, 1)
+
+
 @every_optimizer
 def test_optimizer_steps_on_after_a_group_was_refused(name):
     opt, twin = OPTIMIZERS[name](make_params()), OPTIMIZERS[name](make_params())

@@ -102,7 +102,8 @@ def test_frozen_parameter_may_come_in_a_group_of_its_own(name, kind):
 @pytest.mark.parametrize(
     ("kind", "options", "says"),
     [
-        ("uint8", {}, "has type torch.uint8"),
+        ("uint8", {}, "has type torch.uint8; only floating-point and complex parameters can be"),
+        ("float8", {}, "has type torch.float8_e4m3fn; only floating-point and complex .* 16 bits"),
         ("meta", {}, "is on the meta device"),
         ("float64", {"state_dtype": "8bit"}, "cannot be kept as '8bit'"),
         ("complex64", {"state_dtype": "bf16"}, "no complex numbers of state_dtype 'bf16'"),
@@ -142,6 +143,14 @@ def test_frozen_parameter_that_thaws_is_trained(name, backend):
         opt.step()
         twin_opt.step()
     torch.testing.assert_close(thawed, twin, rtol=1e-6, atol=1e-7)
+
+
+def test_a_frozen_parameter_without_a_shape_counts_for_nothing():
+    ours, lazy = trained(), nn.UninitializedParameter(requires_grad=False)
+    opt = OPTIMIZERS["RSGDM"]([ours, lazy])
+    step(opt, ours)
+    report = opt.memory_report()
+    assert report.parameters == 300 and report.sizes["parameter"] == 1200
 
 
 def stub(device, *, trains):

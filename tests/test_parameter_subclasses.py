@@ -1,5 +1,8 @@
 """Subclasses of nn.Parameter that leave everything to torch are served natively; others are not."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -78,6 +81,19 @@ def test_a_class_made_anew_is_served_natively_and_kept_apart_from_others():
         del kind, param
         logged = type(f"Logged{number}", (Logged,), {})(values())
         assert why_not_native(logged).startswith(f"it is a Logged{number}")
+
+
+def test_a_class_lives_no_longer_than_its_parameters():
+    kinds = []
+    for number in range(3):
+        kind = type(f"Tagged{number}", (nn.Parameter,), {})
+        param = kind(values())
+        param.grad = values()
+        SigSignAdamW([param], backend="native").step()
+        kinds.append(weakref.ref(kind))
+    del kind, param
+    gc.collect()
+    assert [kind() for kind in kinds] == [None] * 3
 
 
 def test_a_flat_parameter_of_fsdp_is_served_natively():

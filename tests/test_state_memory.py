@@ -127,6 +127,74 @@ def test_a_zero_tensor_without_memory_is_refused_by_name(what, backend):
     assert all(map(torch.equal, params, before))
 
 
+def freed(tensor):
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def zero(tensor):
+    return torch._efficientzerotensor(tensor.shape)
+
+
+@both_backends
+@pytest.mark.parametrize("make", [freed, zero])
+@every_option
+def test_every_state_without_memory_is_refused_by_name(kind, make, backend):
+    (params, opt), _ = twins("SigSignAdamW", kind, backend)
+    state = opt.state[params[1]]
+    for key in [key for key, value in state.items() if isinstance(value, torch.Tensor)]:
+        if make is zero and state[key].dtype not in (torch.float32, torch.bfloat16):
+            continue
+        kept = state[key]
+        state[key] = make(kept.clone())
+        before = [param.detach().clone() for param in params]
+        with pytest.raises(RuntimeError, match=f"parameter 1 of .* state '{key}' has no memory"):
+            opt.step()
+        assert all(map(torch.equal, params, before))
+        with pytest.raises(
+            RuntimeError, match=rf"state_dict\(\): .* 1 .* '{key}' that has no memory"
+        ):
+            opt.state_dict()
+        state[key] = kept
+    step(opt, params, 3)
+
+
+@both_backends
+def test_a_setting_without_memory_is_refused_by_name(backend):
+    (params, opt), _ = twins("SigSignAdamW", "plain", backend)
+    opt.param_groups[0]["lr"] = freed(torch.tensor(0.1))
+    with pytest.raises(ValueError, match="lr is a tensor that has no memory"):
+        step(opt, params, 2)
+
+
+@both_backends
+@every_option
+@every_optimizer
+def test_a_count_that_float32_cannot_go_on_with_becomes_float64(name, kind, backend):
+    (params, opt), _ = twins(name, kind, backend)
+    for state in opt.state.values():
+        state["step"].fill_(2**24 - 1)
+    for seed in range(3):
+        step(opt, params, seed)
+    for state in opt.state.values():
+        assert state["step"] == 2**24 + 2 and state["step"].dtype == torch.float64
+    other = OPTIMIZERS[name](params, backend=backend, **OPTIONS[kind][1])
+    other.load_state_dict(opt.state_dict())
+    step(other, params, 3)
+    assert all(state["step"] == 2**24 + 3 for state in other.state.values())
+
+
+@both_backends
+@pytest.mark.parametrize("count", [2**24 + 1, 2.0**24 + 1, torch.tensor(2**24 + 1)], ids=type)
+def test_a_large_count_of_any_type_is_loaded_as_it_is(count, backend):
+    (_, opt), (_, other) = twins("RSGDM", "plain", backend)
+    saved = opt.state_dict()
+    for state in saved["state"].values():
+        state["step"] = count
+    other.load_state_dict(saved)
+    assert all(state["step"].item() == 2**24 + 1 for state in other.state.values())
+
+
 @both_backends
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool], ids=str)
 def test_a_state_of_integers_is_refused_by_name(dtype, backend):

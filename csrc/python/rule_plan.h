@@ -152,13 +152,19 @@ class RulePlan : public Plan {
     return {};
   }
 
+  static constexpr double kMostFloat32Steps = 1 << 24;  // and one more is the same number
+
   // Where the host counts; nobody waits for a GPU.
   Problem check_steps() const {
     if (!Rule::kCountsSteps) return {};
     for (const size_t index : active_) {
       const PlanEntry& entry = entries_[index];
-      if (!entry.device_counts && !is_step_count(step_of(entry.states[0])))
+      if (entry.device_counts) continue;
+      const double step = step_of(entry.states[0]);
+      if (!is_step_count(step))
         return {static_cast<int64_t>(index), "its state 'step' is no count of steps"};
+      if (step >= kMostFloat32Steps && entry.states[0].dtype == DType::kFloat32)
+        return {static_cast<int64_t>(index), "its state 'step' is float32 and cannot count further"};
     }
     return {};
   }

@@ -27,8 +27,9 @@ bool has_memory(PyObject* tensor) {
 }  // namespace
 
 TensorReader::TensorReader(py::type tensor, py::type parameter)
-    : tensor_(tensor),
-      types_{std::move(tensor), std::move(parameter)},
+    : tensor_(std::move(tensor)),
+      parameter_(std::move(parameter)),
+      subclasses_(std::make_shared<std::unordered_set<const PyObject*>>()),
       grad_(tensor_.attr("grad")),
       is_neg_(tensor_.attr("is_neg")),
       is_conj_(tensor_.attr("is_conj")) {
@@ -42,6 +43,18 @@ TensorReader::TensorReader(py::type tensor, py::type parameter)
   if (api_->major_version != dlpack::kMajorVersion || api_->tensor_from_py_object == nullptr)
     throw std::runtime_error("this torch publishes DLPack " + std::to_string(api_->major_version) +
                              ", read here is DLPack 1");
+}
+
+void TensorReader::allow(const py::type& subclass) {
+  const PyObject* type = subclass.ptr();
+  if (allows(type)) return;
+  // Forgotten before another type can get its address.
+  const auto forget = [subclasses = subclasses_, type](const py::handle& reference) {
+    subclasses->erase(type);
+    reference.dec_ref();
+  };
+  py::weakref(subclass, py::cpp_function(forget)).release();
+  subclasses_->insert(type);
 }
 
 py::object TensorReader::part_of(PyObject* object) const {

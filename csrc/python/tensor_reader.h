@@ -4,8 +4,8 @@
 
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <vector>
+#include <memory>
+#include <unordered_set>
 
 #include "../dtypes.h"
 #include "dlpack_abi.h"
@@ -34,10 +34,9 @@ class TensorReader {
   // the interface.
   TensorReader(pybind11::type tensor, pybind11::type parameter);
 
-  // Read this subclass natively, too: its data lie where a plain tensor's do.
-  void allow(pybind11::type subclass) {
-    if (!allows(subclass.ptr())) types_.push_back(std::move(subclass));
-  }
+  // Read this subclass natively, too, for as long as it lives: its data lie where a plain tensor's
+  // do.
+  void allow(const pybind11::type& subclass);
 
   // DTensors are read as the part of them that is here. Until this is called nothing is one.
   void unwrap(pybind11::type dtensor) { dtensor_ = std::move(dtensor); }
@@ -77,12 +76,12 @@ class TensorReader {
   }
 
   bool allows(const PyObject* type) const {
-    return std::any_of(types_.begin(), types_.end(),
-                       [type](const pybind11::type& allowed) { return allowed.ptr() == type; });
+    return type == tensor_.ptr() || type == parameter_.ptr() || subclasses_->count(type) != 0;
   }
 
-  pybind11::type tensor_;
-  std::vector<pybind11::type> types_;  // held, so that no other type gets the address of one
+  pybind11::type tensor_, parameter_;
+  // Those that are alive; shared with what sees them go.
+  std::shared_ptr<std::unordered_set<const PyObject*>> subclasses_;
   pybind11::object dtensor_;
   pybind11::object grad_, is_neg_, is_conj_;
   descrgetfunc get_grad_;

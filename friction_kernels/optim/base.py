@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels import backends
-from friction_kernels.optim import checkpoints, checks, compiled, options
+from friction_kernels.optim import checkpoints, checks, compiled, options, state_checks
 from friction_kernels.optim.fallbacks import Entry, entries_of, warn_of_fallbacks
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs
 from friction_kernels.optim.memory import MemoryReport
@@ -21,6 +21,7 @@ from friction_kernels.optim.planning import PlanMismatchError, StepPlan, is_capt
 from friction_kernels.optim.rule import Rule
 from friction_kernels.optim.sharded_adamp import why_not_flattened
 from friction_kernels.optim.sharded_rounding import why_no_shard
+from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import StateFormat
 from friction_kernels.shards import local, mismatch, name_of, why_no_sum
 
@@ -60,7 +61,6 @@ class PlannedOptimizer(Optimizer):
     _scaling: GradientScaling | None = (
         None  # of the last step, where max_grad_norm asked for a norm
     )
-    _snapshot: checkpoints.Snapshot | None = None  # the last state_dict(), where it has copies
     # The handle of release_gradients, while it holds.
     _released: Any = None
     # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
@@ -69,6 +69,7 @@ class PlannedOptimizer(Optimizer):
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
         self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
+        self._snapshots = Snapshots()
         compiled.register(self)
         defaults["process_group"] = name_of(defaults.get("process_group"))
         self._check_options(defaults)
@@ -181,9 +182,7 @@ class PlannedOptimizer(Optimizer):
     @torch.no_grad()
     def _step(self) -> None:
         self._check_step()
-        if self._snapshot is not None and self._snapshot.is_written():
-            self._snapshot = None
-            checkpoints.warn_of_written_snapshot()
+        self._snapshots.warn_of_written()
         self._plan = self._update(self._plan, self.param_groups)
         self._applied = Applied.of(self._plan.stepped())
         self._opt_called = True
@@ -213,6 +212,7 @@ class PlannedOptimizer(Optimizer):
 
         first: the place of the groups' first parameter among all of the optimizer's.
         """
+        checks.check_states(self.state)
         loss_scale = LossScale.of(self.__dict__)
         needs, settings = Needs.of(groups, loss_scale), settings_of(self.rule, groups)
         if plan is None or not plan.fits(groups, needs):
@@ -297,7 +297,7 @@ class PlannedOptimizer(Optimizer):
             options.check_parameter(name, part, group, self.rule.states)
             state = self.state.get(param, {})
             if state != {}:
-                checks.check_state(name, part, state, self.rule.states)
+                state_checks.check_state(name, part, state, self.rule.states)
             format = StateFormat.of(self.rule, part, group, may_skip=needs.may_skip)
             if state and format.fits(part, state):
                 continue
@@ -363,7 +363,7 @@ class PlannedOptimizer(Optimizer):
         handle = self.register_load_state_dict_pre_hook(self._keep_state_dict)
         try:
             super().load_state_dict(dict(state_dict))
-            self._snapshot = None
+            self._snapshots.loaded(self._new_states.values())
         finally:
             handle.remove()
             self.__dict__.pop("_new_states", None)
@@ -393,6 +393,7 @@ class PlannedOptimizer(Optimizer):
         self._traced = compiled.parameters_of(self.param_groups)
         self._applied = None
         self.__dict__.setdefault("_graph_memory", [])
+        self.__dict__.setdefault("_snapshots", Snapshots())
         self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups
         for option, value in options.DEFAULTS.items():
             self.defaults.setdefault(option, value)
@@ -408,4 +409,4 @@ class PlannedOptimizer(Optimizer):
 
 
 def _export(opt: PlannedOptimizer, state_dict: dict[str, Any]) -> None:
-    opt._snapshot = checkpoints.export(opt.rule, opt.param_groups, state_dict)
+    checkpoints.export(opt.rule, opt.param_groups, state_dict, opt._snapshots)

@@ -10,7 +10,7 @@ anything has, it shares none: it would be partly of one moment and partly of ano
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from friction_kernels.flattened import is_flattened
-from friction_kernels.optim import checks
+from friction_kernels.optim import checks, state_checks
 from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, NOT_SAVED, OWN
 from friction_kernels.optim.packed import packed_otherwise
 from friction_kernels.optim.rule import Rule
-from friction_kernels.optim.states import NOTES, StateFormat, numbers_of
+from friction_kernels.optim.snapshots import Snapshots
+from friction_kernels.optim.states import MOST_FLOAT32_STEPS, NOTES, StateFormat, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
-from friction_kernels.warn import warn
 
 # Of torch's optimizers, whose groups say how they compute; and what amsgrad, once switched off, leaves.
 _TORCHS_OPTIONS = ("foreach", "fused", "differentiable", "amsgrad")
@@ -35,10 +35,12 @@ _TORCHS_STATES = ("max_exp_avg_sq",)
 # Saving.
 
 
-def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Snapshot | None:
+def export(
+    rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any], snapshots: Snapshots
+) -> None:
     """Put numbers in the place of codes, and say of each group which rule it is of.
 
-    Returns what tells whether a state_dict of copies was written; None where it has none.
+    snapshots: to which a state_dict of copies is added.
     """
     for group in state_dict["param_groups"]:
         group.update(rule.identity())
@@ -50,7 +52,7 @@ def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any])
         state = states.get(number)
         if not state:
             continue
-        problem = packed_otherwise(local(param), state)
+        problem = _why_not_saved(rule, param, state)
         if problem is not None:
             raise RuntimeError(f"state_dict(): {checks.name_at(groups, ordinal)} {problem}")
         kept = {key: value for key, value in state.items() if key not in NOTES}
@@ -65,10 +67,21 @@ def export(rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any])
             converts |= numbers is not state[key]
             kept[key] = wrap(numbers, param)
         states[number] = kept
-    if not converts:
-        return None
-    state_dict.update(_cloned(state_dict))
-    return Snapshot.of(state_dict)
+    if converts:
+        state_dict.update(_cloned(state_dict))
+        snapshots.add(state_dict)
+
+
+def _why_not_saved(rule: Rule, param: Tensor, state: Any) -> str | None:
+    """What is wrong with a parameter's state; None where it can be read."""
+    if not isinstance(state, dict):
+        return f"has {state!r} for its state, and not a dict"
+    for key in ("step", *rule.states, *COMPANION_NAMES):
+        if key in state and not isinstance(state[key], Tensor):
+            return f"has state '{key}' of type {type(state[key]).__name__}, and not a tensor"
+        if key in state and checks.lacks_memory(state[key]):
+            return f"has state '{key}' that {checks.NO_MEMORY}"
+    return packed_otherwise(local(param), state)
 
 
 def _cloned(value: Any) -> Any:
@@ -80,31 +93,6 @@ def _cloned(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(map(_cloned, value))
     return value
-
-
-class Snapshot(NamedTuple):
-    """A state_dict of copies, and by which of its tensors one sees that something was loaded into it."""
-
-    step: Tensor
-    version: int
-
-    @classmethod
-    def of(cls, state_dict: dict[str, Any]) -> Snapshot | None:
-        """Keeps one step count alive, and nothing else."""
-        steps = (state.get("step") for state in state_dict["state"].values())
-        step = next((step for step in steps if isinstance(step, Tensor)), None)
-        return None if step is None else cls(step, step._version)
-
-    def is_written(self) -> bool:
-        return self.step._version != self.version
-
-
-def warn_of_written_snapshot() -> None:
-    warn(
-        "something was loaded into what state_dict() returned, and load_state_dict() did not follow. That "
-        "state_dict has copies, because states were converted for it, so the optimizer has not changed: "
-        "call load_state_dict(state_dict) after torch.distributed.checkpoint.load(state_dict)"
-    )
 
 
 def _sendable(part: Tensor) -> Tensor:
@@ -174,8 +162,21 @@ def new_states(
     for saved in found:
         _check_state(rule, class_name, saved)
     states = {saved.param: _as_kept_here(rule, saved) for saved in found}
+    _part(states.values())
     _share_all_or_nothing([(saved.state, states[saved.param]) for saved in found])
     return states
+
+
+def _part(states: Iterable[dict[str, Any]]) -> None:
+    """Copy what two states have in common, as where a state_dict names one for two parameters."""
+    seen: set[int] = set()
+    for state in states:
+        for key, value in state.items():
+            if not isinstance(value, Tensor) or not value.numel():
+                continue
+            if value.data_ptr() in seen:
+                state[key] = value.clone()
+            seen.add(value.data_ptr())
 
 
 def _share_all_or_nothing(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
@@ -232,10 +233,14 @@ def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
             f"the state_dict is not one of {class_name}: for {name} it has "
             f"{', '.join(map(repr, state))} and {problem}"
         )
-    checks.check_step_count(f"'step' of {name} in the state_dict", state["step"])
+    wrong = state_checks.why_no_step_count(state["step"])
+    if wrong is not None:
+        raise ValueError(f"'step' of {name} in the state_dict {wrong}")
     for key in (*rule.states, *COMPANION_NAMES):
         if state.get(key) is not None:
-            checks.check_loaded(name, saved.param, key, state[key], is_list=key in rule.states)
+            state_checks.check_loaded(
+                name, saved.param, key, state[key], is_list=key in rule.states
+            )
 
 
 def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
@@ -244,13 +249,15 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
     format = StateFormat.of(rule, part, saved.group)
     step = saved.state["step"]
     if not isinstance(step, Tensor):
-        step = torch.tensor(step, dtype=torch.float32, device="cpu")
-    step = step.to("cpu", torch.float32).reshape(())
+        step = torch.tensor(step, dtype=torch.float64, device="cpu")
+    step = step.detach().to("cpu").reshape(())
+    step = step.to(torch.float64 if step.item() > MOST_FLOAT32_STEPS else torch.float32)
     state: dict[str, Any] = {"step": step}
     for key in (*rule.states, *COMPANION_NAMES):
         if saved.state.get(key) is None:
             continue
-        value = unwrap(saved.state[key], saved.param).to(part.device)
+        value = unwrap(saved.state[key], saved.param).detach().to(part.device)
+        value = value.resolve_conj().resolve_neg()
         if checks.shares_memory(value):
             value = value.contiguous()
         if key in rule.states:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -13,12 +13,25 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from friction_kernels.backends import BACKENDS, is_plain, native_reason
-from friction_kernels.optim.packed import packed_otherwise, packed_size
-from friction_kernels.shards import is_dtensor
+from friction_kernels.backends import BACKENDS, NATIVE_DTYPES, is_plain, native_reason
 
-_COMPANION_TYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
-_MOST_STEPS = 2**53  # above it float64 has no odd numbers, and a step would not be counted
+NO_MEMORY = "has no memory; bring its storage back, or clone() a zero tensor"
+
+
+def as_float(name: str, value: object) -> float | None:
+    """The value of a number or of a tensor of one element; None where it is neither.
+
+    Raises ValueError for a tensor without memory, which must not even be printed.
+    """
+    if isinstance(value, Tensor) and lacks_memory(value):
+        raise ValueError(f"{name} is a tensor that {NO_MEMORY}")
+    complex_tensor = isinstance(value, Tensor) and value.is_complex()
+    if isinstance(value, str) or complex_tensor:  # float() would read it, or its real part
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]  # whatever cannot be read raises
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
 
 
 def check_number(
@@ -27,48 +40,21 @@ def check_number(
     """Raise ValueError unless low <= value < below (a one-element tensor counts as its value)."""
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"Tensor {name} must be 1-element, got shape {tuple(value.shape)}")
+    number = as_float(name, value)
+    if number is not None and low <= number < below:
+        return
     bounds = f"at least {low:g} and " + (f"below {below:g}" if below < math.inf else "finite")
-    wrong_type = TypeError(f"{name} must be {bounds}, got {value!r}")
-    if isinstance(value, str):  # float() would read it, and step() read it anew each time
-        raise wrong_type
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise wrong_type from error
-    if not low <= number < below:
-        raise ValueError(f"{name} must be {bounds}, got {number:g}")
-
-
-def check_step_count(name: str, value: object) -> None:
-    """Raise TypeError or ValueError unless value is a whole number from 0 to 2**53.
-
-    A tensor of one element counts as its value; one on a GPU is waited for.
-    """
-    wanted = f"{name} must be a count of steps, a whole number from 0 to 2**53"
-    if isinstance(value, Tensor) and value.numel() != 1:
-        shape = tuple(value.shape)
-        raise ValueError(f"{wanted}; as a tensor it must have one element, got shape {shape}")
-    wrong_type = TypeError(f"{wanted}, got {value!r}")
-    if isinstance(value, str):  # float() would read it
-        raise wrong_type
-    try:
-        count = float(value)  # type: ignore[arg-type]  # whatever cannot be read raises
-    except OverflowError as error:
-        raise ValueError(f"{wanted}, got {value!r}") from error
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise wrong_type from error
-    if not (0 <= count <= _MOST_STEPS and count.is_integer()):
-        raise ValueError(f"{wanted}, got {count:g}")
+    if number is None:
+        raise TypeError(f"{name} must be {bounds}, got {value!r}")
+    raise ValueError(f"{name} must be {bounds}, got {number:g}")
 
 
 def as_number(name: str, value: float | Tensor) -> float:
     """A setting as it is in this step; raise TypeError where it is no number."""
-    try:
-        if not isinstance(value, str):  # float() would read it
-            return float(value)
-    except (TypeError, ValueError, RuntimeError):
-        pass
-    raise TypeError(f"{name} must be a number, got {value!r}")
+    number = as_float(name, value)
+    if number is None:
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return number
 
 
 def check_bound(name: str, value: float) -> None:
@@ -148,15 +134,23 @@ def is_frozen(param: Tensor) -> bool:
     return not param.requires_grad and param.grad is None
 
 
+def why_not_updatable(param: Tensor) -> str | None:
+    """What is wrong with a parameter's type; None where it can be updated."""
+    if param.dtype in NATIVE_DTYPES:  # the reference serves no others
+        return None
+    return (
+        f"has type {param.dtype}; only floating-point and complex parameters can be updated, of 16 bits "
+        "and more: leave it out of params, or register it as a buffer"
+    )
+
+
 def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index: int) -> None:
-    """Raise for parameters of integer type and for mixed kinds of devices within a group."""
+    """Raise for parameters of types that cannot be updated and for mixed kinds of devices within a group."""
     trained = [named for named in with_names(params, group_index) if not is_frozen(named[1])]
     for name, param in trained:
-        if not (param.is_floating_point() or param.is_complex()):
-            raise TypeError(
-                f"{name} has type {param.dtype}; only floating-point and complex parameters can be "
-                "updated: leave it out of params, or register it as a buffer"
-            )
+        problem = why_not_updatable(param)
+        if problem is not None:
+            raise TypeError(f"{name} {problem}")
         check_device(name, param, *trained[0])
 
 
@@ -169,17 +163,34 @@ def check_device(name: object, param: Tensor, first_name: LateName, first: Tenso
         )
 
 
-def check_groups(groups: Iterable[Mapping[str, Any]], options: Set[str]) -> None:
+def check_groups(groups: object, options: Set[str]) -> None:
+    if not isinstance(groups, list):
+        raise TypeError(
+            f"param_groups is of type {type(groups).__name__}, and no list; give list(param_groups)"
+        )
     for index, group in enumerate(groups):
         check_group(index, group, options)
 
 
-def check_group(index: int, group: Mapping[str, Any], options: Set[str]) -> None:
+def check_states(states: object) -> None:
+    if not isinstance(states, dict):
+        raise TypeError(
+            f"the optimizer's state is of type {type(states).__name__}, and no dict; make it one, or load "
+            "states with load_state_dict()"
+        )
+
+
+def check_group(index: int, group: object, options: Set[str]) -> None:
     """Raise where a group has no longer what a step reads."""
+    if not isinstance(group, dict):
+        raise TypeError(
+            f"group {index} of param_groups is of type {type(group).__name__}, and no dict; add groups "
+            "with add_param_group()"
+        )
     if "params" not in group or not options <= group.keys():
-        missing = {"params", *options} - group.keys()
+        missing = min(options - group.keys()) if "params" in group else "params"
         raise ValueError(
-            f"group {index} of param_groups has no {min(missing)!r}; put it back, or add groups with "
+            f"group {index} of param_groups has no {missing!r}; put it back, or add groups with "
             "add_param_group(), which completes them"
         )
     if not isinstance(group["params"], (list, tuple)):
@@ -262,6 +273,9 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
         )
     if param.device.type == "meta":
         raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
+    problem = why_not_updatable(param)
+    if problem is not None:
+        raise RuntimeError(f"{name} {problem}")
     if shares_memory(param):
         raise RuntimeError(f"{name} has elements that share memory; make it of a clone()")
     check_memory(name, "", param)
@@ -290,17 +304,19 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
 def check_memory(name: object, what: str, tensor: Tensor) -> None:
     """Raise for elements without an address: of a storage resized to nothing, or autograd's zero tensors.
 
-    what: which tensor of the parameter it is; empty for the parameter itself. Subclasses may keep their
-    elements elsewhere.
+    what: which tensor of the parameter it is; empty for the parameter itself.
     """
-    knows = type(tensor) is Tensor or is_plain(type(tensor))
-    if not knows or not tensor.numel():
-        return
-    if tensor.untyped_storage().nbytes() == 0 or tensor.data_ptr() == 0:
+    if lacks_memory(tensor):
         which = f"{name}: its {what}" if what else str(name)
-        raise RuntimeError(
-            f"{which} has no memory; bring its storage back, or clone() a zero tensor"
-        )
+        raise RuntimeError(f"{which} {NO_MEMORY}")
+
+
+def lacks_memory(tensor: Tensor) -> bool:
+    """Whether its elements should have an address and have none. Subclasses may keep theirs elsewhere."""
+    knows = type(tensor) is Tensor or is_plain(type(tensor))
+    if not knows or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
+        return False
+    return tensor.untyped_storage().nbytes() == 0 or tensor.data_ptr() == 0
 
 
 def shares_memory(tensor: Tensor) -> bool:
@@ -311,113 +327,3 @@ def shares_memory(tensor: Tensor) -> bool:
             return tensor.numel() > 0
         reach += stride * (size - 1)
     return False
-
-
-def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_list: bool) -> None:
-    """Raise where what a state_dict has cannot become a parameter's state."""
-    remedy = "load one that was saved with this model's parameters in this order"
-    if not isinstance(value, Tensor):
-        raise ValueError(
-            f"the state_dict has {value!r} as '{key}' for {name}, and not a tensor; {remedy}"
-        )
-    if value.layout != torch.strided or value.is_nested:
-        kind = "a nested tensor" if value.is_nested else f"of layout {value.layout}"
-        raise ValueError(
-            f"the state_dict has '{key}' for {name}, which is {kind}; make it dense with to_dense()"
-        )
-    if value.device.type == "meta":
-        raise ValueError(
-            f"the state_dict has '{key}' for {name} on the meta device, without numbers; load one that "
-            "was saved with them"
-        )
-    if is_list:
-        right = value.is_complex() if param.is_complex() else value.is_floating_point()
-    else:
-        right = value.dtype in (*_COMPANION_TYPES[key], torch.int32)  # 16 bits that were sent in 32
-    if not right:
-        raise ValueError(
-            f"the state_dict has '{key}' of type {value.dtype} for {name}, which is {param.dtype}; {remedy}"
-        )
-    if value.shape != param.shape:
-        raise ValueError(
-            f"the state_dict has '{key}' of shape {tuple(value.shape)} for {name}; {remedy}"
-        )
-
-
-def check_state(
-    name: object, param: Tensor, state: Mapping[str, Any], keys: Collection[str]
-) -> None:
-    """Raise where a parameter's state does not fit it."""
-    remedy = "; load states with load_state_dict(), which converts them"
-    if not isinstance(state, dict):
-        raise RuntimeError(f"{name} has {state!r} for its state, and not a dict{remedy}")
-    step = state.get("step")
-    if not isinstance(step, Tensor):
-        raise RuntimeError(f"{name} has no state 'step'{remedy}")
-    _check_here(name, "step", step)
-    if (
-        step.numel() != 1
-        or step.dtype not in (torch.float32, torch.float64)
-        or (step.device.type != "cpu" and step.device != param.device)
-    ):
-        raise RuntimeError(
-            f"{name} has a state 'step' of type {step.dtype}, shape {tuple(step.shape)}, on "
-            f"{step.device}, and not one float32 number on the CPU or its device{remedy}"
-        )
-    if any(isinstance(state.get(key), Tensor) and state[key].dtype == torch.uint8 for key in keys):
-        problem = packed_otherwise(param, state)
-        if problem is not None:
-            raise RuntimeError(f"{name} {problem}")
-    if step.device.type == "cpu":  # nobody waits for a GPU
-        try:
-            check_step_count(f"state 'step' of {name}", step)
-        except ValueError as error:
-            raise RuntimeError(str(error)) from None
-    companions = {key: dtypes for key, dtypes in _COMPANION_TYPES.items() if key in state}
-    for key in (*keys, *companions):
-        value = state.get(key)
-        if not isinstance(value, Tensor):
-            raise RuntimeError(f"{name} has no state '{key}'{remedy}")
-        _check_here(name, key, value)
-        if shares_memory(value):
-            raise RuntimeError(f"{name} has state '{key}' whose elements share memory; clone() it")
-        if value.is_neg() or value.is_conj():
-            raise RuntimeError(
-                f"{name} has state '{key}' that is a negated or conjugated view; clone() it"
-            )
-        packed = value.dtype == torch.uint8 and key not in companions
-        count = param.numel() * (2 if param.is_complex() else 1)
-        shape = (packed_size(count),) if packed else param.shape
-        if value.shape != shape:
-            raise RuntimeError(
-                f"{name} has state '{key}' of shape {tuple(value.shape)} where this process needs "
-                f"{tuple(shape)}; delete its state, or load one with load_state_dict()"
-            )
-        if value.device != param.device:
-            raise RuntimeError(
-                f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}"
-            )
-        check_memory(name, f"state '{key}'", value)
-        if key in companions:
-            right = value.dtype in companions[key]
-        elif param.dtype in (torch.float64, torch.complex128):
-            right = value.dtype == param.dtype
-        elif param.is_complex():
-            right = packed or value.is_complex()
-        else:
-            right = packed or value.is_floating_point()
-        if not right:
-            raise RuntimeError(f"{name} is {param.dtype}, state '{key}' {value.dtype}{remedy}")
-
-
-def _check_here(name: object, key: str, value: Tensor) -> None:
-    """Raise where a state's numbers are not simply there, on this process."""
-    if is_fake(value):
-        raise RuntimeError(f"{name} has state '{key}' that is a FakeTensor; delete its state")
-    if value.layout != torch.strided:
-        raise RuntimeError(f"{name} has state '{key}' of layout {value.layout}; make it dense")
-    if is_dtensor(value):
-        raise RuntimeError(
-            f"{name} has state '{key}' that is a DTensor; keep its local part, to_local(), or load it "
-            "with load_state_dict()"
-        )

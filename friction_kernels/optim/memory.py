@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from friction_kernels.shards import local
 
@@ -76,6 +77,7 @@ class MemoryReport:
 
 def _count(params: list[Tensor], states: Mapping[Tensor, Any]) -> tuple[int, dict[str, int]]:
     """How many elements the parameters have, and the bytes of them and of their states."""
+    params = [param for param in params if not is_lazy(param)]  # these have no elements yet
     sizes = {"parameter": sum(_bytes(local(param)) for param in params)}
     for param in params:
         for key, value in states.get(param, {}).items():

@@ -21,6 +21,8 @@ BLOCK = 256
 # The key under which a state notes the shape of the parameter that its packed tensors are of: they have
 # none themselves.
 PACKED_SHAPE = "packed_shape"
+# In which order packed states walk their parameter, where that is not a contiguous tensor's.
+ORDER = "packed_order"
 _ALIGNMENT = 16
 _SMALLEST_NORMAL = 2.0**-126
 
@@ -112,10 +114,15 @@ def unpack(packed: Tensor, count: int, *, signed: bool) -> Tensor:
 
 def packed_otherwise(param: Tensor, state: Mapping[str, Any]) -> str | None:
     """Why a state in 8 bits is not this parameter's any more; None where it is."""
-    shape = tuple(state.get(PACKED_SHAPE, param.shape))
-    if shape == tuple(param.shape):
-        return None
-    return (
-        f"has a state in 8 bits of a parameter of shape {shape}; delete its state, or load one with "
-        "load_state_dict()"
-    )
+    remedy = "delete its state, or load one with load_state_dict()"
+    shape, order = state.get(PACKED_SHAPE, param.shape), state.get(ORDER, range(param.dim()))
+    if not isinstance(shape, (tuple, list)):
+        return f"has {shape!r} as '{PACKED_SHAPE}' in its state, and not a shape; {remedy}"
+    if tuple(shape) != tuple(param.shape):
+        return f"has a state in 8 bits of a parameter of shape {tuple(shape)}; {remedy}"
+    is_order = isinstance(order, (tuple, list, range)) and len(order) == param.dim()
+    if not is_order or any(dim not in order for dim in range(param.dim())):
+        return (
+            f"has {order!r} as '{ORDER}' in its state, and not an order of its dimensions; {remedy}"
+        )
+    return None

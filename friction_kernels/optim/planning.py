@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from friction_kernels import backends
-from friction_kernels.optim import checks, options
+from friction_kernels.optim import checks, options, state_checks
 from friction_kernels.optim.fallbacks import Entry, Groups, fallback_reason_with_gradient
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs, square_sum
 from friction_kernels.optim.reference import Numbers, Update
@@ -58,6 +58,8 @@ def settings_of(rule: Rule, groups: Groups) -> list[Settings]:
         for name, value in given.items():
             if type(value) is not float and not (group["capturable"] and _is_cuda(value)):
                 value = checks.as_number(name, value)
+            if type(value) is float and math.isnan(value):
+                raise ValueError(f"{name} must be a number, got nan")
             numbers[name] = value
         found.append(numbers)
     return found
@@ -353,7 +355,7 @@ def _is_ready(
     part = local(param)
     try:
         options.check_parameter("it", part, group, rule.states)
-        checks.check_state("it", part, state, rule.states)
+        state_checks.check_state("it", part, state, rule.states)
     except (RuntimeError, ValueError):
         return False
     return StateFormat.of(rule, part, group, may_skip=needs.may_skip).fits(part, state)

@@ -12,13 +12,18 @@ from torch import Tensor
 from friction_kernels.optim import options
 from friction_kernels.optim.companions import join, split
 from friction_kernels.optim.options import COMPANION_NAMES, PACKED
-from friction_kernels.optim.packed import PACKED_SHAPE, pack, packed_size, threshold_of, unpack
+from friction_kernels.optim.packed import (
+    ORDER,
+    PACKED_SHAPE,
+    pack,
+    packed_size,
+    threshold_of,
+    unpack,
+)
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.rule import Rule, StateKind
 from friction_kernels.optim.walk import Walk
 
-# In which order packed states walk their parameter, where that is not a contiguous tensor's.
-ORDER = "packed_order"
 NOTES = (PACKED_SHAPE, ORDER)  # what a state has beside its tensors
 
 
@@ -29,6 +34,20 @@ def reals(tensor: Tensor) -> Tensor:
 
 def count_of_reals(tensor: Tensor) -> int:
     return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+# Step counts.
+
+MOST_FLOAT32_STEPS = 2**24  # and one more is the same number in float32
+
+
+def is_full(step: Tensor) -> bool:
+    """Whether a count of the host's is float32 and can count no further. Nobody waits for a GPU."""
+    return (
+        step.dtype == torch.float32
+        and step.device.type == "cpu"
+        and step.item() >= MOST_FLOAT32_STEPS
+    )
 
 
 # State lists.
@@ -144,6 +163,7 @@ class StateFormat:
         return (
             self._companions(state) == ([self.companion] if self.companion else [])
             and not (self.counts_on_device and state["step"].device != param.device)
+            and not is_full(state["step"])
             and all(self._list_fits(param, state, key) for key in self.lists)
         )
 
@@ -154,17 +174,29 @@ class StateFormat:
         return state[key].dtype == dtype or not asked
 
     def bring(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Start what a state lacks and convert what is kept otherwise."""
+        """Start what a state lacks and convert what is kept otherwise.
+
+        Where anything is converted the rest is copied: a state_dict that shares the tensors, and keeps those
+        that were converted, stays of one moment.
+        """
+        keys = ("step", *self.lists, *COMPANION_NAMES)
+        before = {key: state[key] for key in keys if key in state}
         self.place_step(param, state)
         self.bring_lists(param, state)
         self._bring_companion(param, state)
+        kept = [key for key, value in before.items() if state.get(key) is value]
+        if len(kept) < len(before):
+            state.update({key: state[key].clone() for key in kept})
 
     def place_step(self, param: Tensor, state: dict[str, Any]) -> None:
         device = param.device if self.counts_on_device else "cpu"
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-        elif self.counts_on_device:
-            state["step"] = state["step"].to(device)
+            return
+        if param.device.type != "cpu" and self.counts_on_device:
+            state["step"] = state["step"].to(device, torch.float32)  # which kernels count in
+        elif is_full(state["step"]):
+            state["step"] = state["step"].double()
 
     def bring_lists(self, param: Tensor, state: dict[str, Any]) -> None:
         for key, (dtype, _) in self.lists.items():
