@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from friction_kernels import OPTIMIZERS, clip_grad_norm_, release_gradients
+from friction_kernels import OPTIMIZERS, clip_grad_norm_, lists, release_gradients
 
 SHAPES = [(26, 6), (9, 4, 2), (3,), (30,)]  # on four processes: uneven, and empty on the last
 
@@ -200,8 +200,12 @@ def clipped_outside(layout, norm_type):
     _, params, _, twins = make("SigSignAdamW", {}, layout=layout)
     give_gradients(params, twins, 0, layout)
     before = [one.grad.clone() for one in twins]
+    grads = [param.grad for param in params if param.grad is not None]
+    of_list = lists.norm(grads) if norm_type == 2 else None
     norm = clip_grad_norm_(params, 0.5, norm_type)
     expected = nn.utils.clip_grad_norm_(twins, 0.5, norm_type)
+    if of_list is not None:
+        torch.testing.assert_close(of_list, expected.to(of_list.dtype))
     grads = [[param.grad for param in each] for each in (params, twins)]
     return difference([norm, *grads[0]], [expected, *grads[1]]), difference(before, grads[1]) > 0
 
