@@ -144,9 +144,8 @@ void bind_plan(py::module_& m, const char* name) {
         "statistics",
         [](PlanType& self, const py::list& settings, int threads, const py::list& guards) {
           std::vector<GroupStatistic> statistics;
-          const Problem problem =
-              self.statistics(groups_of<Rule>(self.reader(), settings), threads,
-                              guards_of(self.reader(), guards), statistics);
+          const Problem problem = self.statistics(groups_of<Rule>(self.reader(), settings), threads,
+                                                  guards_of(self.reader(), guards), statistics);
           py::list of_groups;
           for (const auto& [count, moments] : statistics)
             of_groups.append(py::make_tuple(count, moments.sum, moments.square_sum));

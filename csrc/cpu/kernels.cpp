@@ -190,7 +190,8 @@ void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
 
 // A projection, first pass: sums what the decision needs of each row.
 template <class Rule, class T>
-void reduce_chunk(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t begin, int64_t end) {
+void reduce_chunk(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t begin,
+                  int64_t end) {
   Stage<T, Rule, 2> stage;  // parameter and gradient
   stage.load(t, begin, end - begin);
   for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
@@ -352,9 +353,9 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };
   const bool long_row = by_rows && !t.packed && t.row_length > kChunk;
-  const T of_all =
-      long_row ? coefficient(begin / t.row_length, param_direction<Rule, kVariant, T>(t, begin, end, s))
-               : T(decision.coefficient);
+  const T of_all = long_row ? coefficient(begin / t.row_length,
+                                          param_direction<Rule, kVariant, T>(t, begin, end, s))
+                            : T(decision.coefficient);
   // Short rows share a stage, as many as it holds.
   const bool whole_rows = by_rows && !t.packed && !long_row;
   const int64_t block = whole_rows ? kChunk / t.row_length * t.row_length : kChunk;

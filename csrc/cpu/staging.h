@@ -256,8 +256,7 @@ struct Stage {
   void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
     // Of all lists before any is packed, which waits for them.
     for (int list = 0; list < kLists; ++list)
-      if (is_written(list) && t.dtype[list] == DType::kPacked)
-        find_scales(t, list, begin, count);
+      if (is_written(list) && t.dtype[list] == DType::kPacked) find_scales(t, list, begin, count);
     for (int list = 0; list < kLists; ++list) {
       if (!is_written(list) || x[list] != buffer[list]) continue;
       if (list == Rule::kParam && t.companion != 0)

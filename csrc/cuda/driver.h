@@ -36,8 +36,8 @@ void update_projected(const Launch<Rule>& launch, Storage storage, const Target&
 template <class Rule>
 void statistic(const Launch<Rule>& launch, Storage storage, const Target& target);
 
-// Whoever defines one of these templates keeps what they are for the rules that have it, so that the
-// compiler makes them: choose(null pointer of a rule) -> the function, or null.
+// Whoever defines one of these templates keeps what they are for the rules that have it, so that
+// the compiler makes them: choose(null pointer of a rule) -> the function, or null.
 template <class... Rule, class Choose>
 auto of_rules(RuleList<Rule...>, Choose choose) {
   return std::make_tuple(choose(static_cast<Rule*>(nullptr))...);

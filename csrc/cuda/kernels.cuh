@@ -89,8 +89,8 @@ __device__ void count_steps(const Launch& launch) {
 
 // What update_part does, where types are looked up.
 template <class Storage, class Launch>
-__device__ __forceinline__ void update_mixture(
-    const Launch& launch, const Part& part, const Shared<typename Launch::Rule, float>& shared) {
+__device__ __forceinline__ void update_mixture(const Launch& launch, const Part& part,
+                                               const Shared<typename Launch::Rule, float>& shared) {
   MixtureUpdate<Storage, Launch> mine(launch, part, int(threadIdx.x), shared);
   const auto find_largest = [&] {
     if (!mine.packs()) return;
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
     const Part part = part_of(launch, chunk, tensor);
     tensor = part.tensor;
-    const Moments mine = statistic_of_part<Storage>(launch, part, int(threadIdx.x),
-                                                    shared.of(launch, tensor));
+    const Moments mine =
+        statistic_of_part<Storage>(launch, part, int(threadIdx.x), shared.of(launch, tensor));
     const Moments moments = block_sum(mine, scratch.values());
     if (threadIdx.x == 0) launch.statistics[chunk] = moments;
     __syncthreads();  // scratch may be written again

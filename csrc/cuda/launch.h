@@ -33,9 +33,9 @@ struct Types {
 };
 static_assert(sizeof(Types) == 8);
 
-// What few launches need to know of a tensor: a projection its rows, a captured step where to count, a
-// tensor of gaps its layout, one of 16 bits its companion or its place among the random numbers. In
-// device memory, sent when it changes.
+// What few launches need to know of a tensor: a projection its rows, a captured step where to
+// count, a tensor of gaps its layout, one of 16 bits its companion or its place among the random
+// numbers. In device memory, sent when it changes.
 struct Extra {
   float* step;         // counts the tensor's steps on the device; null: the host counts
   int64_t layout;      // where its layout begins among Header::layouts; kContiguous: none
@@ -116,7 +116,7 @@ struct Header {
   const Extra* extras;     // [tensors]; null where no tensor needs one
   const int64_t* layouts;  // each: dims, sizes [dims], strides [lists + 1, dims] (in elements)
   Moments* statistics;     // [chunks]: what a rule's statistic is over each
-  uint32_t* blocks_done;  // 0 between launches; where the last block has work to do
+  uint32_t* blocks_done;   // 0 between launches; where the last block has work to do
   std::conditional_t<Rule::kProjects, Projection, NoProjection> projection;
   SquaredNorm norm;
   Guards guards;

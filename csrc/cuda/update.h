@@ -123,10 +123,10 @@ template <class Storage, class Launch>
 FRICTION_INLINE void update_part(
     const Launch& launch, const Part& part, int thread,
     const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
-  visit_elements<Storage, true>(
-      launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
-        update_elements(launch, part, shared, elements, position);
-      });
+  visit_elements<Storage, true>(launch, part, shared.types, thread,
+                                [&](auto& elements, auto&& position) {
+                                  update_elements(launch, part, shared, elements, position);
+                                });
 }
 
 // A thread's share of a part's statistic. Changes nothing.
@@ -137,17 +137,16 @@ statistic_of_part(const Launch& launch, const Part& part, int thread,
   using Rule = typename Launch::Rule;
   using T = typename Storage::Arithmetic;
   T sum = T(0), square_sum = T(0);
-  visit_elements<Storage, false>(
-      launch, part, shared.types, thread, [&](auto& elements, auto&&) {
-        with_variant<Rule>(shared.variant, [&](auto variant) {
-          FRICTION_UNROLL
-          for (auto& x : elements) {
-            const T value = Rule::template statistic<variant()>(x, shared.scalars);
-            sum += value;
-            square_sum += value * value;
-          }
-        });
-      });
+  visit_elements<Storage, false>(launch, part, shared.types, thread, [&](auto& elements, auto&&) {
+    with_variant<Rule>(shared.variant, [&](auto variant) {
+      FRICTION_UNROLL
+      for (auto& x : elements) {
+        const T value = Rule::template statistic<variant()>(x, shared.scalars);
+        sum += value;
+        square_sum += value * value;
+      }
+    });
+  });
   return {double(sum), double(square_sum)};
 }
 
@@ -163,10 +162,7 @@ class MixtureUpdate {
 
   FRICTION_INLINE MixtureUpdate(const Launch& launch, const Part& part, int thread,
                                 const Shared<Rule, float>& shared)
-      : launch_(launch),
-        part_(part),
-        shared_(shared),
-        thread_(thread) {}
+      : launch_(launch), part_(part), shared_(shared), thread_(thread) {}
 
   FRICTION_INLINE bool by_vectors() const { return by_eights(launch_, part_, shared_.types); }
   FRICTION_INLINE bool packs() const { return Storage::kStatesPacked || shared_.types.packed; }
@@ -176,8 +172,7 @@ class MixtureUpdate {
     eight_.clear();  // else the registers would be in use all along, with what they held before
     if (position() >= part_.count) return;
     eight_.load(launch_, part_, shared_.types, position());
-    update_elements(launch_, part_, shared_, eight_.x,
-                               [&](int i) { return position() + i; });
+    update_elements(launch_, part_, shared_, eight_.x, [&](int i) { return position() + i; });
     note(eight_.x);
   }
   FRICTION_INLINE void store() const {

@@ -94,8 +94,7 @@ class LaunchMaker {
 
   // The launch over a table, with all that it refers to in device memory. Valid until the next one.
   Launch& make(Table& table, const std::vector<GroupStep>& group_steps, const cuda::Guards& guards,
-                const DeviceAllocator& allocator,
-               const cuda::Target& target) {
+               const DeviceAllocator& allocator, const cuda::Target& target) {
     const DeviceUse use{target.device, target.stream, cuda::is_capturing(target)};
     const auto send = [&](const void* bytes, size_t count, void* to) {
       cuda::store(bytes, count, to, target);

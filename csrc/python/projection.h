@@ -28,8 +28,7 @@ class ProjectionOnCpu {
     run_region(names[0].c_str(), projected, table.chunks, shares, kernel.reduce);
     run_region(names[1].c_str(), projected, region.table.count, Shares(shares.threads),
                kernel.decide);
-    if (packed)
-      run_region(names[2].c_str(), projected, table.chunks, shares, kernel.directions);
+    if (packed) run_region(names[2].c_str(), projected, table.chunks, shares, kernel.directions);
     run_region(names[3].c_str(), projected, table.chunks, shares, kernel.apply);
   }
 

@@ -164,7 +164,8 @@ class RulePlan : public Plan {
       if (!is_step_count(step))
         return {static_cast<int64_t>(index), "its state 'step' is no count of steps"};
       if (step >= kMostFloat32Steps && entry.states[0].dtype == DType::kFloat32)
-        return {static_cast<int64_t>(index), "its state 'step' is float32 and cannot count further"};
+        return {static_cast<int64_t>(index),
+                "its state 'step' is float32 and cannot count further"};
     }
     return {};
   }
@@ -283,8 +284,7 @@ class RulePlan : public Plan {
     std::vector<Moments> of_chunk(size_t(table.chunks));
     run_on_cpu(table, groups, [&](const Region<Rule>& region) {
       run_region("friction_stats", StatisticRegion<Rule>{region, of_chunk.data()}, table.chunks,
-                 Shares(table.elements, table.chunks, threads),
-                 kernels().of<Rule>().statistic);
+                 Shares(table.elements, table.chunks, threads), kernels().of<Rule>().statistic);
     });
     return of_chunk;
   }

@@ -23,9 +23,9 @@ struct FrictionAdamP : FrictionAdam {
     FRICTION_INLINE double projected_decay() const { return 1 - lr * weight_decay * wd_ratio; }
   };
   static constexpr const char* kSettings[] = {
-      "lr",         "beta1",     "beta2",    "beta3",    "eps",         "weight_decay", "tanh",
-      "normalized", "decoupled", "maximize", "nesterov", "grad_factor", "max_norm",     "seed",
-      "delta",      "wd_ratio"};
+      "lr",       "beta1",      "beta2",     "beta3",    "eps",      "weight_decay",
+      "tanh",     "normalized", "decoupled", "maximize", "nesterov", "grad_factor",
+      "max_norm", "seed",       "delta",     "wd_ratio"};
 };
 
 // What the test needs to know of a row; sums of parts of a row add up.

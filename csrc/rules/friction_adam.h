@@ -52,15 +52,16 @@ struct FrictionAdam {
   // e)(sqrt(v) + c eps))
   template <class T>
   struct Scalars {
-    T grad_scale;    // the gradient's factor, negative where the objective is maximized
+    T grad_scale;     // the gradient's factor, negative where the objective is maximized
     T coupled_decay;  // times the parameter, added to the gradient
     T decay;          // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
-    T m_coefficient, grad_coefficient;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
-    T c_eps;          // c eps
-    T c_squared_eps;  // c^2 eps
-    T exponent;       // e = 2^(exponent agreement): -b3 log2(e) x / agreement, doubled for tanh
-    T scale;          // S = scale / (1 + e): 1, or 2 for tanh
+    T m_coefficient,
+        grad_coefficient;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
+    T c_eps;               // c eps
+    T c_squared_eps;       // c^2 eps
+    T exponent;  // e = 2^(exponent agreement): -b3 log2(e) x / agreement, doubled for tanh
+    T scale;     // S = scale / (1 + e): 1, or 2 for tanh
 
     Scalars() = default;
     FRICTION_INLINE Scalars(const Settings& s, double step) {

@@ -136,7 +136,8 @@ void decide_all(const Launch<Rule>& launch) {
         std::vector<ProjectionSums> parts;
         for (int lane = 0; lane < lanes; ++lane)
           parts.push_back(slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes));
-        const ProjectionSums sums = of_scaled(team_sum_on_host(parts.data(), lanes), settings.grad_factor);
+        const ProjectionSums sums =
+            of_scaled(team_sum_on_host(parts.data(), lanes), settings.grad_factor);
         rows_pass = row_passes(sums, double(extra.row_length), settings.delta, settings.eps,
                                launch.projection.coefficients[extra.first_row + row]) &&
                     rows_pass;
@@ -146,8 +147,8 @@ void decide_all(const Launch<Rule>& launch) {
     if (rows_pass || extra.rows == 0) continue;
     const ProjectionSums whole = team_sum_on_host(mine.data(), kDecideThreads);
     double coefficient;
-    if (!row_passes(whole, double(extra.rows) * double(extra.row_length), settings.delta, settings.eps,
-                    coefficient))
+    if (!row_passes(whole, double(extra.rows) * double(extra.row_length), settings.delta,
+                    settings.eps, coefficient))
       continue;
     launch.projection.projected[tensor] = true;
     for (int64_t row = 0; row < extra.rows; ++row)

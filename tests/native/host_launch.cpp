@@ -149,8 +149,7 @@ void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int st
   const double step = 1;
   const auto table =
       std::make_unique<Table<Count>>(given, count, &kCountSettings.grad_factor, &step, 1, stored);
-  with_host_storage(storage,
-                    [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });
+  with_host_storage(storage, [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });
 }
 
 // Their states are packed or not, so that only kernels that look types up serve them.
