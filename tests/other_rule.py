@@ -65,11 +65,11 @@ class OtherRule(Rule):
     def settings(self, group):
         return {"lr": group["lr"]}
 
-    def update(self, param, grad, states, group, *, step, is_matrix):
-        v, last = states["mean_square"], states["last"]
-        v.mul_(0.875).add_(0.125 * grad * grad)
-        param.sub_(group["lr"] * (grad + 0.5 * last) / (v.sqrt() + 0.01))
-        last.copy_(grad)
+    def update(self, x, group):
+        v, last = x.states["mean_square"], x.states["last"]
+        v.mul_(0.875).add_(0.125 * x.grad * x.grad)
+        x.param.sub_(group["lr"] * (x.grad + 0.5 * last) / (v.sqrt() + 0.01))
+        last.copy_(x.grad)
 
 
 class Other(PlannedOptimizer):

@@ -20,6 +20,7 @@ from friction_kernels import OPTIMIZERS
 from friction_kernels.optim.companions import join, split
 from friction_kernels.optim.packed import BLOCK, pack, threshold_of, unpack
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
+from friction_kernels.optim.rule import Operands
 from friction_kernels.optim.states import read_list, read_wide
 from friction_kernels.optim.walk import Walk
 
@@ -104,7 +105,7 @@ def exact_step(case: Case, param: Tensor, opt, magnitude: bool = False) -> Exact
         wide, grad = wide.abs(), grad.abs()
         lists = {key: value.abs() for key, value in lists.items()}
         group = {**group, "maximize": False, "delta": 0.0}
-    opt.rule.update(wide, grad, lists, group, step=float(case.step), is_matrix=param.dim() > 1)
+    opt.rule.update(Operands(wide, grad, lists, float(case.step), param.dim() > 1), group)
     return Exact(wide, lists)
 
 

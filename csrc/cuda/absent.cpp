@@ -26,29 +26,9 @@ void statistic(const Launch<Rule>&, Storage, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
-[[gnu::used]] const auto updates = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (!Rule::kProjects)
-    return &update<Rule>;
-  else
-    return nullptr;
-});
-
-[[gnu::used]] const auto projected_updates = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (Rule::kProjects)
-    return &update_projected<Rule>;
-  else
-    return nullptr;
-});
-
-[[gnu::used]] const auto statistics = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (Rule::kHasStatistic)
-    return &statistic<Rule>;
-  else
-    return nullptr;
-});
+FRICTION_INSTANTIATE(update, !Rule::kProjects);
+FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
+FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
 void squared_norm(const Launch<Gradients>&, const Target&) { throw std::runtime_error(kAbsent); }
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }

@@ -36,14 +36,19 @@ void update_projected(const Launch<Rule>& launch, Storage storage, const Target&
 template <class Rule>
 void statistic(const Launch<Rule>& launch, Storage storage, const Target& target);
 
-// Whoever defines one of these templates keeps what they are for the rules that have it, so that
-// the compiler makes them: choose(null pointer of a rule) -> the function, or null.
+// Whoever defines one of these templates has the compiler make it for the rules that it is for.
 template <class... Rule, class Choose>
 auto of_rules(RuleList<Rule...>, Choose choose) {
   return std::make_tuple(choose(static_cast<Rule*>(nullptr))...);
 }
-template <class Rule>
-using RuleOf = std::remove_pointer_t<Rule>;
+#define FRICTION_INSTANTIATE(function, is_for_rule)                                 \
+  [[gnu::used]] const auto function##_of_rules = of_rules(Rules(), [](auto* rule) { \
+    using Rule = std::remove_pointer_t<decltype(rule)>;                             \
+    if constexpr (is_for_rule)                                                      \
+      return &function<Rule>;                                                       \
+    else                                                                            \
+      return nullptr;                                                               \
+  })
 
 // One launch: launch.norm.squared becomes the sum of all gradients' squares, the same bits on every
 // card. launch.blocks_done must lead to a zero.

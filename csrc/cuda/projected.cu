@@ -20,12 +20,6 @@ void update_projected(const Launch<Rule>& launch, Storage storage, const Target&
   });
 }
 
-[[gnu::used]] const auto projected_updates = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (Rule::kProjects)
-    return &update_projected<Rule>;
-  else
-    return nullptr;
-});
+FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
 
 }  // namespace friction::cuda

@@ -10,12 +10,6 @@ void statistic(const Launch<Rule>& launch, Storage storage, const Target& target
   });
 }
 
-[[gnu::used]] const auto statistics = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (Rule::kHasStatistic)
-    return &statistic<Rule>;
-  else
-    return nullptr;
-});
+FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
 }  // namespace friction::cuda

@@ -10,12 +10,6 @@ void update(const Launch<Rule>& launch, Storage storage, const Target& target) {
   });
 }
 
-[[gnu::used]] const auto updates = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (!Rule::kProjects)
-    return &update<Rule>;
-  else
-    return nullptr;
-});
+FRICTION_INSTANTIATE(update, !Rule::kProjects);
 
 }  // namespace friction::cuda

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from friction_kernels import equations
 from friction_kernels.optim import checks
-from friction_kernels.optim.rule import MeasuredRule, ProjectedRule
+from friction_kernels.optim.rule import MeasuredRule, Operands, ProjectedRule
 
 FrictionInput = Literal["product", "normalized"]
 FRICTION_INPUTS = get_args(FrictionInput)
@@ -48,21 +48,9 @@ class FrictionAdamRule(MeasuredRule):
             "wd_ratio": 1.0,
         }
 
-    def update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-        is_matrix: bool,
-    ) -> None:
+    def update(self, x: Operands, group: Mapping[str, Any]) -> None:
         equations.friction_adam(
-            param,
-            grad,
-            *_of(states),
-            step,
+            *_arguments(x),
             lr=float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             decoupled=self.decoupled,
@@ -71,22 +59,14 @@ class FrictionAdamRule(MeasuredRule):
             **self._friction_options(group),
         )
 
-    def statistic(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-    ) -> Tensor:
+    def statistic(self, x: Operands, group: Mapping[str, Any]) -> Tensor:
         """S less its value without friction."""
         s = equations.next_friction(
-            param,
-            grad,
-            states["exp_avg_sq"],
-            states["prev_grad"],
-            step,
+            x.param,
+            x.grad,
+            x.states["exp_avg_sq"],
+            x.states["prev_grad"],
+            x.step,
             beta2=_betas(group)[1],
             coupled_decay=0.0 if self.decoupled else float(group["weight_decay"]),
             maximize=group["maximize"],
@@ -155,40 +135,20 @@ class FrictionAdamPRule(FrictionAdamRule, ProjectedRule):
         own = {name: group[name] for name in ("nesterov", "delta", "wd_ratio")}
         return {**super().settings(group), **own}
 
-    def update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-        is_matrix: bool,
-    ) -> None:
+    def update(self, x: Operands, group: Mapping[str, Any]) -> None:
         equations.friction_adamp(
-            param,
-            grad,
-            *_of(states),
-            step,
+            *_arguments(x),
             lr=float(group["lr"]),
             weight_decay=float(group["weight_decay"]),
             delta=float(group["delta"]),
             wd_ratio=float(group["wd_ratio"]),
-            is_matrix=is_matrix,
+            is_matrix=x.is_matrix,
             **self._direction_options(group),
         )
 
-    def direction(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-    ) -> Tensor:
+    def direction(self, x: Operands, group: Mapping[str, Any]) -> Tensor:
         return equations.friction_direction(
-            param, grad, *_of(states), step, coupled_decay=0.0, **self._direction_options(group)
+            *_arguments(x), coupled_decay=0.0, **self._direction_options(group)
         )
 
     def _direction_options(self, group: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,8 +160,9 @@ class FrictionAdamPRule(FrictionAdamRule, ProjectedRule):
         }
 
 
-def _of(states: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    return states["exp_avg"], states["exp_avg_sq"], states["prev_grad"]
+def _arguments(x: Operands) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+    exp_avg, exp_avg_sq, prev_grad = (x.states[k] for k in ("exp_avg", "exp_avg_sq", "prev_grad"))
+    return x.param, x.grad, exp_avg, exp_avg_sq, prev_grad, x.step
 
 
 def _betas(group: Mapping[str, Any]) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from friction_kernels.optim import options
 from friction_kernels.optim.rounding import RandomKey
-from friction_kernels.optim.rule import MeasuredRule, Rule
+from friction_kernels.optim.rule import MeasuredRule, Operands, Rule
 from friction_kernels.optim.sharded_rounding import shard_of
 from friction_kernels.optim.states import read_list, read_wide, reals, write_list, write_wide
 from friction_kernels.optim.walk import Walk
@@ -41,10 +41,13 @@ class Numbers:
             key: read_list(self._param, state, key, kind) for key, kind in rule.states.items()
         }
 
+    def operands(self) -> Operands:
+        return Operands(self.wide, self.grad, self.states, self.step, self.whole.dim() > 1)
+
     def statistic(self) -> Tensor:
         """What the rule's statistic is in the step. Changes nothing."""
         assert isinstance(self.rule, MeasuredRule)
-        return self.rule.statistic(self.wide, self.grad, self.states, self.group, step=self.step)
+        return self.rule.statistic(self.operands(), self.group)
 
 
 class Update(Numbers):
@@ -74,13 +77,6 @@ class Update(Numbers):
             param.copy_(self._plain)
 
     def make(self) -> None:
-        self.rule.update(
-            self.wide,
-            self.grad,
-            self.states,
-            self.group,
-            step=self.step,
-            is_matrix=self.whole.dim() > 1,
-        )
+        self.rule.update(self.operands(), self.group)
         self.keep_states()
         self.keep_value()

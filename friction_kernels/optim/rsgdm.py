@@ -14,7 +14,7 @@ from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
-from friction_kernels.optim.rule import Rule
+from friction_kernels.optim.rule import Operands, Rule
 
 _DOC = """Momentum corrected by its own change.
 
@@ -85,22 +85,13 @@ class RSGDMRule(Rule):
         own = {name: group[name] for name in ("lr", "momentum", "weight_decay", "maximize")}
         return {**own, "decoupled": group["decoupled_weight_decay"]}
 
-    def update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-        is_matrix: bool,
-    ) -> None:
+    def update(self, x: Operands, group: Mapping[str, Any]) -> None:
         # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
         # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
-        m = states["momentum_buffer"]
+        m = x.states["momentum_buffer"]
         equations.rsgdm(
-            param,
-            grad,
+            x.param,
+            x.grad,
             m,
             torch.zeros_like(m),
             m.clone(),

@@ -36,6 +36,16 @@ def _states() -> dict[str, dict[str, StateKind]]:
     return table
 
 
+class Operands(NamedTuple):
+    """What a rule sees of one tensor at a step: real numbers, in float32 at least."""
+
+    param: Tensor
+    grad: Tensor
+    states: Mapping[str, Tensor]
+    step: float
+    is_matrix: bool  # whether the parameter, as the user has it, has several dimensions
+
+
 class Rule(ABC):
     """The mathematics of an optimizer, its options given as a parameter group's."""
 
@@ -57,20 +67,8 @@ class Rule(ABC):
         """The group's numbers and flags by the native rule's names."""
 
     @abstractmethod
-    def update(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-        is_matrix: bool,
-    ) -> None:
-        """Advance one real tensor and its states in place, by the equations.
-
-        is_matrix: whether the parameter, as the user has it, has several dimensions.
-        """
+    def update(self, x: Operands, group: Mapping[str, Any]) -> None:
+        """Advance parameter and states in place, by the equations."""
 
     def identity(self) -> dict[str, Any]:
         """What tells the rule from others with the same states; a state_dict's groups say it."""
@@ -85,15 +83,7 @@ class MeasuredRule(Rule):
     """A rule with a quantity that `statistics` are of."""
 
     @abstractmethod
-    def statistic(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-    ) -> Tensor:
+    def statistic(self, x: Operands, group: Mapping[str, Any]) -> Tensor:
         """Of each element in the step that a gradient would make. Changes nothing."""
 
 
@@ -103,13 +93,5 @@ class ProjectedRule(Rule):
     projects_rows = True
 
     @abstractmethod
-    def direction(
-        self,
-        param: Tensor,
-        grad: Tensor,
-        states: Mapping[str, Tensor],
-        group: Mapping[str, Any],
-        *,
-        step: float,
-    ) -> Tensor:
+    def direction(self, x: Operands, group: Mapping[str, Any]) -> Tensor:
         """Advance the states; return the update before it is projected."""

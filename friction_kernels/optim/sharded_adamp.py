@@ -73,7 +73,7 @@ def make_together(rule: ProjectedRule, updates: Iterable[Update]) -> None:
 
 
 def _direction(rule: ProjectedRule, update: Update) -> Direction:
-    u = rule.direction(update.wide, update.grad, update.states, update.group, step=update.step)
+    u = rule.direction(update.operands(), update.group)
     p, g, u_rows = (t.flatten(start_dim=1).double() for t in (update.wide, update.grad, u))
     sums = torch.stack([(a * b).sum(dim=1) for a, b in ((p, g), (p, p), (g, g), (p, u_rows))])
     update.keep_states()

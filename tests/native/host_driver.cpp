@@ -35,29 +35,9 @@ void statistic(const Launch<Rule>& launch, Storage storage, const Target&) {
   count_launch("friction_stats");
 }
 
-[[gnu::used]] const auto updates = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (!Rule::kProjects)
-    return &update<Rule>;
-  else
-    return nullptr;
-});
-
-[[gnu::used]] const auto projected_updates = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (Rule::kProjects)
-    return &update_projected<Rule>;
-  else
-    return nullptr;
-});
-
-[[gnu::used]] const auto statistics = of_rules(Rules(), [](auto* rule) {
-  using Rule = RuleOf<decltype(rule)>;
-  if constexpr (Rule::kHasStatistic)
-    return &statistic<Rule>;
-  else
-    return nullptr;
-});
+FRICTION_INSTANTIATE(update, !Rule::kProjects);
+FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
+FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
 void squared_norm(const Launch<Gradients>& launch, const Target&) {
   *launch.norm.squared = squared_norm_of(launch, kBlocks);
