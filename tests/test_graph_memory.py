@@ -126,6 +126,23 @@ def test_state_dict():
     assert "memory.embeddings" in loss_fn.state_dict()
 
 
+def test_a_memory_made_on_meta_is_empty_until_it_is_loaded():
+    (e, labels), _ = batches(2)
+    filled = GraphMemory(25, 6)
+    filled.add(e, labels)
+    with torch.device("meta"):
+        emptied, assigned = GraphMemory(25, 6), GraphMemory(25, 6)
+    assert emptied.state_dict()["_extra_state"] == {"filled": 0, "next": 0}
+    GLoss(3, memory=emptied).to_empty(device="cpu")
+    assert len(emptied) == 0 and emptied.get_extra_state()["next"] == 0
+    assert (emptied.ids == filled.ids).all()  # nobody's
+    assigned.load_state_dict(filled.state_dict(), assign=True)
+    emptied.load_state_dict(filled.state_dict())
+    for memory in (emptied, assigned, filled.to_empty(device="cpu")):
+        assert len(memory) == 20
+        assert relative(memory.rows()[0], normalize(e)) < 1e-6
+
+
 def test_input_without_meaning_raises_and_changes_nothing():
     memory = GraphMemory(10, 6)
     e, labels = batches(1)[0]

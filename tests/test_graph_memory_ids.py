@@ -306,7 +306,13 @@ def test_rows_are_float32_whatever_the_default_or_the_model_is():
     e, labels, ids = documents(10)
     memory.add(e, labels, ids=ids)
     assert memory.embeddings.dtype == torch.float32
-    rows = memory.rows()[0].clone()
-    for dtype in (torch.bfloat16, torch.float64):
-        GLoss(3, memory=memory).to(dtype)
-        assert torch.equal(memory.rows()[0], rows)
+    before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
+    for cast in (
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.to(torch.float64),
+        lambda module: module.type(torch.float64),
+        lambda module: module.type(torch.int32),
+    ):
+        cast(GLoss(3, memory=memory))
+        for name, buffer in memory.named_buffers():
+            assert buffer.dtype == before[name].dtype and torch.equal(buffer, before[name])

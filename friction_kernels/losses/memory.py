@@ -224,10 +224,12 @@ class GraphMemory(torch.nn.Module):
         self._filled_at_most = 0
 
     def get_extra_state(self) -> dict[str, int]:
-        filled, following = self._ring.tolist()
+        filled, following = (0, 0) if self._ring.is_meta else self._ring.tolist()
         return {"filled": filled, "next": following}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        if self._ring.device != self.ids.device:  # assign=True has moved the rows
+            self._ring = torch.empty_like(self._ring, device=self.ids.device)
         self._ring.copy_(torch.tensor([state["filled"], state["next"]]))
         self._filled_at_most = state["filled"]
 
@@ -278,10 +280,15 @@ class GraphMemory(torch.nn.Module):
         return []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphMemory:
-        rows = self.embeddings
+        """fn says where the buffers go; their types stay, and their values, which to_empty() would lose."""
+        before = {name: getattr(self, name) for name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.embeddings.dtype != torch.float32:  # .half(), .to(dtype) and the like
-            self.embeddings = rows.to(self.embeddings.device)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved is not buffer and (moved.is_meta or not buffer.is_meta):
+                setattr(self, name, buffer.to(moved.device))
+        if before["_ring"].is_meta:
+            self.clear()
         return self
 
     def extra_repr(self) -> str:
