@@ -276,14 +276,25 @@ def test_a_state_is_loaded_whole_or_not_at_all():
     other = GraphMemory(60, DIM)
     other.add(e[:3], labels[:3], ids=ids[:3])
     before = rows_of(other)
+    sound = GraphMemory(60, DIM).state_dict()
     faulty = {
         "size mismatch for embeddings.*of its own capacity": state,
         "Missing key.*_extra_state": {k: v for k, v in state.items() if k != "_extra_state"},
         "_extra_state has .*no place": {
-            **GraphMemory(60, DIM).state_dict(),
+            **sound,
             "_extra_state": {"filled": 61, "next": 0},
         },
+        "Unexpected key.*sizes": {**sound, "sizes": sound["ids"]},
+        "ids must be a tensor with values.*NoneType": {**sound, "ids": None},
+        "embeddings must be a tensor with values.*list": {**sound, "embeddings": [1]},
+        "embeddings must be .*one on meta": {**sound, "embeddings": sound["embeddings"].to("meta")},
+        "labels must be torch.int64.*torch.float32": {**sound, "labels": sound["labels"].float()},
     }
+    places = (None, {}, torch.zeros(2), {"filled": None, "next": 0}, {"filled": 1.5, "next": 0})
+    for place in places:
+        with pytest.raises(RuntimeError, match=r"_extra_state has .*no place in 60 rows"):
+            other.load_state_dict({**sound, "_extra_state": place})
+        assert rows_of(other) == before
     for message, of_fault in faulty.items():
         with pytest.raises(RuntimeError, match=message):
             other.load_state_dict(of_fault)
@@ -295,6 +306,24 @@ def test_a_state_is_loaded_whole_or_not_at_all():
     assert len(restored) == 40
     restored.add(e, labels, ids=ids)  # as new documents: ten places were free
     assert len(restored) == 50
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_a_state_of_other_types_is_loaded_in_those_of_the_memory(dtype):
+    e, labels, ids = documents()
+    memory, restored = GraphMemory(60, DIM), GraphMemory(60, DIM)
+    memory.add(e, labels, ids=ids)
+    state = memory.state_dict()
+    state.update(embeddings=state["embeddings"].to(dtype), labels=state["labels"].int())
+    state.update(ids=state["ids"].clamp_min(-(2**31)).int())
+    restored.load_state_dict(state, assign=True)
+    restored.add(e, labels, ids=ids)
+    assert len(restored) == 40
+    for (name, ours), (_, theirs) in zip(
+        restored.named_buffers(), memory.named_buffers(), strict=True
+    ):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours[:40], theirs[:40])
 
 
 def test_rows_are_float32_whatever_the_default_or_the_model_is():

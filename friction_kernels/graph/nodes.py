@@ -167,7 +167,11 @@ def arrange(
             "positive use sigma='learnable'"
         )
     if num_faulty:
-        _raise_for_rows(unusable, outside, labelled, known, num_classes, ignore_index)
+        num_new = len(known) if past is None else int((~past.remembered & ~past.absent).sum())
+        batch, memory = slice(num_new), slice(num_new, None)
+        marked = None if labelled is None else labelled[batch] & ~known[batch]
+        _raise_for_rows(unusable[batch], outside[batch], marked, num_classes, ignore_index)
+        _raise_for_memory(unusable[memory], outside[memory], num_classes)
     order = order[: len(order) - num_absent]
     return Nodes(
         z.index_select(0, order),
@@ -184,25 +188,36 @@ def arrange(
 def _raise_for_rows(
     unusable: Tensor,
     outside: Tensor,
-    labelled: Tensor | None,
-    known: Tensor,
+    marked: Tensor | None,  # labelled without a label
     num_classes: int,
     ignore_index: int,
 ) -> None:
     if unusable.any():
         raise ValueError(
             f"embeddings have NaN, infinite or zero length in {rows_at_fault(unusable)} of "
-            f"{len(known)}; leave these rows out, or look for the operation that made them"
+            f"{len(unusable)}; leave these rows out, or look for the operation that made them"
         )
     if outside.any():
         raise ValueError(
             f"labels lie outside [0, {num_classes}) in {rows_at_fault(outside)}; correct num_classes, "
             f"or mark unlabelled nodes with ignore_index={ignore_index}"
         )
-    assert labelled is not None
+    if marked is not None and marked.any():
+        raise ValueError(
+            f"labelled is true where the label is ignore_index={ignore_index}, in "
+            f"{rows_at_fault(marked)}; pass labelled & (labels != {ignore_index})"
+        )
+
+
+def _raise_for_memory(unusable: Tensor, outside: Tensor, num_classes: int) -> None:
+    if unusable.any():
+        raise ValueError(
+            f"the memory's embeddings have NaN, infinite or zero length in its {rows_at_fault(unusable)}; "
+            "clear() the memory, or load another state"
+        )
     raise ValueError(
-        f"labelled is true where the label is ignore_index={ignore_index}, in "
-        f"{rows_at_fault(labelled & ~known)}; pass labelled & (labels != {ignore_index})"
+        f"the memory's labels lie outside [0, {num_classes}) in its {rows_at_fault(outside)}, which were "
+        "added for other classes; correct num_classes, or clear() the memory"
     )
 
 

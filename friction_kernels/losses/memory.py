@@ -20,6 +20,7 @@ from friction_kernels.losses.document_ids import (
     places_for,
     places_taken,
 )
+from friction_kernels.losses.memory_state import RING, faults_of
 from friction_kernels.warn import warn
 
 
@@ -58,8 +59,8 @@ class GraphMemory(torch.nn.Module):
     Raises:
         ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
             embeddings of another width, on another device, or with NaN, infinite or zero length.
-        RuntimeError: from `load_state_dict`, a state of another capacity or dim, or an incomplete one,
-            which changes nothing. A state from before ids were stored loads with a warning.
+        RuntimeError: from `load_state_dict`, a state of another capacity or dim, an incomplete or a broken
+            one, which changes nothing. A state from before ids were stored loads with a warning.
     """
 
     embeddings: Tensor
@@ -244,40 +245,30 @@ class GraphMemory(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """All of it or nothing: half a ring would be another memory."""
-        needed = [prefix + name for name in ("embeddings", "labels", "_extra_state")]
-        missing = [key for key in needed if key not in state_dict]
-        faults = [] if missing else self._faults_of(state_dict, prefix)
-        missing_keys += missing
+        buffers = {"embeddings": self.embeddings, "labels": self.labels, "ids": self.ids}
+        state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        missing = {"embeddings", "labels", RING} - state.keys()
+        unexpected = state.keys() - buffers.keys() - {RING} if strict else set()
+        faults = [] if missing else faults_of(state, buffers, prefix)
+        missing_keys += sorted(prefix + name for name in missing)
+        unexpected_keys += sorted(prefix + name for name in unexpected)
         error_msgs += faults
-        if missing or faults:
+        if missing or unexpected or faults:
             return
-        if prefix + "ids" not in state_dict:
-            filled = state_dict[prefix + "_extra_state"]["filled"]
-            state_dict = {**state_dict, prefix + "ids": torch.full_like(self.ids, NO_ID)}
-            if filled:
+        if "ids" not in state:
+            state["ids"] = torch.full_like(state["labels"], NO_ID, dtype=torch.int64)
+            if filled := state[RING]["filled"]:
                 warn(
                     f"the memory's state is of before ids were kept: its {filled} rows are not recognised "
                     "when their documents come again, and give their hidden labels away until they are "
                     "overwritten; clear() forgets them"
                 )
+        for name, buffer in buffers.items():
+            state[name] = state[name].to(buffer.dtype)  # which assign=True would not do
+        state = {prefix + name: value for name, value in state.items()}
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-    def _faults_of(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
-        found = {k: state_dict.get(prefix + k) for k in ("embeddings", "labels", "ids")}
-        sizes = {k: tuple(v.shape) for k, v in found.items() if v is not None}
-        wrong = [k for k, size in sizes.items() if size != tuple(getattr(self, k).shape)]
-        if wrong:
-            return [
-                f"size mismatch for {prefix}{wrong[0]}: the state has {sizes[wrong[0]]}, and this memory "
-                f"{tuple(getattr(self, wrong[0]).shape)}; load it into a GraphMemory of its own capacity "
-                "and dim, and add() the rows to this one"
-            ]
-        ring = state_dict[prefix + "_extra_state"]
-        if not (0 <= ring["filled"] <= self.capacity and 0 <= ring["next"] < self.capacity):
-            return [f"{prefix}_extra_state has {ring}, which is no place in {self.capacity} rows"]
-        return []
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphMemory:
         """fn says where the buffers go; their types stay, and their values, which to_empty() would lose."""
