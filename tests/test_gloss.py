@@ -484,8 +484,32 @@ def test_checkpointing(use_reentrant):
         backward(GLoss(3, generator=torch.Generator().manual_seed(0)), True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a memory without ids
-        with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*its memory has changed"):
+        with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*add to its memory"):
             backward(GLoss(3, memory=GraphMemory(100, 8)), True)
+    memory = GraphMemory(100, 8)
+    memory.add(E.detach().flip(1), LABELS, ids=torch.arange(60))
+    reading = (GLoss(3, memory=memory).eval() for _ in range(2))
+    plain, again = map(backward, reading, (False, True))
+    assert plain[0] == again[0] and torch.equal(plain[1], again[1])
+    drawing = GLoss(3, memory=memory, generator=torch.Generator()).eval()
+    with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*its generator draws anew"):
+        backward(drawing, True)
+
+
+def test_a_call_from_a_hook_is_refused_only_where_it_remembers():
+    e, ids, memory = E.detach().requires_grad_(), torch.arange(60), GraphMemory(100, 8)
+    loss_fn = GLoss(3, memory=memory)
+    in_hook = []
+
+    @e.register_hook
+    def measure(grad):
+        in_hook.append(loss_fn(E.detach(), LABELS, LABELLED, ids).item())
+
+    e.sum().backward()
+    assert in_hook == [GLoss(3)(E, LABELS, LABELLED).item()]
+    with pytest.raises(RuntimeError, match=r"was called by backward\(\).*this call would add"):
+        e.sum().backward(create_graph=True)
+    assert len(memory) == 0
 
 
 def test_transforms_of_torch_func_are_refused_by_name():

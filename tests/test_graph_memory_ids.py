@@ -206,6 +206,24 @@ def test_without_ids_one_warning_says_what_will_happen():
     assert len(loss_fn.memory) == 80
 
 
+def test_rows_without_ids_that_are_only_read_are_warned_of():
+    e, labels, ids = documents()
+    with_ids, without = GraphMemory(100, DIM), GraphMemory(100, DIM)
+    with pytest.warns(UserWarning, match=r"add was given rows without ids.*pass ids="):
+        without.add(e, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without.add(e, labels)
+        with_ids.add(e, labels, ids=ids)
+    for memory in (with_ids, without):
+        loss_fn = GLoss(3, sigma=0.1, memory=memory).eval()
+        with pytest.warns(
+            UserWarning, match=r"without ids.*gives its hidden label away.*pass ids="
+        ):
+            loss_fn(e, labels, torch.arange(40) < 20)
+        assert loss_fn.last.accuracy == 1
+
+
 def test_rows_without_ids_are_not_recognised():
     e, labels, ids = documents()
     memory = GraphMemory(60, DIM)

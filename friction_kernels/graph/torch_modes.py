@@ -41,16 +41,16 @@ def refuse_transforms(name: str) -> None:
         )
 
 
-def refuse_recomputation(what_changed: str) -> None:
+def refuse_recomputation(why: str) -> None:
     """Raise where backward() runs this, as it does where torch.utils.checkpoint recomputes.
 
-    It restores the default generators, and nothing else that a call changes.
+    It restores the default generators, and nothing else that a call changes. A hook's first call looks alike.
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            f"GLoss was called again by backward(), as torch.utils.checkpoint does, and {what_changed} "
-            "since: the gradient would be that of another loss; call GLoss outside of the checkpointed "
-            "function"
+            f"GLoss was called by backward(), as torch.utils.checkpoint does to recompute a loss, and {why}: "
+            "the gradient may be that of another loss; call GLoss outside of checkpointed functions and "
+            "of hooks"
         )
 
 

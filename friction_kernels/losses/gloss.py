@@ -98,18 +98,18 @@ class GLoss(WidthModule):
     nothing waits: then the next call warns of a solve that did not converge.
 
     A call inside a function that torch.utils.checkpoint recomputes makes the same draw again, from the
-    default generator; with a memory or a generator it is refused in backward(). torch.func's transforms are
-    refused.
+    default generator; with a generator, or a memory that it adds to, it is refused in backward().
+    torch.func's transforms are refused.
 
-    Warns: once, of classes that are to be recovered and have no labelled node, of a memory without ids, of
-    one document by itself; of a solve that does not converge, with its residual; of unlabelled nodes that no
-    labelled node reaches.
+    Warns: once, of classes that are to be recovered and have no labelled node, of a call without ids beside a
+    memory, of one document by itself; of a solve that does not converge, with its residual; of unlabelled
+    nodes that no labelled node reaches.
 
     Raises:
         ValueError, TypeError: an argument out of range, from the constructor; embeddings or labels without
             meaning, from the call, which names the rows.
         RuntimeError: a backend that cannot serve; a transform of torch.func; from backward(), a second
-            derivative, and the recomputation of a loss with a memory or a generator.
+            derivative, and the recomputation of a loss with a generator, or a memory that it adds to.
     """
 
     class_weight: Tensor | None
@@ -151,9 +151,8 @@ class GLoss(WidthModule):
         self.reduction, self.ignore_index = reduction, ignore_index
         self.generator, self.gather, self.validate = generator, gather, validate
         self.memory = memory
-        if class_weight is not None:
-            class_weight = class_weight.detach()
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        weight = None if class_weight is None else class_weight.detach()
+        self.register_buffer("class_weight", weight, persistent=False)
         self._set_sigma(sigma)
         self._last: GLossStats | FusedStats | None = None
         self.num_skipped = 0  # calls with one document by itself, whose loss was zero
@@ -195,16 +194,15 @@ class GLoss(WidthModule):
 
         Raises:
             ValueError, TypeError: embeddings, labels, labelled or ids without meaning; rows are named.
-            RuntimeError: the backend that was asked for cannot serve; a transform of torch.func; a
-                recomputation, as by torch.utils.checkpoint, of a loss with a memory or a generator.
+            RuntimeError: as the class says.
         """
         checks.check_batch(embeddings, labels, labelled, ids)
         if self.memory is not None:
             self.memory.check_rows(embeddings)
         refuse_transforms("GLoss")
-        if self.memory is not None:
-            refuse_recomputation("its memory has changed")
-        elif self.generator is not None and labelled is None:
+        if self._remembers():
+            refuse_recomputation("this call would add to its memory")
+        if self.generator is not None and labelled is None:
             refuse_recomputation("its generator draws anew")
         labels = checks.int64_labels(labels)
         ids = None if ids is None else int64_ids(ids)
@@ -222,10 +220,7 @@ class GLoss(WidthModule):
                 embeddings, labels, labelled, ids, self.ignore_index
             )
         check_backend(self.backend, embeddings)
-        keys = None
-        if labelled is None:
-            keys = self._draw(num_new, labels.device, ids)
-            keys = torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
+        keys = self._draw(num_new, labels, ids) if labelled is None else None
         present = slice(None) if past is None else ~past.absent
         sigma = self._sigma_of(embeddings, labels, present, self.ignore_index)
         options = self._options(embeddings.device)
@@ -263,18 +258,27 @@ class GLoss(WidthModule):
             if isinstance(self._last, FusedStats):  # the checks have waited for it
                 self._last.warn(self.tol)
             loss, self._last = loss_of_nodes(nodes, embeddings, labels, sigma, options, num_new)
-        if memory is not None and self.training and torch.is_grad_enabled():
-            if ids is None and not self._warned_of_ids:
+        if memory is not None:
+            remembers = self._remembers()
+            if ids is None and (remembers or past is not None) and not self._warned_of_ids:
                 self._warned_of_ids = True
                 notices.warn_without_ids(memory.capacity)
-            memory.remember(nodes, num_new, ids, gathered=self.gather)
+            if remembers:
+                memory.remember(nodes, num_new, ids, gathered=self.gather)
         return loss
 
-    def _draw(self, num_nodes: int, device: torch.device, ids: Tensor | None) -> Tensor:
-        """(N,): random numbers, the smallest of which are labelled; one for all copies of a document."""
-        keys = draw_keys(num_nodes, device, self.generator)
+    def _remembers(self) -> bool:
+        return self.memory is not None and self.training and torch.is_grad_enabled()
+
+    def _draw(self, num_new: int, labels: Tensor, ids: Tensor | None) -> Tensor:
+        """(N,): random numbers, the smallest of which are labelled; one for all copies of a document.
+
+        Rows of a memory, which follow the `num_new` new ones, have 0.
+        """
+        keys = draw_keys(num_new, labels.device, self.generator)
         keys = same_on_all_ranks(keys) if self.gather else keys
-        return keys if ids is None else keys[first_copies(ids)]
+        keys = keys if ids is None else keys[first_copies(ids)]
+        return torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
 
     def _options(self, device: torch.device) -> Options:
         if self.class_weight is not None and self.class_weight.device != device:

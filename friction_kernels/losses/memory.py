@@ -11,6 +11,7 @@ from torch import Tensor
 from friction_kernels.graph import checks
 from friction_kernels.graph.nodes import Nodes, Past
 from friction_kernels.graph.unit_rows import unit_rows
+from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows
 from friction_kernels.losses.document_ids import (
     NO_ID,
@@ -78,6 +79,7 @@ class GraphMemory(torch.nn.Module):
         # Rows in use, and the next place; on the device, for which GLoss need not wait to go on.
         self.register_buffer("_ring", torch.zeros(2, dtype=torch.int64), persistent=False)
         self._filled_at_most = 0
+        self._warned_of_ids = False
 
     @property
     def capacity(self) -> int:
@@ -113,7 +115,7 @@ class GraphMemory(torch.nn.Module):
             ignore_index: rows with this label are left out (default -100).
             ids: (n,), integers of any type that tell documents apart. A row whose id the memory has
                 replaces that row; of several rows with one id the last counts. None: rows that are not
-                recognised when their document comes again (default None).
+                recognised when their document comes again, of which one warning tells (default None).
 
         Raises:
             ValueError, TypeError: rows that cannot stand in a graph, or not beside the memory's.
@@ -130,6 +132,9 @@ class GraphMemory(torch.nn.Module):
                 f"embeddings have NaN, infinite or zero length in {checks.rows_at_fault(~usable)} of "
                 f"the {len(rows)} labelled ones; leave these rows out"
             )
+        if ids is None and len(rows) and not self._warned_of_ids:
+            self._warned_of_ids = True
+            notices.warn_of_rows_without_ids()
         known_ids = None if ids is None else int64_ids(ids)[known]
         self.put(*gather_rows(rows.float(), labels[known], known_ids))
 
