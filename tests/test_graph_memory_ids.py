@@ -160,20 +160,32 @@ def test_ids_are_the_same_in_every_integer_type(dtype):
     memory.add(e, labels, ids=torch.arange(40))
     memory.add(e, labels, ids=torch.arange(40).to(dtype))
     assert len(memory) == 40
-    if dtype == torch.uint64:
-        top = torch.tensor([2**64 - 1, 2**63], dtype=dtype)
-        for _ in range(2):
-            memory.add(e[:2], labels[:2], ids=top)
-        assert len(memory) == 42
 
 
-def test_any_integer_is_an_id():
+BOUNDS = torch.iinfo(torch.int64)
+
+
+def test_ids_are_told_apart_or_refused():
     e, labels, _ = documents()
     memory = GraphMemory(100, DIM)
-    bounds = torch.iinfo(torch.int64)
+    some = [BOUNDS.min + 1, -1, 0, 1, BOUNDS.max - 1, BOUNDS.max]
     for _ in range(2):
-        memory.add(e[:3], labels[:3], ids=torch.tensor([bounds.min, 0, bounds.max]))
-    assert len(memory) == 3
+        memory.add(e[:6], labels[:6], ids=torch.tensor(some))
+        memory.add(e[:3], labels[:3], ids=torch.tensor(some[3:], dtype=torch.uint64))
+    assert len(memory) == 6
+    for none in (
+        torch.tensor([3, BOUNDS.min]),
+        torch.tensor([3, 2**63], dtype=torch.uint64),
+        torch.tensor([3, 2**64 - 1], dtype=torch.uint64),
+    ):
+        for call in (
+            lambda ids: memory.add(e[:2], labels[:2], ids=ids),
+            lambda ids: GLoss(3, memory=memory)(e[:2], labels[:2], ids=ids),
+            lambda ids: GLoss(3)(e[:2], labels[:2], ids=ids),
+        ):
+            with pytest.raises(ValueError, match=r"ids must be above -2\^63 .*not in row 1;"):
+                call(none)
+    assert len(memory) == 6
 
 
 def test_nothing_is_remembered_where_gradients_are_off():

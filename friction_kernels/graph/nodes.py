@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from friction_kernels.graph import checks
 from friction_kernels.graph.checks import rows_at_fault
 from friction_kernels.graph.unit_rows import unit_rows
 
@@ -39,7 +40,8 @@ class Past(NamedTuple):
 def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """(N,): random numbers in [0, 1), made where the generator lives."""
     at = device if generator is None else generator.device
-    return torch.rand(num_nodes, generator=generator, device=at).to(device)
+    # In few bits, as the default type may have, distinct documents would share keys.
+    return torch.rand(num_nodes, generator=generator, device=at, dtype=torch.float32).to(device)
 
 
 def first_copies(ids: Tensor) -> Tensor:
@@ -126,12 +128,14 @@ def arrange(
     keys: Tensor | None = None,
     gamma: float = 0.0,
     past: Past | None = None,
+    ids_outside: Tensor | None = None,
     equal_keys_together: bool = False,
     count_missing_classes: bool = False,
 ) -> Nodes:
     """Check the values, and order the nodes as `rank_nodes` does. The host waits for the device once.
 
-    labels: int64. Whether there are enough nodes is left to `check_sizes`.
+    labels: int64; ids_outside: bool, which of the first rows have an id that is refused. Whether there are
+    enough nodes is left to `check_sizes`.
     """
     known = labels != ignore_index
     if past is not None:
@@ -145,6 +149,8 @@ def arrange(
     faulty = unusable | outside
     if labelled is not None:
         faulty |= labelled & ~known
+    if ids_outside is not None:
+        faulty[: len(ids_outside)] |= ids_outside
     counts = [known.sum(), count_labelled, faulty.sum()]
     if past is not None:
         counts += [past.remembered.sum(), past.absent.sum()]
@@ -171,6 +177,8 @@ def arrange(
         batch, memory = slice(num_new), slice(num_new, None)
         marked = None if labelled is None else labelled[batch] & ~known[batch]
         _raise_for_rows(unusable[batch], outside[batch], marked, num_classes, ignore_index)
+        if ids_outside is not None and ids_outside.any():
+            checks.raise_for_ids(ids_outside)
         _raise_for_memory(unusable[memory], outside[memory], num_classes)
     order = order[: len(order) - num_absent]
     return Nodes(

@@ -13,7 +13,7 @@ from friction_kernels.graph.route import GraphBackend, Settings, Solver, check_b
 from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_transforms, uncompiled
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
-from friction_kernels.losses.document_ids import int64_ids
+from friction_kernels.losses.document_ids import NO_ID, int64_ids
 from friction_kernels.losses.fused import FusedStats
 from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.recovery import (
@@ -183,9 +183,9 @@ class GLoss(WidthModule):
                 numbers below the smallest normal one count).
             labels: (N,), integers of any type, in [0, C), or ignore_index.
             labelled: bool (N,), the nodes that keep their label; None draws them (default None).
-            ids: (N,), integers of any type that tell documents apart, such as their places in the data
-                set. Rows of the memory with one of these ids are no nodes of this graph, and are replaced
-                afterwards. Copies of a document within the batch are drawn as labelled together, and the
+            ids: (N,), integers between -2^63 and 2^63 that tell documents apart, such as their places in
+                the data set. Rows of the memory with one of these ids are no nodes of this graph, and are
+                replaced afterwards. Copies of a document within the batch are labelled together, and the
                 last one is remembered. None: a memory does not recognise its documents (default None).
 
         Returns:
@@ -199,7 +199,7 @@ class GLoss(WidthModule):
         checks.check_batch(embeddings, labels, labelled, ids)
         if self.memory is not None:
             self.memory.check_rows(embeddings)
-        refuse_transforms("GLoss")
+        refuse_transforms("GLoss", embeddings, self.sigma)
         if self._remembers():
             refuse_recomputation("this call would add to its memory")
         if self.generator is not None and labelled is None:
@@ -242,6 +242,7 @@ class GLoss(WidthModule):
             keys=keys,
             gamma=self.gamma,
             past=past,
+            ids_outside=None if ids is None else ids == NO_ID,
             equal_keys_together=ids is not None,
             count_missing_classes=not self._warned_of_classes,
         )
@@ -271,10 +272,7 @@ class GLoss(WidthModule):
         return self.memory is not None and self.training and torch.is_grad_enabled()
 
     def _draw(self, num_new: int, labels: Tensor, ids: Tensor | None) -> Tensor:
-        """(N,): random numbers, the smallest of which are labelled; one for all copies of a document.
-
-        Rows of a memory, which follow the `num_new` new ones, have 0.
-        """
+        """(N,): random numbers, the smallest of which are labelled; one a document, 0 for a memory's rows."""
         keys = draw_keys(num_new, labels.device, self.generator)
         keys = same_on_all_ranks(keys) if self.gather else keys
         keys = keys if ids is None else keys[first_copies(ids)]

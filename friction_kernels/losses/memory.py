@@ -10,6 +10,7 @@ from torch import Tensor
 
 from friction_kernels.graph import checks
 from friction_kernels.graph.nodes import Nodes, Past
+from friction_kernels.graph.torch_modes import refuse_transforms
 from friction_kernels.graph.unit_rows import unit_rows
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows
@@ -113,17 +114,23 @@ class GraphMemory(torch.nn.Module):
             embeddings: (n, dim), floating-point, of any length but zero.
             labels: (n,), integers of any type.
             ignore_index: rows with this label are left out (default -100).
-            ids: (n,), integers of any type that tell documents apart. A row whose id the memory has
-                replaces that row; of several rows with one id the last counts. None: rows that are not
-                recognised when their document comes again, of which one warning tells (default None).
+            ids: (n,), integers between -2^63 and 2^63 that tell documents apart. A row
+                whose id the memory has replaces that row; of several rows with one id the last counts.
+                None: rows that are not recognised when their document comes again, of which one warning
+                tells (default None).
 
         Raises:
             ValueError, TypeError: rows that cannot stand in a graph, or not beside the memory's.
+            RuntimeError: a transform of torch.func.
         """
         checks.check_ignore_index(ignore_index)
         checks.check_batch(embeddings, labels, None, ids)
+        refuse_transforms("GraphMemory.add", embeddings)
         self.check_rows(embeddings)
         labels = checks.int64_labels(labels)
+        ids = None if ids is None else int64_ids(ids)
+        if ids is not None and bool((ids == NO_ID).any()):
+            checks.raise_for_ids(ids == NO_ID)
         known = labels != ignore_index
         with torch.no_grad():
             rows, usable = unit_rows(embeddings[known])
@@ -135,8 +142,7 @@ class GraphMemory(torch.nn.Module):
         if ids is None and len(rows) and not self._warned_of_ids:
             self._warned_of_ids = True
             notices.warn_of_rows_without_ids()
-        known_ids = None if ids is None else int64_ids(ids)[known]
-        self.put(*gather_rows(rows.float(), labels[known], known_ids))
+        self.put(*gather_rows(rows.float(), labels[known], None if ids is None else ids[known]))
 
     def check_rows(self, embeddings: Tensor) -> None:
         """Raise where embeddings (n, d) cannot stand beside the memory's."""
