@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from graph_cases import GOLDEN, clusters, read_golden, relative
+from torch.autograd import forward_ad
 from torch.nn.functional import cross_entropy, nll_loss
 
 from friction_kernels.graph import dense, gaussian_sigma, label_propagation
@@ -139,6 +140,20 @@ def test_every_call_draws_anew_uniformly_and_as_the_generator_says():
     assert losses(1) == losses(1)
     assert losses(1) != losses(2)
     assert len(set(losses(1))) == 3
+
+
+def test_the_draw_does_not_depend_on_the_default_type():
+    e, labels = clusters(600, 4, 3)
+    ids, drawn = torch.arange(600), []
+    for dtype in (torch.float32, torch.bfloat16):
+        loss_fn = GLoss(3, gamma=0.5, reduction="none", generator=torch.Generator().manual_seed(0))
+        torch.set_default_dtype(dtype)
+        try:
+            drawn.append(loss_fn(e, labels, ids=ids) != 0)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert loss_fn.last.num_scored == 300
+    assert torch.equal(*drawn)
 
 
 def test_sigma_learns():
@@ -327,6 +342,8 @@ def test_input_of_another_type_raises(arguments, message):
         ({"class_weight": torch.ones(4)}, r"class_weight must have shape \(3,\)"),
         ({"class_weight": -torch.ones(3)}, "class_weight must be finite and not negative"),
         ({"memory_budget": -1}, "memory_budget must be at least 0"),
+        ({"ignore_index": 2**63}, "ignore_index must be at most"),
+        ({"ignore_index": -(2**63) - 1}, "ignore_index must be at least"),
     ),
 )
 def test_settings_without_meaning_raise(options, message):
@@ -342,13 +359,15 @@ def test_a_tensor_sigma_without_meaning_raises_when_used(value):
 
 @pytest.mark.parametrize("labelled", (None, torch.tensor([True])))
 @pytest.mark.parametrize("sigma", ("learnable", "root", 0.5))
+@pytest.mark.parametrize("sign", (1, -1))
 @pytest.mark.parametrize("reduction", ("mean", "none"))
-def test_one_document_by_itself_costs_nothing_and_is_counted(reduction, sigma, labelled):
+def test_one_document_by_itself_costs_nothing_and_is_counted(reduction, sign, sigma, labelled):
     loss_fn = GLoss(3, sigma=sigma, reduction=reduction)
-    e = E[:1].detach().requires_grad_()
+    e = (sign * E[:1].detach()).requires_grad_()
     with pytest.warns(UserWarning, match=r"one document.*loss is zero.*drop_last=True"):
         loss = loss_fn(e, LABELS[:1], labelled)
     assert loss.shape == (() if reduction == "mean" else (1,)) and loss.sum() == 0
+    assert not loss.signbit().any()
     loss.sum().backward()
     assert torch.equal(e.grad, torch.zeros_like(e))
     for parameter in loss_fn.parameters():  # which DistributedDataParallel waits for
@@ -484,8 +503,32 @@ def test_checkpointing(use_reentrant):
         backward(GLoss(3, generator=torch.Generator().manual_seed(0)), True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a memory without ids
-        with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*its memory has changed"):
+        with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*add to its memory"):
             backward(GLoss(3, memory=GraphMemory(100, 8)), True)
+    memory = GraphMemory(100, 8)
+    memory.add(E.detach().flip(1), LABELS, ids=torch.arange(60))
+    reading = (GLoss(3, memory=memory).eval() for _ in range(2))
+    plain, again = map(backward, reading, (False, True))
+    assert plain[0] == again[0] and torch.equal(plain[1], again[1])
+    drawing = GLoss(3, memory=memory, generator=torch.Generator()).eval()
+    with pytest.raises(RuntimeError, match=r"GLoss .*checkpoint.*its generator draws anew"):
+        backward(drawing, True)
+
+
+def test_a_call_from_a_hook_is_refused_only_where_it_remembers():
+    e, ids, memory = E.detach().requires_grad_(), torch.arange(60), GraphMemory(100, 8)
+    loss_fn = GLoss(3, memory=memory)
+    in_hook = []
+
+    @e.register_hook
+    def measure(grad):
+        in_hook.append(loss_fn(E.detach(), LABELS, LABELLED, ids).item())
+
+    e.sum().backward()
+    assert in_hook == [GLoss(3)(E, LABELS, LABELLED).item()]
+    with pytest.raises(RuntimeError, match=r"was called by backward\(\).*this call would add"):
+        e.sum().backward(create_graph=True)
+    assert len(memory) == 0
 
 
 def test_transforms_of_torch_func_are_refused_by_name():
@@ -497,6 +540,18 @@ def test_transforms_of_torch_func_are_refused_by_name():
         torch.func.vmap(lambda e: loss_fn(e, LABELS, LABELLED))(torch.stack((E, E)))
     with pytest.raises(RuntimeError, match="cannot go through label_propagation"):
         torch.func.jacrev(lambda e: label_propagation(e, LABELS, 3, labelled=LABELLED))(E.detach())
+    with pytest.raises(RuntimeError, match=names):
+        torch.func.linearize(lambda e: loss_fn(e, LABELS, LABELLED), E.detach())
+    with pytest.raises(RuntimeError, match="cannot go through gaussian_sigma"):
+        torch.func.grad(lambda e: e.sum() * gaussian_sigma(e))(E.detach())
+    memory = GraphMemory(100, 8)
+    with pytest.raises(RuntimeError, match=r"cannot go through GraphMemory\.add"):
+        torch.func.vmap(lambda e: memory.add(e, LABELS))(torch.stack((E, E)))
+    with forward_ad.dual_level():
+        sigma = forward_ad.make_dual(torch.tensor(0.5), torch.tensor(1.0))
+        with pytest.raises(RuntimeError, match=names):
+            GLoss(3, sigma=sigma)(E, LABELS, LABELLED)
+        GLoss(3)(E, LABELS, LABELLED)  # has no tangent
     parameters = {"log_sigma": torch.tensor(-1.0)}
     value = torch.func.functional_call(loss_fn, parameters, (E, LABELS, LABELLED))
     expected = GLoss(3, sigma=math.exp(-1.0))(E, LABELS, LABELLED)

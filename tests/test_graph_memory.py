@@ -1,5 +1,6 @@
 """GraphMemory: what it keeps, what GLoss does with it, and how it is saved."""
 
+import math
 import warnings
 
 import pytest
@@ -124,6 +125,43 @@ def test_state_dict():
         GraphMemory(30, 6).load_state_dict(state)
     loss_fn = GLoss(3, memory=GraphMemory(25, 6))
     assert "memory.embeddings" in loss_fn.state_dict()
+
+
+def test_a_memory_made_on_meta_is_empty_until_it_is_loaded():
+    (e, labels), _ = batches(2)
+    filled = GraphMemory(25, 6)
+    filled.add(e, labels)
+    with torch.device("meta"):
+        emptied, assigned = GraphMemory(25, 6), GraphMemory(25, 6)
+    assert emptied.state_dict()["_extra_state"] == {"filled": 0, "next": 0}
+    GLoss(3, memory=emptied).to_empty(device="cpu")
+    assert len(emptied) == 0 and emptied.get_extra_state()["next"] == 0
+    assert (emptied.ids == filled.ids).all()  # nobody's
+    assigned.load_state_dict(filled.state_dict(), assign=True)
+    emptied.load_state_dict(filled.state_dict())
+    for memory in (emptied, assigned, filled.to_empty(device="cpu")):
+        assert len(memory) == 20
+        assert relative(memory.rows()[0], normalize(e)) < 1e-6
+
+
+@pytest.mark.parametrize("sigma", (0.5, "root"))
+def test_rows_at_fault_are_the_batchs_or_the_memorys(sigma):
+    (first, first_labels), (e, labels) = batches(2)
+    memory = GraphMemory(100, 6)
+    memory.add(first, first_labels + 3)
+    with pytest.raises(
+        ValueError, match=r"memory's labels lie outside \[0, 3\) in its rows 0, .*clear"
+    ):
+        GLoss(3, sigma=sigma, memory=memory)(e, labels)
+    with pytest.raises(ValueError, match=r"^labels lie outside \[0, 3\) in row 2;"):
+        GLoss(3, sigma=sigma, memory=memory)(e, labels.index_fill(0, torch.tensor(2), 3))
+    memory.embeddings[4] = math.nan
+    loss_fn = GLoss(6, sigma=sigma, memory=memory)
+    with pytest.raises(ValueError, match=r"memory's embeddings have NaN.* in its row 4;.*clear"):
+        loss_fn(e, labels)
+    with pytest.raises(ValueError, match=r"^embeddings have NaN.* in row 7 of 20;"):
+        loss_fn(e.index_fill(0, torch.tensor(7), math.nan), labels)
+    assert len(memory) == 20
 
 
 def test_input_without_meaning_raises_and_changes_nothing():

@@ -160,20 +160,32 @@ def test_ids_are_the_same_in_every_integer_type(dtype):
     memory.add(e, labels, ids=torch.arange(40))
     memory.add(e, labels, ids=torch.arange(40).to(dtype))
     assert len(memory) == 40
-    if dtype == torch.uint64:
-        top = torch.tensor([2**64 - 1, 2**63], dtype=dtype)
-        for _ in range(2):
-            memory.add(e[:2], labels[:2], ids=top)
-        assert len(memory) == 42
 
 
-def test_any_integer_is_an_id():
+BOUNDS = torch.iinfo(torch.int64)
+
+
+def test_ids_are_told_apart_or_refused():
     e, labels, _ = documents()
     memory = GraphMemory(100, DIM)
-    bounds = torch.iinfo(torch.int64)
+    some = [BOUNDS.min + 1, -1, 0, 1, BOUNDS.max - 1, BOUNDS.max]
     for _ in range(2):
-        memory.add(e[:3], labels[:3], ids=torch.tensor([bounds.min, 0, bounds.max]))
-    assert len(memory) == 3
+        memory.add(e[:6], labels[:6], ids=torch.tensor(some))
+        memory.add(e[:3], labels[:3], ids=torch.tensor(some[3:], dtype=torch.uint64))
+    assert len(memory) == 6
+    for none in (
+        torch.tensor([3, BOUNDS.min]),
+        torch.tensor([3, 2**63], dtype=torch.uint64),
+        torch.tensor([3, 2**64 - 1], dtype=torch.uint64),
+    ):
+        for call in (
+            lambda ids: memory.add(e[:2], labels[:2], ids=ids),
+            lambda ids: GLoss(3, memory=memory)(e[:2], labels[:2], ids=ids),
+            lambda ids: GLoss(3)(e[:2], labels[:2], ids=ids),
+        ):
+            with pytest.raises(ValueError, match=r"ids must be above -2\^63 .*not in row 1;"):
+                call(none)
+    assert len(memory) == 6
 
 
 def test_nothing_is_remembered_where_gradients_are_off():
@@ -204,6 +216,24 @@ def test_without_ids_one_warning_says_what_will_happen():
         GLoss(3, memory=GraphMemory(100, DIM))(e, labels, ids=ids)
         GLoss(3)(e, labels)
     assert len(loss_fn.memory) == 80
+
+
+def test_rows_without_ids_that_are_only_read_are_warned_of():
+    e, labels, ids = documents()
+    with_ids, without = GraphMemory(100, DIM), GraphMemory(100, DIM)
+    with pytest.warns(UserWarning, match=r"add was given rows without ids.*pass ids="):
+        without.add(e, labels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without.add(e, labels)
+        with_ids.add(e, labels, ids=ids)
+    for memory in (with_ids, without):
+        loss_fn = GLoss(3, sigma=0.1, memory=memory).eval()
+        with pytest.warns(
+            UserWarning, match=r"without ids.*gives its hidden label away.*pass ids="
+        ):
+            loss_fn(e, labels, torch.arange(40) < 20)
+        assert loss_fn.last.accuracy == 1
 
 
 def test_rows_without_ids_are_not_recognised():
@@ -276,14 +306,25 @@ def test_a_state_is_loaded_whole_or_not_at_all():
     other = GraphMemory(60, DIM)
     other.add(e[:3], labels[:3], ids=ids[:3])
     before = rows_of(other)
+    sound = GraphMemory(60, DIM).state_dict()
     faulty = {
         "size mismatch for embeddings.*of its own capacity": state,
         "Missing key.*_extra_state": {k: v for k, v in state.items() if k != "_extra_state"},
         "_extra_state has .*no place": {
-            **GraphMemory(60, DIM).state_dict(),
+            **sound,
             "_extra_state": {"filled": 61, "next": 0},
         },
+        "Unexpected key.*sizes": {**sound, "sizes": sound["ids"]},
+        "ids must be a tensor with values.*NoneType": {**sound, "ids": None},
+        "embeddings must be a tensor with values.*list": {**sound, "embeddings": [1]},
+        "embeddings must be .*one on meta": {**sound, "embeddings": sound["embeddings"].to("meta")},
+        "labels must be torch.int64.*torch.float32": {**sound, "labels": sound["labels"].float()},
     }
+    places = (None, {}, torch.zeros(2), {"filled": None, "next": 0}, {"filled": 1.5, "next": 0})
+    for place in places:
+        with pytest.raises(RuntimeError, match=r"_extra_state has .*no place in 60 rows"):
+            other.load_state_dict({**sound, "_extra_state": place})
+        assert rows_of(other) == before
     for message, of_fault in faulty.items():
         with pytest.raises(RuntimeError, match=message):
             other.load_state_dict(of_fault)
@@ -297,6 +338,24 @@ def test_a_state_is_loaded_whole_or_not_at_all():
     assert len(restored) == 50
 
 
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float64))
+def test_a_state_of_other_types_is_loaded_in_those_of_the_memory(dtype):
+    e, labels, ids = documents()
+    memory, restored = GraphMemory(60, DIM), GraphMemory(60, DIM)
+    memory.add(e, labels, ids=ids)
+    state = memory.state_dict()
+    state.update(embeddings=state["embeddings"].to(dtype), labels=state["labels"].int())
+    state.update(ids=state["ids"].clamp_min(-(2**31)).int())
+    restored.load_state_dict(state, assign=True)
+    restored.add(e, labels, ids=ids)
+    assert len(restored) == 40
+    for (name, ours), (_, theirs) in zip(
+        restored.named_buffers(), memory.named_buffers(), strict=True
+    ):
+        assert ours.dtype == theirs.dtype, name
+        assert torch.equal(ours[:40], theirs[:40])
+
+
 def test_rows_are_float32_whatever_the_default_or_the_model_is():
     torch.set_default_dtype(torch.float64)
     try:
@@ -306,7 +365,13 @@ def test_rows_are_float32_whatever_the_default_or_the_model_is():
     e, labels, ids = documents(10)
     memory.add(e, labels, ids=ids)
     assert memory.embeddings.dtype == torch.float32
-    rows = memory.rows()[0].clone()
-    for dtype in (torch.bfloat16, torch.float64):
-        GLoss(3, memory=memory).to(dtype)
-        assert torch.equal(memory.rows()[0], rows)
+    before = {name: buffer.clone() for name, buffer in memory.named_buffers()}
+    for cast in (
+        lambda module: module.to(torch.bfloat16),
+        lambda module: module.to(torch.float64),
+        lambda module: module.type(torch.float64),
+        lambda module: module.type(torch.int32),
+    ):
+        cast(GLoss(3, memory=memory))
+        for name, buffer in memory.named_buffers():
+            assert buffer.dtype == before[name].dtype and torch.equal(buffer, before[name])

@@ -27,11 +27,13 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def check_integer(name: str, value: object, low: int) -> None:
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral):  # numpy's, too
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
+    if high is not None and int(value) > high:
+        raise ValueError(f"{name} must be at most {high}, got {value}")
 
 
 def check_positive(name: str, value: object) -> None:
@@ -49,7 +51,7 @@ def check_share(name: str, value: object) -> None:
 
 
 def check_ignore_index(ignore_index: object) -> None:
-    check_integer("ignore_index", ignore_index, -(2**63))
+    check_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
 
 
 def check_sigma(sigma: object) -> None:
@@ -103,6 +105,14 @@ def int64_labels(labels: Tensor) -> Tensor:
     if labels.dtype == torch.uint64:  # too large for int64: no class, but not negative either
         wide = wide.where(wide >= 0, torch.iinfo(torch.int64).max)
     return wide
+
+
+def raise_for_ids(outside: Tensor) -> None:
+    """outside: bool (N,), where an id is none."""
+    raise ValueError(
+        f"ids must be above -2^63 and below 2^63, and are not in {rows_at_fault(outside)}; number the "
+        "documents otherwise, such as by their places in the data set"
+    )
 
 
 def _check_one_per_row(name: str, tensor: Tensor, embeddings: Tensor) -> None:

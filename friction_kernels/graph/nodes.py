@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from friction_kernels.graph import checks
 from friction_kernels.graph.checks import rows_at_fault
 from friction_kernels.graph.unit_rows import unit_rows
 
@@ -39,7 +40,8 @@ class Past(NamedTuple):
 def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """(N,): random numbers in [0, 1), made where the generator lives."""
     at = device if generator is None else generator.device
-    return torch.rand(num_nodes, generator=generator, device=at).to(device)
+    # In few bits, as the default type may have, distinct documents would share keys.
+    return torch.rand(num_nodes, generator=generator, device=at, dtype=torch.float32).to(device)
 
 
 def first_copies(ids: Tensor) -> Tensor:
@@ -126,12 +128,14 @@ def arrange(
     keys: Tensor | None = None,
     gamma: float = 0.0,
     past: Past | None = None,
+    ids_outside: Tensor | None = None,
     equal_keys_together: bool = False,
     count_missing_classes: bool = False,
 ) -> Nodes:
     """Check the values, and order the nodes as `rank_nodes` does. The host waits for the device once.
 
-    labels: int64. Whether there are enough nodes is left to `check_sizes`.
+    labels: int64; ids_outside: bool, which of the first rows have an id that is refused. Whether there are
+    enough nodes is left to `check_sizes`.
     """
     known = labels != ignore_index
     if past is not None:
@@ -145,6 +149,8 @@ def arrange(
     faulty = unusable | outside
     if labelled is not None:
         faulty |= labelled & ~known
+    if ids_outside is not None:
+        faulty[: len(ids_outside)] |= ids_outside
     counts = [known.sum(), count_labelled, faulty.sum()]
     if past is not None:
         counts += [past.remembered.sum(), past.absent.sum()]
@@ -167,7 +173,13 @@ def arrange(
             "positive use sigma='learnable'"
         )
     if num_faulty:
-        _raise_for_rows(unusable, outside, labelled, known, num_classes, ignore_index)
+        num_new = len(known) if past is None else int((~past.remembered & ~past.absent).sum())
+        batch, memory = slice(num_new), slice(num_new, None)
+        marked = None if labelled is None else labelled[batch] & ~known[batch]
+        _raise_for_rows(unusable[batch], outside[batch], marked, num_classes, ignore_index)
+        if ids_outside is not None and ids_outside.any():
+            checks.raise_for_ids(ids_outside)
+        _raise_for_memory(unusable[memory], outside[memory], num_classes)
     order = order[: len(order) - num_absent]
     return Nodes(
         z.index_select(0, order),
@@ -184,25 +196,36 @@ def arrange(
 def _raise_for_rows(
     unusable: Tensor,
     outside: Tensor,
-    labelled: Tensor | None,
-    known: Tensor,
+    marked: Tensor | None,  # labelled without a label
     num_classes: int,
     ignore_index: int,
 ) -> None:
     if unusable.any():
         raise ValueError(
             f"embeddings have NaN, infinite or zero length in {rows_at_fault(unusable)} of "
-            f"{len(known)}; leave these rows out, or look for the operation that made them"
+            f"{len(unusable)}; leave these rows out, or look for the operation that made them"
         )
     if outside.any():
         raise ValueError(
             f"labels lie outside [0, {num_classes}) in {rows_at_fault(outside)}; correct num_classes, "
             f"or mark unlabelled nodes with ignore_index={ignore_index}"
         )
-    assert labelled is not None
+    if marked is not None and marked.any():
+        raise ValueError(
+            f"labelled is true where the label is ignore_index={ignore_index}, in "
+            f"{rows_at_fault(marked)}; pass labelled & (labels != {ignore_index})"
+        )
+
+
+def _raise_for_memory(unusable: Tensor, outside: Tensor, num_classes: int) -> None:
+    if unusable.any():
+        raise ValueError(
+            f"the memory's embeddings have NaN, infinite or zero length in its {rows_at_fault(unusable)}; "
+            "clear() the memory, or load another state"
+        )
     raise ValueError(
-        f"labelled is true where the label is ignore_index={ignore_index}, in "
-        f"{rows_at_fault(labelled & ~known)}; pass labelled & (labels != {ignore_index})"
+        f"the memory's labels lie outside [0, {num_classes}) in its {rows_at_fault(outside)}, which were "
+        "added for other classes; correct num_classes, or clear() the memory"
     )
 
 

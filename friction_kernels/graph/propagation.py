@@ -95,7 +95,7 @@ def label_propagation(
     settings.check()
     checks.check_ignore_index(ignore_index)
     checks.check_batch(embeddings, labels, labelled)
-    refuse_transforms("label_propagation")
+    refuse_transforms("label_propagation", embeddings, sigma)
     labels = checks.int64_labels(labels)
     check_backend(backend, embeddings)
     if labelled is None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels.graph import checks
+from friction_kernels.graph.torch_modes import refuse_transforms
 from friction_kernels.graph.unit_rows import unit_rows
 
 Rule = Literal["root", "mst", "median"]
@@ -56,10 +57,12 @@ def gaussian_sigma(
 
     Raises:
         ValueError, TypeError: embeddings or labels without meaning, or a rule without positive value.
+        RuntimeError: a transform of torch.func.
     """
     checks.check_choice("rule", rule, RULES)
     checks.check_ignore_index(ignore_index)
     checks.check_embeddings(embeddings)
+    refuse_transforms("gaussian_sigma", embeddings)
     if len(embeddings) < 2:
         raise ValueError(f"sigma needs at least two embeddings, got {len(embeddings)}")
     if rule == "mst" and labels is None:

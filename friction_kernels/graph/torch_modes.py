@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
+from torch.autograd import forward_ad
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,26 +32,30 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def refuse_transforms(name: str) -> None:
-    """Raise inside of torch.func's transforms, which cannot see into the solver."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+def refuse_transforms(name: str, *inputs: object) -> None:
+    """Raise inside of torch.func's transforms, and for inputs with a tangent, as linearize makes them."""
+    if torch._C._functorch.peek_interpreter_stack() is not None or any(map(_has_tangent, inputs)):
         raise RuntimeError(
-            f"torch.func transforms (grad, vjp, jacrev, vmap and the others) cannot go through {name}: how "
-            "long its solver runs depends on the values; call it outside of them, once for each graph, and "
-            "differentiate with backward() or torch.autograd.grad()"
+            f"torch.func transforms (grad, vjp, jacrev, vmap and the others) and forward-mode derivatives "
+            f"cannot go through {name}: what it computes depends on the values; call it outside of them, "
+            "once for each graph, and differentiate with backward() or torch.autograd.grad()"
         )
 
 
-def refuse_recomputation(what_changed: str) -> None:
+def _has_tangent(value: object) -> bool:
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+
+
+def refuse_recomputation(why: str) -> None:
     """Raise where backward() runs this, as it does where torch.utils.checkpoint recomputes.
 
-    It restores the default generators, and nothing else that a call changes.
+    It restores the default generators, and nothing else that a call changes. A hook's first call looks alike.
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            f"GLoss was called again by backward(), as torch.utils.checkpoint does, and {what_changed} "
-            "since: the gradient would be that of another loss; call GLoss outside of the checkpointed "
-            "function"
+            f"GLoss was called by backward(), as torch.utils.checkpoint does to recompute a loss, and {why}: "
+            "the gradient may be that of another loss; call GLoss outside of checkpointed functions and "
+            "of hooks"
         )
 
 

@@ -14,9 +14,9 @@ NO_ID = torch.iinfo(torch.int64).min  # of rows without an id
 
 
 def int64_ids(ids: Tensor) -> Tensor:
-    """ids (N,) of any integer type, told apart in int64."""
-    wide = ids.view(torch.int64) if ids.dtype == torch.uint64 else ids.long()
-    return wide.clamp_min(NO_ID + 1)  # the mark is no id
+    """ids (N,) of any integer type in int64; NO_ID, which callers refuse, where they do not fit."""
+    wide = ids.long()
+    return wide.where(wide >= 0, NO_ID) if ids.dtype == torch.uint64 else wide
 
 
 def last_copies(ids: Tensor) -> Tensor:

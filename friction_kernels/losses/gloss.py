@@ -13,7 +13,7 @@ from friction_kernels.graph.route import GraphBackend, Settings, Solver, check_b
 from friction_kernels.graph.torch_modes import refuse_recomputation, refuse_transforms, uncompiled
 from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows, same_on_all_ranks
-from friction_kernels.losses.document_ids import int64_ids
+from friction_kernels.losses.document_ids import NO_ID, int64_ids
 from friction_kernels.losses.fused import FusedStats
 from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.recovery import (
@@ -98,18 +98,18 @@ class GLoss(WidthModule):
     nothing waits: then the next call warns of a solve that did not converge.
 
     A call inside a function that torch.utils.checkpoint recomputes makes the same draw again, from the
-    default generator; with a memory or a generator it is refused in backward(). torch.func's transforms are
-    refused.
+    default generator; with a generator, or a memory that it adds to, it is refused in backward().
+    torch.func's transforms are refused.
 
-    Warns: once, of classes that are to be recovered and have no labelled node, of a memory without ids, of
-    one document by itself; of a solve that does not converge, with its residual; of unlabelled nodes that no
-    labelled node reaches.
+    Warns: once, of classes that are to be recovered and have no labelled node, of a call without ids beside a
+    memory, of one document by itself; of a solve that does not converge, with its residual; of unlabelled
+    nodes that no labelled node reaches.
 
     Raises:
         ValueError, TypeError: an argument out of range, from the constructor; embeddings or labels without
             meaning, from the call, which names the rows.
         RuntimeError: a backend that cannot serve; a transform of torch.func; from backward(), a second
-            derivative, and the recomputation of a loss with a memory or a generator.
+            derivative, and the recomputation of a loss with a generator, or a memory that it adds to.
     """
 
     class_weight: Tensor | None
@@ -151,9 +151,8 @@ class GLoss(WidthModule):
         self.reduction, self.ignore_index = reduction, ignore_index
         self.generator, self.gather, self.validate = generator, gather, validate
         self.memory = memory
-        if class_weight is not None:
-            class_weight = class_weight.detach()
-        self.register_buffer("class_weight", class_weight, persistent=False)
+        weight = None if class_weight is None else class_weight.detach()
+        self.register_buffer("class_weight", weight, persistent=False)
         self._set_sigma(sigma)
         self._last: GLossStats | FusedStats | None = None
         self.num_skipped = 0  # calls with one document by itself, whose loss was zero
@@ -184,9 +183,9 @@ class GLoss(WidthModule):
                 numbers below the smallest normal one count).
             labels: (N,), integers of any type, in [0, C), or ignore_index.
             labelled: bool (N,), the nodes that keep their label; None draws them (default None).
-            ids: (N,), integers of any type that tell documents apart, such as their places in the data
-                set. Rows of the memory with one of these ids are no nodes of this graph, and are replaced
-                afterwards. Copies of a document within the batch are drawn as labelled together, and the
+            ids: (N,), integers between -2^63 and 2^63 that tell documents apart, such as their places in
+                the data set. Rows of the memory with one of these ids are no nodes of this graph, and are
+                replaced afterwards. Copies of a document within the batch are labelled together, and the
                 last one is remembered. None: a memory does not recognise its documents (default None).
 
         Returns:
@@ -195,16 +194,15 @@ class GLoss(WidthModule):
 
         Raises:
             ValueError, TypeError: embeddings, labels, labelled or ids without meaning; rows are named.
-            RuntimeError: the backend that was asked for cannot serve; a transform of torch.func; a
-                recomputation, as by torch.utils.checkpoint, of a loss with a memory or a generator.
+            RuntimeError: as the class says.
         """
         checks.check_batch(embeddings, labels, labelled, ids)
         if self.memory is not None:
             self.memory.check_rows(embeddings)
-        refuse_transforms("GLoss")
-        if self.memory is not None:
-            refuse_recomputation("its memory has changed")
-        elif self.generator is not None and labelled is None:
+        refuse_transforms("GLoss", embeddings, self.sigma)
+        if self._remembers():
+            refuse_recomputation("this call would add to its memory")
+        if self.generator is not None and labelled is None:
             refuse_recomputation("its generator draws anew")
         labels = checks.int64_labels(labels)
         ids = None if ids is None else int64_ids(ids)
@@ -222,10 +220,7 @@ class GLoss(WidthModule):
                 embeddings, labels, labelled, ids, self.ignore_index
             )
         check_backend(self.backend, embeddings)
-        keys = None
-        if labelled is None:
-            keys = self._draw(num_new, labels.device, ids)
-            keys = torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
+        keys = self._draw(num_new, labels, ids) if labelled is None else None
         present = slice(None) if past is None else ~past.absent
         sigma = self._sigma_of(embeddings, labels, present, self.ignore_index)
         options = self._options(embeddings.device)
@@ -247,6 +242,7 @@ class GLoss(WidthModule):
             keys=keys,
             gamma=self.gamma,
             past=past,
+            ids_outside=None if ids is None else ids == NO_ID,
             equal_keys_together=ids is not None,
             count_missing_classes=not self._warned_of_classes,
         )
@@ -263,18 +259,24 @@ class GLoss(WidthModule):
             if isinstance(self._last, FusedStats):  # the checks have waited for it
                 self._last.warn(self.tol)
             loss, self._last = loss_of_nodes(nodes, embeddings, labels, sigma, options, num_new)
-        if memory is not None and self.training and torch.is_grad_enabled():
-            if ids is None and not self._warned_of_ids:
+        if memory is not None:
+            remembers = self._remembers()
+            if ids is None and (remembers or past is not None) and not self._warned_of_ids:
                 self._warned_of_ids = True
                 notices.warn_without_ids(memory.capacity)
-            memory.remember(nodes, num_new, ids, gathered=self.gather)
+            if remembers:
+                memory.remember(nodes, num_new, ids, gathered=self.gather)
         return loss
 
-    def _draw(self, num_nodes: int, device: torch.device, ids: Tensor | None) -> Tensor:
-        """(N,): random numbers, the smallest of which are labelled; one for all copies of a document."""
-        keys = draw_keys(num_nodes, device, self.generator)
+    def _remembers(self) -> bool:
+        return self.memory is not None and self.training and torch.is_grad_enabled()
+
+    def _draw(self, num_new: int, labels: Tensor, ids: Tensor | None) -> Tensor:
+        """(N,): random numbers, the smallest of which are labelled; one a document, 0 for a memory's rows."""
+        keys = draw_keys(num_new, labels.device, self.generator)
         keys = same_on_all_ranks(keys) if self.gather else keys
-        return keys if ids is None else keys[first_copies(ids)]
+        keys = keys if ids is None else keys[first_copies(ids)]
+        return torch.cat((keys, keys.new_zeros(len(labels) - num_new)))
 
     def _options(self, device: torch.device) -> Options:
         if self.class_weight is not None and self.class_weight.device != device:

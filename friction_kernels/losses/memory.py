@@ -10,7 +10,9 @@ from torch import Tensor
 
 from friction_kernels.graph import checks
 from friction_kernels.graph.nodes import Nodes, Past
+from friction_kernels.graph.torch_modes import refuse_transforms
 from friction_kernels.graph.unit_rows import unit_rows
+from friction_kernels.losses import notices
 from friction_kernels.losses.distributed import gather_rows
 from friction_kernels.losses.document_ids import (
     NO_ID,
@@ -20,6 +22,7 @@ from friction_kernels.losses.document_ids import (
     places_for,
     places_taken,
 )
+from friction_kernels.losses.memory_state import RING, faults_of
 from friction_kernels.warn import warn
 
 
@@ -58,8 +61,8 @@ class GraphMemory(torch.nn.Module):
     Raises:
         ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
             embeddings of another width, on another device, or with NaN, infinite or zero length.
-        RuntimeError: from `load_state_dict`, a state of another capacity or dim, or an incomplete one,
-            which changes nothing. A state from before ids were stored loads with a warning.
+        RuntimeError: from `load_state_dict`, a state of another capacity or dim, an incomplete or a broken
+            one, which changes nothing. A state from before ids were stored loads with a warning.
     """
 
     embeddings: Tensor
@@ -77,6 +80,7 @@ class GraphMemory(torch.nn.Module):
         # Rows in use, and the next place; on the device, for which GLoss need not wait to go on.
         self.register_buffer("_ring", torch.zeros(2, dtype=torch.int64), persistent=False)
         self._filled_at_most = 0
+        self._warned_of_ids = False
 
     @property
     def capacity(self) -> int:
@@ -110,17 +114,23 @@ class GraphMemory(torch.nn.Module):
             embeddings: (n, dim), floating-point, of any length but zero.
             labels: (n,), integers of any type.
             ignore_index: rows with this label are left out (default -100).
-            ids: (n,), integers of any type that tell documents apart. A row whose id the memory has
-                replaces that row; of several rows with one id the last counts. None: rows that are not
-                recognised when their document comes again (default None).
+            ids: (n,), integers between -2^63 and 2^63 that tell documents apart. A row
+                whose id the memory has replaces that row; of several rows with one id the last counts.
+                None: rows that are not recognised when their document comes again, of which one warning
+                tells (default None).
 
         Raises:
             ValueError, TypeError: rows that cannot stand in a graph, or not beside the memory's.
+            RuntimeError: a transform of torch.func.
         """
         checks.check_ignore_index(ignore_index)
         checks.check_batch(embeddings, labels, None, ids)
+        refuse_transforms("GraphMemory.add", embeddings)
         self.check_rows(embeddings)
         labels = checks.int64_labels(labels)
+        ids = None if ids is None else int64_ids(ids)
+        if ids is not None and bool((ids == NO_ID).any()):
+            checks.raise_for_ids(ids == NO_ID)
         known = labels != ignore_index
         with torch.no_grad():
             rows, usable = unit_rows(embeddings[known])
@@ -129,8 +139,10 @@ class GraphMemory(torch.nn.Module):
                 f"embeddings have NaN, infinite or zero length in {checks.rows_at_fault(~usable)} of "
                 f"the {len(rows)} labelled ones; leave these rows out"
             )
-        known_ids = None if ids is None else int64_ids(ids)[known]
-        self.put(*gather_rows(rows.float(), labels[known], known_ids))
+        if ids is None and len(rows) and not self._warned_of_ids:
+            self._warned_of_ids = True
+            notices.warn_of_rows_without_ids()
+        self.put(*gather_rows(rows.float(), labels[known], None if ids is None else ids[known]))
 
     def check_rows(self, embeddings: Tensor) -> None:
         """Raise where embeddings (n, d) cannot stand beside the memory's."""
@@ -224,10 +236,12 @@ class GraphMemory(torch.nn.Module):
         self._filled_at_most = 0
 
     def get_extra_state(self) -> dict[str, int]:
-        filled, following = self._ring.tolist()
+        filled, following = (0, 0) if self._ring.is_meta else self._ring.tolist()
         return {"filled": filled, "next": following}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
+        if self._ring.device != self.ids.device:  # assign=True has moved the rows
+            self._ring = torch.empty_like(self._ring, device=self.ids.device)
         self._ring.copy_(torch.tensor([state["filled"], state["next"]]))
         self._filled_at_most = state["filled"]
 
@@ -242,46 +256,41 @@ class GraphMemory(torch.nn.Module):
         error_msgs: list[str],
     ) -> None:
         """All of it or nothing: half a ring would be another memory."""
-        needed = [prefix + name for name in ("embeddings", "labels", "_extra_state")]
-        missing = [key for key in needed if key not in state_dict]
-        faults = [] if missing else self._faults_of(state_dict, prefix)
-        missing_keys += missing
+        buffers = {"embeddings": self.embeddings, "labels": self.labels, "ids": self.ids}
+        state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
+        missing = {"embeddings", "labels", RING} - state.keys()
+        unexpected = state.keys() - buffers.keys() - {RING} if strict else set()
+        faults = [] if missing else faults_of(state, buffers, prefix)
+        missing_keys += sorted(prefix + name for name in missing)
+        unexpected_keys += sorted(prefix + name for name in unexpected)
         error_msgs += faults
-        if missing or faults:
+        if missing or unexpected or faults:
             return
-        if prefix + "ids" not in state_dict:
-            filled = state_dict[prefix + "_extra_state"]["filled"]
-            state_dict = {**state_dict, prefix + "ids": torch.full_like(self.ids, NO_ID)}
-            if filled:
+        if "ids" not in state:
+            state["ids"] = torch.full_like(state["labels"], NO_ID, dtype=torch.int64)
+            if filled := state[RING]["filled"]:
                 warn(
                     f"the memory's state is of before ids were kept: its {filled} rows are not recognised "
                     "when their documents come again, and give their hidden labels away until they are "
                     "overwritten; clear() forgets them"
                 )
+        for name, buffer in buffers.items():
+            state[name] = state[name].to(buffer.dtype)  # which assign=True would not do
+        state = {prefix + name: value for name, value in state.items()}
         super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+            state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _faults_of(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
-        found = {k: state_dict.get(prefix + k) for k in ("embeddings", "labels", "ids")}
-        sizes = {k: tuple(v.shape) for k, v in found.items() if v is not None}
-        wrong = [k for k, size in sizes.items() if size != tuple(getattr(self, k).shape)]
-        if wrong:
-            return [
-                f"size mismatch for {prefix}{wrong[0]}: the state has {sizes[wrong[0]]}, and this memory "
-                f"{tuple(getattr(self, wrong[0]).shape)}; load it into a GraphMemory of its own capacity "
-                "and dim, and add() the rows to this one"
-            ]
-        ring = state_dict[prefix + "_extra_state"]
-        if not (0 <= ring["filled"] <= self.capacity and 0 <= ring["next"] < self.capacity):
-            return [f"{prefix}_extra_state has {ring}, which is no place in {self.capacity} rows"]
-        return []
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphMemory:
-        rows = self.embeddings
+        """fn says where the buffers go; their types stay, and their values, which to_empty() would lose."""
+        before = {name: getattr(self, name) for name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.embeddings.dtype != torch.float32:  # .half(), .to(dtype) and the like
-            self.embeddings = rows.to(self.embeddings.device)
+        for name, buffer in before.items():
+            moved = getattr(self, name)
+            if moved is not buffer and (moved.is_meta or not buffer.is_meta):
+                setattr(self, name, buffer.to(moved.device))
+        if before["_ring"].is_meta:
+            self.clear()
         return self
 
     def extra_repr(self) -> str:

@@ -16,11 +16,19 @@ def warn_of_one_document() -> None:
 
 def warn_without_ids(capacity: int) -> None:
     warn(
-        "GLoss remembers documents without ids: one that comes again while its older row is in the "
+        "GLoss with a memory was given documents without ids: one whose older row is in the "
         "memory meets that row, which is labelled and gives its hidden label away, so that the loss "
         f"teaches nothing (of all documents, where the memory's capacity, {capacity}, is that of "
         "the data set); pass ids=, an integer for each document such as its place in the data set, or "
         "keep the capacity far below their number (said once)"
+    )
+
+
+def warn_of_rows_without_ids() -> None:
+    warn(
+        "GraphMemory.add was given rows without ids: a document that comes again is not recognised, and "
+        "meets its own row, which is labelled and gives its hidden label away; pass ids=, an integer for "
+        "each document such as its place in the data set (said once)"
     )
 
 

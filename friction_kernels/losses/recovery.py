@@ -48,7 +48,7 @@ def loss_of_nothing(
     """Zero, with a gradient of zero wherever a loss has one."""
     nan, zero = nodes.z.new_full((), math.nan), nodes.z.new_zeros(())
     stats = GLossStats(0, zero, nan, len(nodes.z), nodes.num_labelled, 0, zero)
-    loss = 0 * nodes.z.sum()
+    loss = zero + 0 * nodes.z.sum()  # not -0
     if isinstance(sigma, Tensor):
         loss = loss + 0 * sigma.to(loss).reshape(())
     return loss.reshape(1) if reduction == "none" else loss, stats

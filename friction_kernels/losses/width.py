@@ -10,6 +10,7 @@ from torch import Tensor
 
 from friction_kernels.graph import checks
 from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
+from friction_kernels.graph.unit_rows import unit_rows
 
 SIGMA_AT_FIRST = 0.5  # of sigma="learnable"
 
@@ -45,7 +46,9 @@ class WidthModule(torch.nn.Module):
         """present: which rows a rule is applied to."""
         if self.sigma_rule is None:
             return self._own_sigma()
-        embeddings, labels = embeddings[present], labels[present]
+        embeddings, labels = embeddings.detach()[present], labels[present]
+        _, usable = unit_rows(embeddings)  # the others are named where the graph is made
+        embeddings, labels = embeddings[usable], labels[usable]
         if len(embeddings) < 2:
             return SIGMA_AT_FIRST  # of no use: there is no graph
         return gaussian_sigma(embeddings, labels, self.sigma_rule, ignore_index=ignore_index)
