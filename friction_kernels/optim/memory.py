@@ -32,7 +32,12 @@ class MemoryReport:
 
     @classmethod
     def of(cls, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Any]) -> MemoryReport:
-        """What an optimizer's parameters and states take now."""
+        """What an optimizer's parameters and states take now.
+
+        Args:
+            groups: its param_groups.
+            states: its state, a dict by parameter, of any shape.
+        """
         params = [param for group in groups for param in group["params"]]
         trainable = [param for param in params if param.requires_grad]
         return cls(*_count(params, states), *_count(trainable, states))
