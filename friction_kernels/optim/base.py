@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -28,27 +27,16 @@ from friction_kernels.shards import local, mismatch, name_of, why_no_sum
 Result = TypeVar("Result")
 
 
-class Applied(NamedTuple):
-    """One gradient of a step, by which one sees whether it is the next step's, too."""
+def mark_applied(grad: Tensor | None) -> None:
+    """Leave a note on a gradient that a step has applied; a weak reference would forbid swap_tensors()."""
+    if grad is not None and not grad.is_inference():
+        grad._applied_version = grad._version  # type: ignore[attr-defined]
 
-    param: weakref.ref[Tensor]
-    grad: weakref.ref[Tensor]
-    version: int
 
-    @classmethod
-    def of(cls, param: Tensor | None) -> Applied | None:
-        if param is None or param.grad is None:
-            return None
-        return cls(weakref.ref(param), weakref.ref(param.grad), param.grad._version)
-
-    def is_still_there(self) -> bool:
-        param, grad = self.param(), self.grad()
-        return (
-            grad is not None
-            and param is not None
-            and param.grad is grad
-            and grad._version == self.version
-        )
+def is_applied(grad: Tensor) -> bool:
+    """Whether a gradient has that note and has not changed since."""
+    noted = getattr(grad, "_applied_version", None)
+    return noted is not None and bool(noted == grad._version)
 
 
 class PlannedOptimizer(Optimizer):
@@ -57,7 +45,6 @@ class PlannedOptimizer(Optimizer):
     rule: ClassVar[Rule]
 
     _number: int  # by which compiled steps find the optimizer
-    _applied: Applied | None = None  # of the last step
     _scaling: GradientScaling | None = (
         None  # of the last step, where max_grad_norm asked for a norm
     )
@@ -184,7 +171,8 @@ class PlannedOptimizer(Optimizer):
         self._check_step()
         self._snapshots.warn_of_written()
         self._plan = self._update(self._plan, self.param_groups)
-        self._applied = Applied.of(self._plan.stepped())
+        first = self._plan.stepped()
+        mark_applied(None if first is None else first.grad)
         self._opt_called = True
 
     def _check_step(self) -> None:
@@ -391,7 +379,6 @@ class PlannedOptimizer(Optimizer):
         self._plan = None
         compiled.register(self)
         self._traced = compiled.parameters_of(self.param_groups)
-        self._applied = None
         self.__dict__.setdefault("_graph_memory", [])
         self.__dict__.setdefault("_snapshots", Snapshots())
         self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups

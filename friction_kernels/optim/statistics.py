@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from friction_kernels.equations import NEUTRAL_FRICTION
+from friction_kernels.optim.base import is_applied
 from friction_kernels.optim.friction_adam import FrictionAdam
 from friction_kernels.optim.planning import StepPlan
 
@@ -70,11 +71,13 @@ def _check_gradients(opt: FrictionAdam) -> None:
             "release_gradients applies each gradient as it comes, so that there is none between backward() "
             "and step(); measure without the release"
         )
-    if all(param.grad is None for group in opt.param_groups for param in group["params"]):
+    params = (param for group in opt.param_groups for param in group["params"])
+    grads = [param.grad for param in params if param.grad is not None]
+    if not grads:
         raise RuntimeError(
             "there is no gradient: call friction_stats between backward() and step(), before zero_grad()"
         )
-    if opt._applied is not None and opt._applied.is_still_there():
+    if any(map(is_applied, grads)):
         raise RuntimeError(
             "step() has applied these gradients already: call friction_stats between backward() and step()"
         )
