@@ -911,6 +911,7 @@ def test_friction_stats_are_of_every_element_of_a_large_tensor(name, backend):
         {"state_dtype": "bf16"},
         {"max_grad_norm": 0.1, "skip_nonfinite": True, "maximize": True},
     ],
+    ids=str,
 )
 @pytest.mark.parametrize("name", ["TanhSignGrad", "SigSignAdamW", "TanhSignAdamP"])
 def test_friction_stats_are_of_the_gradient_that_is_applied(name, options, backend):
@@ -933,11 +934,12 @@ def test_friction_stats_are_of_the_gradient_that_is_applied(name, options, backe
 
 
 @both_backends
+@pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5}], ids=str)
 @pytest.mark.parametrize("name", FRICTION)
-def test_friction_stats_change_nothing(name, backend):
+def test_friction_stats_change_nothing(name, options, backend):
     params, twins = make_params(), make_params()
-    opt = OPTIMIZERS[name](params, max_grad_norm=0.5, backend=backend)
-    twin = OPTIMIZERS[name](twins, max_grad_norm=0.5, backend=backend)
+    opt = OPTIMIZERS[name](params, **options, backend=backend)
+    twin = OPTIMIZERS[name](twins, **options, backend=backend)
     for step in range(3):
         for each in (params, twins):
             give_gradients(each, step)

@@ -10,6 +10,7 @@ from built_package import TESTS, build, run_pytest
 # sums for max_grad_norm and skip_nonfinite on it: scale_checks does without.
 OTHERWISE_ON_A_GPU = (
     "not test_a_step_is_one_launch and not test_step_runs_without_the_gil and not max_grad_norm"
+    " and not will_be_skipped"
 )
 
 

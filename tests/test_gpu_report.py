@@ -64,9 +64,9 @@ def test_steps_are_checked(capturable, example):
 
 
 def test_a_wrong_step_is_seen(monkeypatch):
-    cls = OPTIMIZERS["SigSignAdamW"]
-    right = cls._settings
-    monkeypatch.setattr(cls, "_settings", lambda self, g: {**right(self, g), "beta1": 0.8})
+    rule = type(OPTIMIZERS["SigSignAdamW"].rule)
+    right = rule.settings
+    monkeypatch.setattr(rule, "settings", lambda self, g: {**right(self, g), "beta1": 0.8})
     with pytest.raises(AssertionError):
         check_same_as_equations()
 

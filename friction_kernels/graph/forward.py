@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from friction_triton.constants import MASS_TOLERANCE, ROUNDING
 from torch import Tensor
 
 from friction_kernels.graph import solvers
+from friction_kernels.graph.constants import MASS_TOLERANCE, ROUNDING
 from friction_kernels.graph.transition import Transition
 from friction_kernels.warn import warn
 

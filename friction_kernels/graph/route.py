@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from friction_triton.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from torch import Tensor
 
 from friction_kernels.graph import checks
+from friction_kernels.graph.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from friction_kernels.scores.backend import Scores
 from friction_kernels.scores.chunked import (
     LARGEST_SCORE,

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from friction_triton.constants import ROUNDING, STALLED_AFTER
 from torch import Tensor
+
+from friction_kernels.graph.constants import ROUNDING, STALLED_AFTER
 
 Product = Callable[[Tensor], Tensor]
 Error = Callable[[Tensor, Tensor], Tensor]

@@ -6,10 +6,10 @@ import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from friction_triton.constants import PROBABILITY_FLOOR
 from torch import Tensor
 from torch.nn.functional import cross_entropy, nll_loss
 
+from friction_kernels.graph.constants import PROBABILITY_FLOOR
 from friction_kernels.graph.nodes import Nodes, check_sizes, first_of
 from friction_kernels.graph.propagation import graph_of, inverse_square, propagate_nodes
 from friction_kernels.graph.route import Graph, Route, Settings, choose_route

@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
+from friction_kernels.graph.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from friction_triton.batch_kernel import ARRAYS, VECTORS, batch_kernel
 from friction_triton.configurations import DOT_PRECISION, VALUE_PRECISION
-from friction_triton.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from friction_triton.launches import launch
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from friction_kernels.graph.constants import PROBABILITY_FLOOR
 from friction_triton.batch_graph import array_of, set_array
-from friction_triton.constants import PROBABILITY_FLOOR
 
 FLOOR: tl.constexpr = tl.constexpr(PROBABILITY_FLOOR)
 

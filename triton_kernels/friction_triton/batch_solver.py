@@ -12,7 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from friction_triton import constants
+from friction_kernels.graph import constants
 from friction_triton.batch_graph import applied, array_of, set_array
 
 ROUNDING: tl.constexpr = tl.constexpr(constants.ROUNDING * 2.0**-23)
