@@ -382,3 +382,32 @@ def test_as_many_groups_as_there_are_parameters():
         param.grad = grad
     opt.step()
     assert torch.cat(params).tolist() == [0.0 - index % 2 for index in range(len(params))]
+
+
+def stepped_twins(backend):
+    params = [nn.Parameter(torch.arange(1.0, 5.0)) for _ in range(2)]
+    opts = [SigSignAdamW([param], lr=0.1, backend=backend) for param in params]
+    for param, opt in zip(params, opts, strict=True):
+        for _ in range(2):
+            param.grad = torch.ones(4)
+            opt.step()
+    return params, opts
+
+
+@both_backends
+@pytest.mark.parametrize("key", ["exp_avg", "exp_avg_sq", "prev_grad"])
+def test_a_state_that_is_a_negated_view_is_refused_and_not_read_as_its_opposite(key, backend):
+    (param, _), (opt, _) = stepped_twins(backend)
+    opt.state[param][key] = torch._neg_view(-opt.state[param][key])
+    with pytest.raises(RuntimeError, match=f"state '{key}' that is a negated"):
+        opt.step()
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be served by native kernels")
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_parameter_that_becomes_a_negated_view_is_stepped_as_what_it_is(backend):
+    (param, twin), opts = stepped_twins(backend)
+    param.data = torch._neg_view(-param.data)
+    for opt in opts:
+        opt.step()
+    torch.testing.assert_close(param.detach().resolve_neg(), twin.detach())

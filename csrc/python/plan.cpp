@@ -153,6 +153,8 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   if (param.device == kElsewhere || lists[1].device != param.device)
     return "it and its gradient are not on one device, the CPU or a GPU";
   if (!lists[1].same_shape(param)) return "its shape differs from its gradient's";
+  entry.moved = entry.param_data != param.data;
+  entry.param_data = param.data;
   note_strides(entry, 0, param);
   note_strides(entry, 1, lists[1]);
   return nullptr;
@@ -193,6 +195,7 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
     entry.packed[list_of(key)] = false;
     note_strides(entry, list_of(key), view);
   }
+  entry.moved = entry.moved || entry.states[key].data != view.data;
   entry.states[key] = {view.data, view.dtype};
   return nullptr;
 }
@@ -288,8 +291,9 @@ const char* Plan::read_entry(size_t index) {
   if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
   if (problem != nullptr) return problem;
 
-  // torch may keep a conjugation or a minus sign as a flag on a view.
-  const bool may_be_view = entry.is_complex || !entry.contiguous || entry.numel == 1;
+  // torch may keep a conjugation or a minus sign as a flag on a view. Asking costs more than
+  // reading, so it is asked where a view is likely, and of memory that was not there before.
+  const bool may_be_view = entry.is_complex || !entry.contiguous || entry.numel == 1 || entry.moved;
   if (may_be_view) {
     bool found = reader_->is_lazy_view(entry.part.ptr(), entry.is_complex);
     for (size_t i = first_state; i < held_.size(); ++i)

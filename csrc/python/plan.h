@@ -45,6 +45,9 @@ struct PlanEntry {
   bool walk_known = false;
   bool contiguous = true;
   StateAddress states[kMaxStates];
+  // Whether memory is another than at the step before, which is compared and never followed.
+  bool moved = true;
+  const void* param_data = nullptr;
   bool device_counts = false;  // its step lies on its GPU
 
   // What the walk is made from, beside the shape: compared each step.
