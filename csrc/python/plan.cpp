@@ -300,6 +300,12 @@ const char* Plan::read_entry(size_t index) {
       found = found || reader_->is_lazy_view(held_[i].ptr(), entry.is_complex);
     if (found) return "it or a state of it is a conjugated or negated view";
   }
+  if (entry.moved) {
+    bool within = reader_->is_within_storage(entry.part.ptr());
+    for (size_t i = first_state; i < held_.size(); ++i)
+      within = within && reader_->is_within_storage(held_[i].ptr());
+    if (!within) return "its storage, or a state's, has fewer bytes than it has elements for";
+  }
   if (reader_->is_lazy_view(grad.ptr(), entry.is_complex)) {
     grad = grad.attr("resolve_conj")().attr("resolve_neg")();
     problem = read_param_and_grad(entry, grad.ptr(), lists);

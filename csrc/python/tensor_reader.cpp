@@ -1,5 +1,7 @@
 #include "tensor_reader.h"
 
+#include <pybind11/stl.h>
+
 #include <cstdlib>
 #include <stdexcept>
 
@@ -19,9 +21,9 @@ bool TensorView::same_shape(const TensorView& other) const {
 
 namespace {
 
-bool has_memory(PyObject* tensor) {
+int64_t storage_bytes(PyObject* tensor) {
   const py::object storage = py::reinterpret_borrow<py::object>(tensor).attr("untyped_storage")();
-  return storage.attr("nbytes")().cast<int64_t>() > 0;
+  return storage.attr("nbytes")().cast<int64_t>();
 }
 
 }  // namespace
@@ -112,7 +114,20 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
   constexpr uintptr_t kSuspiciouslyLow = uintptr_t{1} << 40;
   const bool suspicious = reinterpret_cast<uintptr_t>(out.data) < kSuspiciouslyLow;
   if (!suspicious || out.numel() == 0) return true;
-  return out.data != nullptr && has_memory(object);
+  return out.data != nullptr && storage_bytes(object) > 0;
+}
+
+bool TensorReader::is_within_storage(PyObject* object) const {
+  const py::handle tensor(object);
+  const int64_t offset = tensor.attr("storage_offset")().cast<int64_t>();
+  const auto sizes = tensor.attr("shape").cast<std::vector<int64_t>>();
+  const auto strides = tensor.attr("stride")().cast<std::vector<int64_t>>();
+  int64_t last = offset;
+  for (size_t d = 0; d < sizes.size(); ++d) {
+    if (sizes[d] == 0) return true;
+    last += (sizes[d] - 1) * strides[d];
+  }
+  return storage_bytes(object) >= (last + 1) * tensor.attr("itemsize").cast<int64_t>();
 }
 
 void* TensorReader::current_stream(int device) const {

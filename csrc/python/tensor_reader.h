@@ -52,6 +52,9 @@ class TensorReader {
   // False where the object is no plain strided tensor of a type in DType or complex, with memory.
   bool read(PyObject* object, TensorView& out) const;
 
+  // Whether a tensor's storage, which may have been resized under it, holds all its elements. Slow.
+  bool is_within_storage(PyObject* tensor) const;
+
   // Whether a tensor is a view that conjugates or negates what lies in its memory. Only complex
   // ones can be conjugated.
   bool is_lazy_view(PyObject* tensor, bool is_complex) const {

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from friction_kernels.backends import BACKENDS, NATIVE_DTYPES, is_plain, native_reason
 
-NO_MEMORY = "has no memory; bring its storage back, or clone() a zero tensor"
+NO_MEMORY = "has no memory for its elements; bring its storage back, or clone() a zero tensor"
 
 
 def as_float(name: str, value: object) -> float | None:
@@ -25,6 +25,8 @@ def as_float(name: str, value: object) -> float | None:
     """
     if isinstance(value, Tensor) and lacks_memory(value):
         raise ValueError(f"{name} is a tensor that {NO_MEMORY}")
+    if isinstance(value, Tensor) and value.requires_grad:
+        value = value.detach()  # torch warns of reading one that takes part in a graph
     complex_tensor = isinstance(value, Tensor) and value.is_complex()
     if isinstance(value, str) or complex_tensor:  # float() would read it, or its real part
         return None
@@ -302,7 +304,7 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
 
 
 def check_memory(name: object, what: str, tensor: Tensor) -> None:
-    """Raise for elements without an address: of a storage resized to nothing, or autograd's zero tensors.
+    """Raise for elements without memory: of a storage resized to less, or autograd's zero tensors.
 
     what: which tensor of the parameter it is; empty for the parameter itself.
     """
@@ -312,11 +314,13 @@ def check_memory(name: object, what: str, tensor: Tensor) -> None:
 
 
 def lacks_memory(tensor: Tensor) -> bool:
-    """Whether its elements should have an address and have none. Subclasses may keep theirs elsewhere."""
+    """Whether some of its elements have no memory. Subclasses may keep theirs elsewhere."""
     knows = type(tensor) is Tensor or is_plain(type(tensor))
     if not knows or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
         return False
-    return tensor.untyped_storage().nbytes() == 0 or tensor.data_ptr() == 0
+    strides = zip(tensor.shape, tensor.stride(), strict=True)
+    last = tensor.storage_offset() + sum((size - 1) * stride for size, stride in strides)
+    return tensor.untyped_storage().nbytes() < (last + 1) * tensor.itemsize or not tensor.data_ptr()
 
 
 def shares_memory(tensor: Tensor) -> bool:
