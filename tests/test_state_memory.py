@@ -122,7 +122,9 @@ def test_a_zero_tensor_without_memory_is_refused_by_name(what, backend):
     else:
         opt.state[params[1]]["exp_avg"] = torch._efficientzerotensor(params[1].shape)
     before = [param.detach().clone() for param in params]
-    with pytest.raises(RuntimeError, match=r"parameter 1 of group 0 .*has no memory for .*clone\(\)"):
+    with pytest.raises(
+        RuntimeError, match=r"parameter 1 of group 0 .*has no memory for .*clone\(\)"
+    ):
         opt.step()
     assert all(map(torch.equal, params, before))
 
