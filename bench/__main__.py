@@ -54,7 +54,7 @@ def run(arguments: list[str]) -> int:
 
 
 def show(arguments: list[str]) -> int:
-    from bench.peers import why_not_importable
+    from bench.peers import import_failure
     from bench.report import table
     from bench.scenarios import SUITES, scenarios_of
 
@@ -73,7 +73,7 @@ def show(arguments: list[str]) -> int:
         when = "" if suite.by_default else " (not run by default)"
         print(f"{name}: {suite.what}{when}\n")
         print(table(["scenario", "by default", "contenders"], rows) + "\n")
-    rows = [[name, why_not_importable(c.needs) or "here"] for name, c in contenders.items()]
+    rows = [[name, import_failure(c.needs) or "here"] for name, c in contenders.items()]
     print(table(["contender", "importable"], rows))
     return 0
 
@@ -109,9 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     command = parser.parse_args(arguments[:1]).command
     if command != "report" and not {"-h", "--help"} & set(arguments):
-        from friction_kernels.backends import native_reason
+        from friction_kernels.backends import native_unavailable_reason
 
-        if reason := native_reason():  # plain torch would be compared with itself
+        if reason := native_unavailable_reason():  # plain torch would be compared with itself
             text = f"error: there are no native kernels to measure: {reason}"
             parser.exit(2, f"{parser.prog}: {text}\n")
     return COMMANDS[command](arguments[1:])

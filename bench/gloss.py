@@ -12,7 +12,7 @@ from bench.gloss_contenders import CONTENDERS, OURS, Graph
 from bench.gloss_forms import GAMMA, SIGMA, Problem, make_problem
 from bench.goals import compared_with
 from bench.memory import calls_of, peak, status_bytes, told_by_process, why_too_large
-from bench.peers import why_not_importable
+from bench.peers import import_failure
 from bench.records import TIME_IS_UP, first_line
 from bench.rounds import Clock, measure, set_repeats
 from bench.scenarios import GraphScenario
@@ -47,10 +47,10 @@ class Step:
         return loss.detach()
 
 
-def why_not(graph: Graph, scenario: GraphScenario, device: str, last: Last) -> str | None:
+def skip_reason(graph: Graph, scenario: GraphScenario, device: str, last: Last) -> str | None:
     """Why it is not tried at this size."""
     nodes = scenario.nodes
-    if reason := why_not_importable(graph.needs):
+    if reason := import_failure(graph.needs):
         return reason
     if nodes > graph.most_nodes:
         return f"not tried beyond N = {graph.most_nodes:,}"
@@ -109,7 +109,7 @@ def measure_gloss(
             if device not in graph.devices or (graph.ours and scenario.nodes > graph.most_nodes):
                 continue
             late = time.monotonic() > deadline
-            reason = TIME_IS_UP if late else why_not(graph, scenario, device, last)
+            reason = TIME_IS_UP if late else skip_reason(graph, scenario, device, last)
             if reason is None:
                 try:
                     step, rows[graph.name], once = warm(graph, scenario, problem, device)

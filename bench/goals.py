@@ -45,7 +45,7 @@ class Goal:
         # A machine that is busy may find that more work took less time; that says nothing.
         return value / other if other is not None and other > 0 else None
 
-    def why_not(self, scenario: dict[str, Any] | None) -> str:
+    def unmeasured_reason(self, scenario: dict[str, Any] | None) -> str:
         if scenario is None:
             return f"{self.scenario} was not run"
         missing = scenario.get("missing", {})
@@ -56,7 +56,7 @@ class Goal:
         scenario = next((s for s in report["scenarios"] if s["name"] == self.scenario), None)
         value = None if scenario is None else self.measured(scenario)
         if value is None:
-            found = self.why_not(scenario), "not measured"
+            found = self.unmeasured_reason(scenario), "not measured"
         else:
             met = (self.at_most is None or value <= self.at_most) and (
                 self.at_least is None or value >= self.at_least

@@ -179,8 +179,11 @@ class Report:
                 return
         if self.dry:
             return self.note("build", start, True, "dry run: configured, not built")
-        why_not = "import sys; from friction_kernels.backends import cuda_reason as why; sys.exit(why() or 0)"
-        if self.do("build", [sys.executable, "-c", why_not], 60, "build.log")[0]:
+        build_check = (
+            "import sys; from friction_kernels.backends import cuda_unavailable_reason as reason; "
+            "sys.exit(reason() or 0)"
+        )
+        if self.do("build", [sys.executable, "-c", build_check], 60, "build.log")[0]:
             self.note("build", start, True, f"for sm_{capability}")
 
     def tests(self) -> None:

@@ -26,7 +26,7 @@ def peer(name: str, path: str, options: dict | None = None, **fields) -> Contend
     return Contender(name, build, needs=module.partition(".")[0], **fields)
 
 
-def why_not_importable(module: str | None) -> str | None:
+def import_failure(module: str | None) -> str | None:
     """The import's own words; some packages look for a card while they load, and fail in their own way."""
     try:
         if module is not None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.contenders import COPY, Contender, Copy
 from bench.goals import compared_with
 from bench.memory import calls_of, peak, sizes_of, why_too_large
-from bench.peers import why_not_importable
+from bench.peers import import_failure
 from bench.records import TIME_IS_UP, first_line
 from bench.rounds import Clock, Times, measure, set_repeats
 from bench.scenarios import StepScenario
@@ -118,7 +118,7 @@ class Field:
 
     def enter(self, contender: Contender) -> None:
         late = time.monotonic() > self.deadline
-        reason = TIME_IS_UP if late else why_not_importable(contender.needs)
+        reason = TIME_IS_UP if late else import_failure(contender.needs)
         if reason is None:
             try:
                 reason = self._enter(contender)

@@ -62,30 +62,30 @@ std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& t
 
 // One number on a device; null for None.
 template <class Number>
-const Number* guard_of(const TensorReader& reader, const py::handle& tensor, int device,
-                       DType dtype) {
+const Number* scaling_number(const TensorReader& reader, const py::handle& tensor, int device,
+                             DType dtype) {
   if (tensor.is_none()) return nullptr;
   TensorView view;
   if (!reader.read(tensor.ptr(), view) || view.numel() != 1 || view.dtype != dtype ||
       view.device != device)
     throw std::invalid_argument(
-        "a guard is one number on its device: float64 for a squared norm, else float32");
+        "a scaling number is one number on its device: float64 for a squared norm, else float32");
   return static_cast<const Number*>(view.data);
 }
 
 // (device, squared norm, grad_scale, found_inf, skip_nonfinite) of each GPU.
-std::vector<DeviceGuards> guards_of(const TensorReader& reader, const py::list& tuples) {
-  std::vector<DeviceGuards> guards;
+std::vector<DeviceScaling> scaling_of(const TensorReader& reader, const py::list& tuples) {
+  std::vector<DeviceScaling> scaling;
   for (const py::handle item : tuples) {
     const auto fields = py::reinterpret_borrow<py::tuple>(item);
     const int device = fields[0].cast<int>();
-    guards.push_back(
-        {device,
-         {guard_of<double>(reader, fields[1], device, DType::kFloat64),
-          guard_of<float>(reader, fields[2], device, DType::kFloat32),
-          guard_of<float>(reader, fields[3], device, DType::kFloat32), fields[4].cast<bool>()}});
+    scaling.push_back({device,
+                       {scaling_number<double>(reader, fields[1], device, DType::kFloat64),
+                        scaling_number<float>(reader, fields[2], device, DType::kFloat32),
+                        scaling_number<float>(reader, fields[3], device, DType::kFloat32),
+                        fields[4].cast<bool>()}});
   }
-  return guards;
+  return scaling;
 }
 
 py::object problem_or_none(const Problem& problem) {
@@ -126,11 +126,11 @@ void bind_plan(py::module_& m, const char* name) {
            py::arg("reader"), py::arg("entries"), py::arg("allocate"), py::arg("keep"))
       .def(
           "step",
-          [](PlanType& self, const py::list& settings, int threads, const py::list& guards) {
+          [](PlanType& self, const py::list& settings, int threads, const py::list& scaling) {
             return problem_or_none(self.step(groups_of<Rule>(self.reader(), settings), threads,
-                                             guards_of(self.reader(), guards)));
+                                             scaling_of(self.reader(), scaling)));
           },
-          py::arg("settings"), py::arg("threads"), py::arg("guards") = py::list())
+          py::arg("settings"), py::arg("threads"), py::arg("scaling") = py::list())
       .def(
           "squared_norm",
           [](PlanType& self, const std::vector<bool>& counted, const py::list& targets,
@@ -142,16 +142,16 @@ void bind_plan(py::module_& m, const char* name) {
   if constexpr (Rule::kHasStatistic)
     plan.def(
         "statistics",
-        [](PlanType& self, const py::list& settings, int threads, const py::list& guards) {
+        [](PlanType& self, const py::list& settings, int threads, const py::list& scaling) {
           std::vector<GroupStatistic> statistics;
           const Problem problem = self.statistics(groups_of<Rule>(self.reader(), settings), threads,
-                                                  guards_of(self.reader(), guards), statistics);
+                                                  scaling_of(self.reader(), scaling), statistics);
           py::list of_groups;
           for (const auto& [count, moments] : statistics)
             of_groups.append(py::make_tuple(count, moments.sum, moments.square_sum));
           return py::make_tuple(of_groups, problem_or_none(problem));
         },
-        py::arg("settings"), py::arg("threads"), py::arg("guards") = py::list());
+        py::arg("settings"), py::arg("threads"), py::arg("scaling") = py::list());
   py::list names;
   for (const char* setting : Rule::kSettings) names.append(setting);
   plan.attr("settings") = py::tuple(names);
@@ -171,7 +171,7 @@ PYBIND11_MODULE(_native, m) {
   m.doc() = "Native kernels of friction_kernels; its classes are the public interface.";
   m.attr("compiler") = FRICTION_COMPILER;
   m.attr("cuda_architectures") = py::tuple(py::cast(cuda::architectures()));
-  m.def("why_not_cuda", &cuda::why_not, py::arg("device"));
+  m.def("cuda_unavailable_reason", &cuda::unavailable_reason, py::arg("device"));
   m.def("probe_cuda", &cuda::probe, py::arg("device"));
   m.def("instruction_sets", &instruction_sets);
   m.def("instruction_set", [] { return std::string(kernels().instruction_set); });
@@ -187,9 +187,9 @@ PYBIND11_MODULE(_native, m) {
       [](const TensorReader& reader, const py::list& tensors, const py::list& targets, int threads,
          py::object allocate, py::list keep) {
         const DeviceAllocator allocator{std::move(allocate), std::move(keep)};
-        const TensorList list(reader, tensors);
+        const TensorList operand(reader, tensors);
         for (const NormTarget& target : targets_of(reader, targets))
-          list.squared_norm(target, threads, reader, allocator);
+          operand.squared_norm(target, threads, reader, allocator);
       },
       py::arg("reader"), py::arg("tensors"), py::arg("targets"), py::arg("threads"),
       py::arg("allocate"), py::arg("keep"));

@@ -77,7 +77,7 @@ def tensor_reader() -> _native.TensorReader:
 
 
 @lru_cache(maxsize=1)
-def native_reason() -> str | None:
+def native_unavailable_reason() -> str | None:
     """Why the native backend is inactive, or None where it is active."""
     try:
         tensor_reader()
@@ -87,13 +87,13 @@ def native_reason() -> str | None:
 
 
 @cache
-def cuda_reason(device: int = 0) -> str | None:
+def cuda_unavailable_reason(device: int = 0) -> str | None:
     """Why the native backend cannot serve a CUDA device, or None where it can."""
-    if native_reason() is not None:
-        return native_reason()
+    if native_unavailable_reason() is not None:
+        return native_unavailable_reason()
     if torch.version.hip is not None:
         return "this torch is built for ROCm, and the kernels are CUDA's"
-    return native.why_not_cuda(device) or None
+    return native.cuda_unavailable_reason(device) or None
 
 
 def device_bytes(count: int, device: int) -> Tensor:
@@ -109,10 +109,10 @@ def is_plain(kind: type) -> bool:
     )
 
 
-def why_not_native(param: Tensor) -> str | None:
+def native_fallback_reason(param: Tensor) -> str | None:
     """Why the native backend cannot serve this parameter, or None where it can."""
-    if native_reason() is not None:
-        return native_reason()
+    if native_unavailable_reason() is not None:
+        return native_unavailable_reason()
     grad = param.grad
     for tensor, name in (
         (local(param), "it"),
@@ -124,7 +124,7 @@ def why_not_native(param: Tensor) -> str | None:
             return f"{name} is a {type(tensor).__qualname__}, whose memory only torch knows"
         tensor_reader().allow(type(tensor))
     if param.device.type == "cuda":
-        if reason := cuda_reason(param.device.index):
+        if reason := cuda_unavailable_reason(param.device.index):
             return f"it is on {param.device}, and {reason}"
     elif param.device.type != "cpu":
         return f"it is on {param.device}, and kernels are for the CPU and CUDA only"
@@ -139,7 +139,7 @@ def why_not_native(param: Tensor) -> str | None:
 
 
 def _describe_cuda() -> str:
-    if reason := cuda_reason():
+    if reason := cuda_unavailable_reason():
         return f"inactive: {reason}"
     try:
         native.probe_cuda(0)
@@ -160,7 +160,7 @@ def describe() -> dict[str, str]:
     """What serves on this machine, as `python -m friction_kernels` prints it."""
     from friction_kernels.version import __version__
 
-    reason = native_reason()
+    reason = native_unavailable_reason()
     lines = {
         "friction_kernels": __version__,
         "python": sys.version.split()[0],

@@ -84,7 +84,7 @@ def _check(index: int, tensor: object) -> None:
 
 def _squared_norm(parts: list[Tensor], device: torch.device) -> Tensor:
     """The sum of squares, as float64 on a device."""
-    native = [part for part in parts if backends.why_not_native(part) is None]
+    native = [part for part in parts if backends.native_fallback_reason(part) is None]
     served = {id(part) for part in native}
     sums = [
         torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float64))

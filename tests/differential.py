@@ -14,7 +14,7 @@ from test_native import lay_out
 from tolerances import CHANGE_ULPS, STORED_ULPS, arithmetic
 
 from friction_kernels import OPTIMIZERS, _native
-from friction_kernels.optim.companions import join
+from friction_kernels.optim.master_weights import join
 
 EIGHT_BITS = torch.uint8
 DECOY = 7.0  # what memory holds that nobody may write

@@ -1,23 +1,23 @@
-"""What tests/test_gpu.py checks on a card of states in few bits, norms and guards, as functions of a device;
-tests/host_gpu/scale_checks.py has many more, on the host."""
+"""What tests/test_gpu.py checks on a card of states in few bits, norms and scaled gradients, as functions
+of a device; tests/host_gpu/scale_checks.py has many more, on the host."""
 
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from plan_driver import CHUNK, COMPANIONS, PACKED, STATES, Driven, Form
+from plan_driver import CHUNK, MASTERS, QUANTIZED, STATES, Driven, Form
 
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
 FORMS = {
-    "float32, 8 bits": Form((0,), FLOAT, states=PACKED),
-    "bfloat16, 8 bits": Form((0,), BFLOAT, states=PACKED),
-    "float32, 8-bit prev_grad": Form((0,), FLOAT, states=(FLOAT, FLOAT, PACKED)),
+    "float32, 8 bits": Form((0,), FLOAT, states=QUANTIZED),
+    "bfloat16, 8 bits": Form((0,), BFLOAT, states=QUANTIZED),
+    "float32, 8-bit prev_grad": Form((0,), FLOAT, states=(FLOAT, FLOAT, QUANTIZED)),
     "bfloat16 states": Form((0,), FLOAT, BFLOAT, states=BFLOAT),
-    "mixed": Form((0,), HALF, FLOAT, states=(PACKED, HALF, BFLOAT)),
-    **{f"bfloat16, {c}": Form((0,), BFLOAT, states=PACKED, companion=c) for c in COMPANIONS},
-    **{f"float16, {c}": Form((0,), HALF, states=FLOAT, companion=c) for c in COMPANIONS},
-    "bfloat16, stochastic": Form((0,), BFLOAT, states=PACKED, stochastic=True),
+    "mixed": Form((0,), HALF, FLOAT, states=(QUANTIZED, HALF, BFLOAT)),
+    **{f"bfloat16, {c}": Form((0,), BFLOAT, states=QUANTIZED, master=c) for c in MASTERS},
+    **{f"float16, {c}": Form((0,), HALF, states=FLOAT, master=c) for c in MASTERS},
+    "bfloat16, stochastic": Form((0,), BFLOAT, states=QUANTIZED, stochastic=True),
     "float16, stochastic": Form((0,), HALF, states=FLOAT, stochastic=True),
 }
 SHAPES = [(1,), (255,), (256,), (257,), (CHUNK - 1,), (CHUNK,), (CHUNK + 1,), (301, 677)]
@@ -35,7 +35,7 @@ def check_form(device: str, rule: str, name: str, layout: str) -> None:
     """The processor's bits; of AdamP those of the states, since its sums go in another order."""
     form = FORMS[name]
     if rule == "rsgdm" and isinstance(form.states, tuple):
-        form = replace(form, states=PACKED)
+        form = replace(form, states=QUANTIZED)
     forms = [replace(form, shape=shape, layout=layout) for shape in SHAPES]
     ours, theirs = step_of(device, rule, forms), step_of("cpu", rule, forms)
     if rule != "friction_adamp":
@@ -48,7 +48,7 @@ def check_form(device: str, rule: str, name: str, layout: str) -> None:
 def check_squared_norm(device: str) -> None:
     """Gradients of all types; the same bits again."""
     kinds = [FLOAT, BFLOAT, HALF, torch.float64]
-    forms = [Form(shape, BFLOAT, grad, PACKED) for shape in SHAPES for grad in kinds]
+    forms = [Form(shape, BFLOAT, grad, QUANTIZED) for shape in SHAPES for grad in kinds]
     driven = Driven("friction_adam", forms, device=device)
     driven.new_gradients()
     found = []
@@ -61,25 +61,25 @@ def check_squared_norm(device: str) -> None:
     assert found[0] == found[1] == pytest.approx(exact, rel=1e-6)
 
 
-def check_guards(device: str, rule: str) -> None:
+def check_gradient_scaling(device: str, rule: str) -> None:
     """On a GPU alone: gradients scaled, clipped and skipped by numbers that lie there."""
 
     def number(value, dtype=FLOAT):
         return torch.tensor([value], dtype=dtype, device=device)
 
-    forms = [Form((40, 60)), Form((3, 700), BFLOAT, states=PACKED, companion="split")]
+    forms = [Form((40, 60)), Form((3, 700), BFLOAT, states=QUANTIZED, master="split")]
     ours = Driven(rule, forms, device=device, on_device=True)
     ours.new_gradients()
     index, before = number(0.0).device.index, ours.bits()
-    for guards in (
+    for scaling in (
         (None, None, number(1.0), False),
         (number(math.inf, torch.float64), None, None, True),
         (number(math.nan, torch.float64), number(2.0), number(0.0), True),
     ):
-        assert ours.step(guards=[(index, *guards)]) is None
+        assert ours.step(scaling=[(index, *scaling)]) is None
         assert ours.bits() == before
-    guards = [(index, number(4e6, torch.float64), number(8.0), number(0.0), True)]
-    assert ours.step({"max_norm": 1.0}, guards=guards) is None
+    scaling = [(index, number(4e6, torch.float64), number(8.0), number(0.0), True)]
+    assert ours.step({"max_norm": 1.0}, scaling=scaling) is None
     theirs = Driven(rule, forms)
     theirs.new_gradients()
     factor = 1.0 / (math.sqrt(4e6) / 8.0 + 1e-6) / 8.0

@@ -24,9 +24,9 @@ DTYPE_CODES = {
     torch.bfloat16: 1,
     torch.float32: 2,
     torch.float64: 3,
-    torch.uint8: 6,  # packed
+    torch.uint8: 6,  # quantized
 }
-STORAGES = {"float32": 0, "bfloat16": 1, "mixed": 2, "float64": 3, "packed": 4}
+DTYPE_CONFIGS = {"float32": 0, "bfloat16": 1, "mixed": 2, "float64": 3, "quantized": 4}
 
 
 class HostTensor(ctypes.Structure):
@@ -82,7 +82,9 @@ def describe(tensors: list[list[Tensor]], *, steps=None, group_steps=None, matri
             host.step = steps[index].data_ptr()
         if not all(tensor.is_contiguous() for tensor in lists):
             sizes = np.array(first.shape, dtype=np.int64)
-            dense = torch.empty(first.shape, device="meta").stride()  # of codes, which are packed
+            dense = torch.empty(
+                first.shape, device="meta"
+            ).stride()  # of codes, which are quantized
             strides = np.array(
                 [dense if tensor.dtype == torch.uint8 else tensor.stride() for tensor in lists],
                 dtype=np.int64,

@@ -15,8 +15,8 @@ namespace friction {
 
 struct Other {
   static constexpr const char* kName = "other";
-  enum List { kParam, kGrad, kMeanSquare, kLast, kLists };
-  static constexpr auto kStates = states_of<kLists - 2>("other");
+  enum Operand { kParam, kGrad, kMeanSquare, kLast, kOperands };
+  static constexpr auto kStates = states_of<kOperands - 2>("other");
   static constexpr bool kCountsSteps = true;
   static constexpr bool kProjects = false, kHasStatistic = false;
 
@@ -39,7 +39,7 @@ struct Other {
   };
 
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s) {
+  static FRICTION_INLINE void update(T (&x)[kOperands], const Scalars<T>& s) {
     const T g = s.grad_scale * x[kGrad];
     x[kMeanSquare] = T(0.875) * x[kMeanSquare] + T(0.125) * g * g;
     x[kParam] = x[kParam] - s.lr * (g + T(0.5) * x[kLast]) / (std::sqrt(x[kMeanSquare]) + T(0.01));
@@ -83,7 +83,7 @@ class Other(PlannedOptimizer):
 CHECK = """
 import torch
 from friction_kernels.optim.other import Other
-from friction_kernels.optim.packed import pack, unpack
+from friction_kernels.optim.blockwise import quantize, dequantize
 
 torch.manual_seed(0)
 scales = torch.logspace(-1.6, 0, 1000)[torch.randperm(1000)]
@@ -103,7 +103,7 @@ for backend in ("native", "reference"):
     # The unsigned map has twice the octaves: small squares keep their size.
     torch.testing.assert_close(numbers["mean_square"], state["mean_square"], rtol=0.25, atol=1e-5)
     # What is copied is rounded to nearest.
-    assert torch.equal(numbers["last"], unpack(pack(gradients[-1], signed=True), 1000, signed=True))
+    assert torch.equal(numbers["last"], dequantize(quantize(gradients[-1], signed=True), 1000, signed=True))
     torch.testing.assert_close(kept[0], wide[0], rtol=0.05, atol=0.02)
     # And what is copied may be missing.
     saved = wide[1].state_dict()

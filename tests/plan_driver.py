@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from friction_kernels import OPTIMIZERS, backends
 
-BLOCK, CHUNK = 256, 2048  # kBlock of csrc/packed.h, kChunk of csrc/tensor_table.h
+BLOCK, CHUNK = 256, 2048  # kBlock of csrc/formats/blockwise.h, kChunk of csrc/tensor_lists.h
 STATES = {cls.rule.name: tuple(cls.rule.states) for cls in OPTIMIZERS.values()}
 SETTINGS = {
     "lr": 1e-2,
@@ -29,8 +29,8 @@ SETTINGS = {
     "max_norm": math.inf,
     "seed": 7.0,
 }
-PACKED = torch.uint8  # the type of a state that stands for 8 bits an element
-COMPANIONS = {"split": torch.int16, "split8": torch.int8, "fp32": torch.float32}
+QUANTIZED = torch.uint8  # the type of a state that stands for 8 bits an element
+MASTERS = {"split": torch.int16, "split8": torch.int8, "fp32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Form:
     param: torch.dtype = torch.float32
     grad: torch.dtype | None = None  # None: the parameter's
     states: tuple[torch.dtype, ...] | torch.dtype = torch.float32
-    companion: str | None = None
+    master: str | None = None
     stochastic: bool = False
     shard: tuple[int, int, int] | None = None  # offset, row length, row stride in the whole
-    layout: str = "contiguous"  # of parameter, gradient and companion
+    layout: str = "contiguous"  # of parameter, gradient and master
     scale: float = 1.0  # of gradients
     group: int = 0
 
 
-def packed_bytes(numel: int) -> int:
+def quantized_bytes(numel: int) -> int:
     blocks = -(-numel // BLOCK)
     return -(-4 * blocks // 16) * 16 + numel
 
@@ -87,13 +87,13 @@ class Driven:
             step = torch.zeros((1,), device=device) if on_device else torch.zeros(())
             state = {"step": step}
             for key, kind in zip(STATES[rule], kinds, strict=True):
-                state_shape = packed_bytes(numel) if kind == PACKED else form.shape
+                state_shape = quantized_bytes(numel) if kind == QUANTIZED else form.shape
                 state[key] = torch.zeros(state_shape, dtype=kind, device=device)
             key = None
-            if form.companion is not None:
-                key = "master" if form.companion == "fp32" else "residual"
+            if form.master is not None:
+                key = "master" if form.master == "fp32" else "residual"
                 wide = param.detach() if key == "master" else torch.zeros_like(param)
-                state[key] = lay_out(wide.to(COMPANIONS[form.companion]).contiguous(), form.layout)
+                state[key] = lay_out(wide.to(MASTERS[form.master]).contiguous(), form.layout)
             shard = form.shard or (0, numel, numel)
             rounding = (ordinal, *shard) if form.stochastic else None
             self.params.append(param)
@@ -118,13 +118,13 @@ class Driven:
                 param.grad_dtype = grad.dtype
             param.grad = lay_out(grad, form.layout)
 
-    def step(self, *groups: dict, guards=(), threads: int = 1):
+    def step(self, *groups: dict, scaling=(), threads: int = 1):
         groups = groups or ({},) * len(self.param_groups)
         settings = [
             [float({**SETTINGS, **group}[name]) for name in self.plan.settings] for group in groups
         ]
         with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
-            return problem or self.plan.step(settings, threads, list(guards))
+            return problem or self.plan.step(settings, threads, list(scaling))
 
     def squared_norm(self, counted: list[bool], targets: list[tuple[int, Tensor]]):
         with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:

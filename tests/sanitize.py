@@ -20,7 +20,7 @@ from test_cuda_plan import OTHERWISE_ON_A_GPU
 FOLDER = ROOT / "build" / "sanitize"
 FILES = ["test_differential", "test_raw_addresses", "test_scale_native"]
 LONG = 100  # examples from which more files are run
-MORE_FILES = ["test_native", "test_state", "test_low_precision", "test_storage"]
+MORE_FILES = ["test_native", "test_state", "test_low_precision", "test_state_formats"]
 # Of each build: its FRICTION_CUDA, and what pytest is told.
 BUILDS = {
     "processor": ("0", [*(TESTS / f"{name}.py" for name in FILES), "-k", "not reference"]),

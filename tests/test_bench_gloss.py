@@ -7,7 +7,7 @@ import pytest
 import torch
 from graph_cases import relative
 
-from bench.gloss import Step, measure_gloss, peak_in_process, why_not
+from bench.gloss import Step, measure_gloss, peak_in_process, skip_reason
 from bench.gloss_contenders import (
     AUTHORS,
     CONTENDERS,
@@ -99,7 +99,7 @@ def test_who_is_left_out_and_why(monkeypatch):
 
     def reason(graph, nodes, last):
         last = {graph.name: last} if last else {}
-        return why_not(graph, scenario(nodes, graph, step_seconds=1), "cpu", last)
+        return skip_reason(graph, scenario(nodes, graph, step_seconds=1), "cpu", last)
 
     graph = Graph("x", authors, power=3, bytes_per_pair=100, most_nodes=1000)
     assert reason(graph, 100, None) is None

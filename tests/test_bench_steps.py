@@ -9,7 +9,7 @@ import friction_kernels as fk
 from bench import contenders, eager, memory, peers, rounds, steps
 from bench.contenders import ADAMW_FOR_LOOP, ADAMW_FUSED, COPY, OPTIMIZERS
 from bench.memory import sizes_of
-from bench.peers import peer, why_not_importable
+from bench.peers import import_failure, peer
 from bench.rounds import Clock, Times, measure
 from bench.scenarios import StepScenario, scenarios_of
 from bench.shapes import MODELS, elements
@@ -265,8 +265,8 @@ def test_a_contender_that_does_not_fit_is_named(monkeypatch):
 def test_an_import_that_fails_says_why(tmp_path, monkeypatch):
     (tmp_path / "needs_a_card.py").write_text("raise OSError('libcuda.so.1 is missing')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert why_not_importable("needs_a_card") == "OSError: libcuda.so.1 is missing"
-    assert why_not_importable(None) is None and why_not_importable("math") is None
+    assert import_failure("needs_a_card") == "OSError: libcuda.so.1 is missing"
+    assert import_failure(None) is None and import_failure("math") is None
 
 
 def test_miniatures_leave_out_what_compiles():

@@ -77,8 +77,8 @@ TABLE = {
 
 @pytest.mark.parametrize("row", TABLE)
 def test_a_step_moves_the_bytes_of_its_floor(row):
-    make, expected, packed_lists = TABLE[row]
-    assert bytes_moved(make) == expected + 2 * packed_lists * SCALES
+    make, expected, quantized_states = TABLE[row]
+    assert bytes_moved(make) == expected + 2 * quantized_states * SCALES
 
 
 @pytest.mark.parametrize(

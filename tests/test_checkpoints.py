@@ -22,12 +22,12 @@ from scale_cases import (
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, TanhSignAdamW
-from friction_kernels.optim.states import numbers_of, read_list, read_wide
+from friction_kernels.optim.states import numbers_of, read_state, read_wide
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 MASTERS = [None, "split", "split8", "fp32"]
-COMPANIONS = {"split": "residual", "split8": "residual", "fp32": "master"}
+MASTERS = {"split": "residual", "split8": "residual", "fp32": "master"}
 MIXED = {"exp_avg": "bf16", "prev_grad": "8bit"}  # exp_avg_sq as by default
 STATE_DTYPES = {"None": None, "fp32": "fp32", "bf16": "bf16", "8bit": "8bit", "mixed": MIXED}
 # How far a number may be from what it was, relative to the largest of its block of 256.
@@ -77,8 +77,8 @@ def test_states_load_into_every_other_way_to_keep_them(source, target, backend):
         run(opt, params, [3])
         run(loaded, loaded_params, [3])
         for param, twin in zip(params, loaded_params, strict=True):
-            companions = {"residual", "master"} & set(loaded.state[twin])
-            assert companions == ({COMPANIONS[after]} if after else set())
+            masters = {"residual", "master"} & set(loaded.state[twin])
+            assert masters == ({MASTERS[after]} if after else set())
             wide, twin_wide = (
                 read_wide(param, opt.state[param]),
                 read_wide(twin, loaded.state[twin]),
@@ -94,15 +94,15 @@ def check_numbers(param, state, twin, loaded, state_dtype):
     assert loaded["step"] == state["step"] == 3
     for key in ("exp_avg", "exp_avg_sq", "prev_grad"):
         kind = asked(state_dtype, key)
-        is_packed = kind == "8bit" and param.numel() >= 256
-        assert (loaded[key].dtype == torch.uint8) == is_packed
+        is_quantized = kind == "8bit" and param.numel() >= 256
+        assert (loaded[key].dtype == torch.uint8) == is_quantized
         if kind == "bf16":
             assert loaded[key].dtype == torch.bfloat16
         elif kind == "fp32":
             assert loaded[key].dtype == torch.float32
         how = SigSignAdamW.rule.states[key]
-        was, now = (read_list(p, s, key, how) for p, s in ((param, state), (twin, loaded)))
-        error = error_of(state_dtype, key) if is_packed or kind != "8bit" else 0.0
+        was, now = (read_state(p, s, key, how) for p, s in ((param, state), (twin, loaded)))
+        error = error_of(state_dtype, key) if is_quantized or kind != "8bit" else 0.0
         assert ((now - was).abs() <= error * was.abs().max()).all()
 
 
@@ -345,7 +345,7 @@ def test_rsgdm_goes_on_from_sgd_as_nesterov_sgd_would(weight_decay, nesterov, ba
 
 @both_backends
 @pytest.mark.parametrize("source", [torch.optim.AdamW, torch.optim.Adam], ids=["AdamW", "Adam"])
-def test_moments_of_adam_are_packed(source, backend):
+def test_moments_of_adam_are_quantized(source, backend):
     params = make_params(dtype=torch.bfloat16)
     theirs = source(params)
     run(theirs, params, range(3))
@@ -356,10 +356,12 @@ def test_moments_of_adam_are_packed(source, backend):
         for key in ("exp_avg", "exp_avg_sq"):
             was, now = (
                 theirs.state[param][key].float(),
-                read_list(twin, opt.state[twin], key, opt.rule.states[key]),
+                read_state(twin, opt.state[twin], key, opt.rule.states[key]),
             )
             assert ((now - was).abs() <= was.abs().max() * ERRORS["8bit"]).all() and now.any()
-        assert not read_list(twin, opt.state[twin], "prev_grad", opt.rule.states["prev_grad"]).any()
+        assert not read_state(
+            twin, opt.state[twin], "prev_grad", opt.rule.states["prev_grad"]
+        ).any()
     run(opt, ours, [3])
     assert all(state["step"] == 4 and "residual" in state for state in opt.state.values())
 

@@ -24,28 +24,28 @@ MOST_REGISTERS = {
 # 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes. Where types are
 # looked up: those of float32 and of 16 bits, of parameter, gradient and float32 states.
 VECTOR_ACCESSES = {
-    ("update_kernel", "FrictionAdam", "Float32Storage"): (5 * 2, 4 * 2),
-    ("update_kernel", "FrictionAdam", "BFloat16Storage"): (3 + 2 * 2, 2 + 2 * 2),
-    ("update_kernel", "FrictionAdam", "Float64Storage"): (4, 4),
-    ("update_kernel", "FrictionAdam", "MixedStorage"): (5 * 3, 4 * 3),
-    ("update_kernel", "FrictionAdam", "PackedStorage"): (2 * 3, 3),
-    ("update_kernel", "Rsgdm", "Float32Storage"): (3 * 2, 2 * 2),
-    ("update_kernel", "Rsgdm", "BFloat16Storage"): (2 + 2, 1 + 2),
-    ("update_kernel", "Rsgdm", "Float64Storage"): (2, 2),
-    ("update_kernel", "Rsgdm", "MixedStorage"): (3 * 3, 2 * 3),
-    ("update_kernel", "Rsgdm", "PackedStorage"): (2 * 3, 3),
+    ("update_kernel", "FrictionAdam", "Float32Config"): (5 * 2, 4 * 2),
+    ("update_kernel", "FrictionAdam", "BFloat16Config"): (3 + 2 * 2, 2 + 2 * 2),
+    ("update_kernel", "FrictionAdam", "Float64Config"): (4, 4),
+    ("update_kernel", "FrictionAdam", "MixedConfig"): (5 * 3, 4 * 3),
+    ("update_kernel", "FrictionAdam", "QuantizedConfig"): (2 * 3, 3),
+    ("update_kernel", "Rsgdm", "Float32Config"): (3 * 2, 2 * 2),
+    ("update_kernel", "Rsgdm", "BFloat16Config"): (2 + 2, 1 + 2),
+    ("update_kernel", "Rsgdm", "Float64Config"): (2, 2),
+    ("update_kernel", "Rsgdm", "MixedConfig"): (3 * 3, 2 * 3),
+    ("update_kernel", "Rsgdm", "QuantizedConfig"): (2 * 3, 3),
     ("squared_norm_kernel",): (2 + 1, 0),
-    ("projection_reduce_kernel", "FrictionAdamP", "Float32Storage"): (5 * 2, 0),
-    ("projection_reduce_kernel", "FrictionAdamP", "BFloat16Storage"): (3 + 2 * 2, 0),
-    ("projection_reduce_kernel", "FrictionAdamP", "PackedStorage"): (2 * 3, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "Float32Config"): (5 * 2, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "BFloat16Config"): (3 + 2 * 2, 0),
+    ("projection_reduce_kernel", "FrictionAdamP", "QuantizedConfig"): (2 * 3, 0),
 }
-# 64-bit ones: eight codes of each packed list.
+# 64-bit ones: eight codes of each quantized list.
 CODE_ACCESSES = {
-    ("update_kernel", "FrictionAdam", "PackedStorage"): (3, 3),
-    ("update_kernel", "FrictionAdam", "MixedStorage"): (3, 3),
-    ("update_kernel", "Rsgdm", "PackedStorage"): (1, 1),
-    ("update_kernel", "Rsgdm", "MixedStorage"): (1, 1),
-    ("projection_reduce_kernel", "FrictionAdamP", "PackedStorage"): (3, 0),
+    ("update_kernel", "FrictionAdam", "QuantizedConfig"): (3, 3),
+    ("update_kernel", "FrictionAdam", "MixedConfig"): (3, 3),
+    ("update_kernel", "Rsgdm", "QuantizedConfig"): (1, 1),
+    ("update_kernel", "Rsgdm", "MixedConfig"): (1, 1),
+    ("projection_reduce_kernel", "FrictionAdamP", "QuantizedConfig"): (3, 0),
 }
 
 if not _native.cuda_architectures:
@@ -83,8 +83,8 @@ def kernel_of(symbol: str) -> tuple[str, ...]:
         ),
     )
     choices += (("12FrictionAdam", "13FrictionAdamP", "5Rsgdm"),)  # a name's length goes before it
-    choices += (("BFloat16Storage", "Float32Storage"),)
-    choices += (("Float64Storage", "MixedStorage", "PackedStorage"),)
+    choices += (("BFloat16Config", "Float32Config"),)
+    choices += (("Float64Config", "MixedConfig", "QuantizedConfig"),)
     found = (name for names in choices for name in names if name in symbol)
     return tuple(name.lstrip("0123456789") for name in found)
 
@@ -151,7 +151,9 @@ def test_whole_chunks_go_by_128_bit_loads_and_stores():
             loads, stores = CODE_ACCESSES.get(kernel_of(symbol), (0, 0))
             assert len(re.findall(r"LDG\.E\.(?:\w+\.)*64", function)) >= loads, symbol
             assert len(re.findall(r"STG\.E\.(?:\w+\.)*64", function)) >= stores, symbol
-            if "PackedStorage" in symbol:  # a block's largest magnitude is found by one instruction
+            if (
+                "QuantizedConfig" in symbol
+            ):  # a block's largest magnitude is found by one instruction
                 found = len(re.findall(r"(?:CREDUX|REDUX)\.MAX", function))
                 assert found >= stores, (architecture, symbol, found)
             seen.add((architecture, kernel_of(symbol)))
@@ -161,7 +163,7 @@ def test_whole_chunks_go_by_128_bit_loads_and_stores():
 
 def test_library_says_why_no_gpu_can_be_used():
     """Imported and asked for a launch without a card: the kernel, the device and CUDA's error."""
-    reason = backends.cuda_reason(0)
+    reason = backends.cuda_unavailable_reason(0)
     if reason is None:
         pytest.skip("a GPU is here and can be used")
     error = r"store_table of 0 bytes on cuda:0 failed: .* \(cudaError\w+\)"

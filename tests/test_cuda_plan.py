@@ -41,6 +41,8 @@ def test_tests_of_the_processor_pass(packages, file):
     run_tests(packages, TESTS / f"{file}.py", "-k", f"native and {OTHERWISE_ON_A_GPU}")
 
 
-@pytest.mark.parametrize("file", ["test_low_precision", "test_stochastic_rounding", "test_storage"])
+@pytest.mark.parametrize(
+    "file", ["test_low_precision", "test_stochastic_rounding", "test_state_formats"]
+)
 def test_tests_of_few_bits_pass(packages, file):
     run_tests(packages, TESTS / f"{file}.py")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from host_launch import (
-    STORAGES,
+    DTYPE_CONFIGS,
     describe,
     pointer,
     settings_array,
@@ -91,7 +91,7 @@ def run_on_host(host, opt, params, kind, blocks, *, function, count_on_device=Fa
     now = np.array([0.0 if count_on_device else 3.0])
     getattr(host, function)(
         *(given_tensors, ctypes.c_int64(len(copies)), pointer(numbers), pointer(now)),
-        *(ctypes.c_int64(1), ctypes.c_int64(blocks), STORAGES[kind.split()[0]]),
+        *(ctypes.c_int64(1), ctypes.c_int64(blocks), DTYPE_CONFIGS[kind.split()[0]]),
         ctypes.c_bool(False),
     )
     assert not count_on_device or all(step == 3.0 for step in steps)
@@ -104,7 +104,12 @@ def total_deviation(host, opt, params, kind, blocks):
     numbers, moments = settings_array(opt), np.zeros(2)
     host.friction_stats(
         *(given_tensors, ctypes.c_int64(len(params)), pointer(numbers), pointer(np.array([3.0]))),
-        *(ctypes.c_int64(1), ctypes.c_int64(blocks), STORAGES[kind.split()[0]], pointer(moments)),
+        *(
+            ctypes.c_int64(1),
+            ctypes.c_int64(blocks),
+            DTYPE_CONFIGS[kind.split()[0]],
+            pointer(moments),
+        ),
     )
     return moments[0]
 
@@ -186,7 +191,7 @@ def test_a_counter_on_the_device_that_counts_no_steps_is_not_hidden(host, count,
     numbers, now = settings_array(opt), np.zeros(1)
     host.friction_adam(
         *(given_tensors, ctypes.c_int64(1), pointer(numbers), pointer(now), ctypes.c_int64(1)),
-        *(ctypes.c_int64(1), STORAGES["float32"], ctypes.c_bool(False)),
+        *(ctypes.c_int64(1), DTYPE_CONFIGS["float32"], ctypes.c_bool(False)),
     )
     assert copies[0][0].isfinite().all() == finite and copies[0][0].isnan().all() != finite
 
@@ -198,7 +203,7 @@ def test_numbers_of_a_step_are_made_without_undefined_conversions(tmp_path):
 #include <cstdio>
 #include <initializer_list>
 #include <limits>
-#include "packed.h"
+#include "formats/blockwise.h"
 int main() {
   using namespace friction;
   const double inf = std::numeric_limits<double>::infinity();
@@ -240,7 +245,7 @@ def run_adamp_on_host(host, opt, params, kind, blocks):
     coefficients = np.zeros(sum(p.shape[0] for p in params if p.dim() > 1) + 1)
     host.friction_adamp(
         *(given_tensors, ctypes.c_int64(len(copies)), pointer(numbers), pointer(now)),
-        *(ctypes.c_int64(1), ctypes.c_int64(blocks), STORAGES[kind.split()[0]]),
+        *(ctypes.c_int64(1), ctypes.c_int64(blocks), DTYPE_CONFIGS[kind.split()[0]]),
         *(pointer(projected), pointer(coefficients)),
     )
     return copies, projected

@@ -113,7 +113,7 @@ def test_states_in_no_dict_are_named(make, warm, backend):
         ("packed_order", (0, 0)),
     ],
 )
-def test_notes_of_a_packed_state_that_are_none_are_named(key, value, backend):
+def test_notes_of_a_quantized_state_that_are_none_are_named(key, value, backend):
     param = nn.Parameter(noise((20, 30), 0))
     opt = SigSignAdamW([param], backend=backend, state_dtype="8bit")
     run(opt, 2)

@@ -614,7 +614,7 @@ def no_native(monkeypatch):
 
     def forget():
         backends.tensor_reader.cache_clear()
-        backends.native_reason.cache_clear()
+        backends.native_unavailable_reason.cache_clear()
 
     with monkeypatch.context() as patch:
         patch.setattr(backends, "native", None)
@@ -695,12 +695,12 @@ def test_torch_without_the_exchange_interface_leaves_the_reference(monkeypatch):
 
     monkeypatch.setattr(backends.torch, "Tensor", Old)
     backends.tensor_reader.cache_clear()
-    backends.native_reason.cache_clear()
+    backends.native_unavailable_reason.cache_clear()
     try:
-        reason = backends.native_reason()
+        reason = backends.native_unavailable_reason()
     finally:
         backends.tensor_reader.cache_clear()
-        backends.native_reason.cache_clear()
+        backends.native_unavailable_reason.cache_clear()
     assert f"torch {torch.__version__}" in reason
     assert "__dlpack_c_exchange_api__; install torch 2.11 or newer" in reason
 

@@ -29,14 +29,16 @@ from gpu_cases import (
     steps,
 )
 from gpu_graphs import MANY, check_eager_steps_between, check_schedule, on_device
-from gpu_scale_cases import FORMS, check_form, check_guards, check_squared_norm
+from gpu_scale_cases import FORMS, check_form, check_gradient_scaling, check_squared_norm
 from hypothesis import assume, given, settings
 from test_native import LAYOUTS
 
 from friction_kernels import OPTIMIZERS, count_launches
-from friction_kernels.backends import cuda_reason
+from friction_kernels.backends import cuda_unavailable_reason
 
-WHY_NOT = "torch finds no CUDA device" if not torch.cuda.is_available() else cuda_reason()
+WHY_NOT = (
+    "torch finds no CUDA device" if not torch.cuda.is_available() else cuda_unavailable_reason()
+)
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(WHY_NOT is not None, reason=f"needs a GPU: {WHY_NOT}"),
@@ -253,7 +255,7 @@ def test_a_run_moves_between_devices(name, devices, capturable):
     check_state_dict(name, devices, capturable)
 
 
-# States in few bits, residuals, stochastic rounding; norms and guards.
+# States in few bits, residuals, stochastic rounding; norms and gradient scaling.
 
 every_rule = pytest.mark.parametrize("rule", ["friction_adam", "rsgdm", "friction_adamp"])
 
@@ -270,8 +272,8 @@ def test_the_norm_of_gradients_of_all_types():
 
 
 @every_rule
-def test_guards_scale_clip_and_skip(rule):
-    check_guards("cuda", rule)
+def test_gradients_are_scaled_clipped_and_skipped(rule):
+    check_gradient_scaling("cuda", rule)
 
 
 # CUDA graphs.

@@ -12,7 +12,7 @@ from friction_kernels import OPTIMIZERS, RSGDM, _native
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.complex64)
 LAYOUTS = ("contiguous", "reversed", "offset", "gaps", "channels_last")
-CHUNK = 2048  # kChunk of csrc/tensor_table.h
+CHUNK = 2048  # kChunk of csrc/tensor_lists.h
 
 shapes = st.one_of(
     st.lists(st.integers(0, 9), max_size=4).map(tuple),

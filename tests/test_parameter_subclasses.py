@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW, count_launches
-from friction_kernels.backends import why_not_native
+from friction_kernels.backends import native_fallback_reason
 
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
@@ -80,7 +80,7 @@ def test_a_class_made_anew_is_served_natively_and_kept_apart_from_others():
         SigSignAdamW([param], backend="native").step()
         del kind, param
         logged = type(f"Logged{number}", (Logged,), {})(values())
-        assert why_not_native(logged).startswith(f"it is a Logged{number}")
+        assert native_fallback_reason(logged).startswith(f"it is a Logged{number}")
 
 
 def test_a_class_lives_no_longer_than_its_parameters():
@@ -107,7 +107,9 @@ def test_a_flat_parameter_of_fsdp_is_served_natively():
 @pytest.mark.parametrize("make", [Logged, Elsewhere, OwnGradient, Dispatching])
 def test_a_subclass_with_ways_of_its_own_is_not(make):
     param = make(values())
-    assert f"it is a {make.__name__}, whose memory only torch knows" in why_not_native(param)
+    assert f"it is a {make.__name__}, whose memory only torch knows" in native_fallback_reason(
+        param
+    )
 
 
 def test_a_lazy_parameter_is_served_natively_once_it_has_a_shape():

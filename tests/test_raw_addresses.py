@@ -390,7 +390,7 @@ def test_gradients_are_freed_after_a_step_that_failed():
     [("parameter", 0), ("gradient", 0), ("state", 0), ("parameter", 0.9), ("state", 0.9)],
 )
 @every_optimizer
-def test_storage_resized_to_less_is_an_error(name, lost, share):
+def test_state_formats_resized_to_less_is_an_error(name, lost, share):
     (params, opt), (twins, twin_opt) = stepped_twins(name)
     lose = {
         "parameter": lambda: params[1],
@@ -427,7 +427,7 @@ except RuntimeError as error:
 """
 
 
-def test_storage_resized_to_nothing_under_a_view_is_an_error():
+def test_state_formats_resized_to_nothing_under_a_view_is_an_error():
     # Its address is an offset from nothing, and not null; in a process of its own, lest it crash.
     process = subprocess.run(
         [sys.executable, "-c", LOST_BEHIND_A_VIEW], capture_output=True, encoding="utf-8"

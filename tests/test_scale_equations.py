@@ -17,12 +17,12 @@ from test_native import LAYOUTS, lay_out, options_of
 from torch import Tensor, nn
 
 from friction_kernels import OPTIMIZERS
-from friction_kernels.optim.companions import join, split
-from friction_kernels.optim.packed import BLOCK, pack, threshold_of, unpack
+from friction_kernels.optim.blockwise import BLOCK, dequantize, quantize, threshold_of
+from friction_kernels.optim.element_order import ElementOrder
+from friction_kernels.optim.master_weights import join, split
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.rule import Operands
-from friction_kernels.optim.states import read_list, read_wide
-from friction_kernels.optim.walk import Walk
+from friction_kernels.optim.states import read_state, read_wide
 
 # Arithmetic: in units of float32's rounding error, of the stored number and of the terms of its change,
 # which may cancel; a clipping factor comes from a sum in another order. As in tolerances.py.
@@ -96,7 +96,7 @@ def exact_step(case: Case, param: Tensor, opt, magnitude: bool = False) -> Exact
     state = opt.state[param]
     wide = read_wide(param.detach(), state).double().clone()
     lists = {
-        key: read_list(param, state, key, kind).double().clone()
+        key: read_state(param, state, key, kind).double().clone()
         for key, kind in opt.rule.states.items()
     }
     grad = param.grad.double() * clipping_factor(case, param.grad)
@@ -132,20 +132,22 @@ def near_adamps_bounds(case: Case, param: Tensor, opt) -> bool:
 # Quantisers: what a format makes of numbers in float64, as numbers again.
 
 
-def kept_list(key: str, numbers: Tensor, dtype: torch.dtype, walk: Walk, step: int) -> Tensor:
+def kept_state(
+    key: str, numbers: Tensor, dtype: torch.dtype, order: ElementOrder, step: int
+) -> Tensor:
     wide, is_copy = numbers.float(), key == "prev_grad"
     if dtype == torch.uint8:
         signed = key != "exp_avg_sq"
-        flat = walk.flatten(wide if signed else wide.clamp(min=0))
-        codes = pack(flat, signed=signed, threshold=0.5 if is_copy else threshold_of(step))
-        return walk.unflatten(unpack(codes, flat.numel(), signed=signed), wide.shape)
+        flat = order.flatten(wide if signed else wide.clamp(min=0))
+        codes = quantize(flat, signed=signed, threshold=0.5 if is_copy else threshold_of(step))
+        return order.unflatten(dequantize(codes, flat.numel(), signed=signed), wide.shape)
     if dtype == torch.bfloat16:
         rounded = wide.bfloat16() if is_copy else round_from(wide, threshold_of(step))
         return rounded.float()
     return wide.to(dtype).float()
 
 
-def kept_wide(case: Case, numbers: Tensor, state: dict, walk: Walk) -> Tensor:
+def kept_wide(case: Case, numbers: Tensor, state: dict, order: ElementOrder) -> Tensor:
     wide = numbers.float()
     if case.dtype == torch.float32 or "master" in state:
         return wide
@@ -154,20 +156,20 @@ def kept_wide(case: Case, numbers: Tensor, state: dict, walk: Walk) -> Tensor:
     if case.kept["rounding"] == "nearest":
         return wide.to(case.dtype).float()
     key = RandomKey(case.kept["seed"], case.step, 0)
-    flat = round_stochastically(walk.flatten(wide), case.dtype, key)
-    return walk.unflatten(flat, wide.shape).float()
+    flat = round_stochastically(order.flatten(wide), case.dtype, key)
+    return order.unflatten(flat, wide.shape).float()
 
 
-def largest_of_blocks(x: Tensor, walk: Walk) -> Tensor:
+def largest_of_blocks(x: Tensor, order: ElementOrder) -> Tensor:
     """For each element, the largest magnitude of the block that it is in."""
-    flat = walk.flatten(x.abs())
+    flat = order.flatten(x.abs())
     blocks = torch.nn.functional.pad(flat, (0, -len(flat) % BLOCK)).reshape(-1, BLOCK)
     largest = blocks.amax(1).repeat_interleave(BLOCK)[: len(flat)]
-    return walk.unflatten(largest, x.shape)
+    return order.unflatten(largest, x.shape)
 
 
 def assert_between(what: str, ours: Tensor, keep, start, exact, magnitude, blocks=None) -> None:
-    """keep: the quantiser; blocks: the walk whose blocks share a scale."""
+    """keep: the quantiser; blocks: the order whose blocks share a scale."""
     change = (magnitude - start.abs()).abs()
     error = EPS * (STORED_ULPS * (exact.abs() + start.abs()) + CHANGE_ULPS * change)
     error += (magnitude > 0) * torch.finfo(torch.float32).smallest_normal
@@ -192,11 +194,11 @@ def check(case: Case, backend: str) -> None:
     if near_adamps_bounds(case, param, opt):
         return
     exact, magnitude = (exact_step(case, param, opt, absolute) for absolute in (False, True))
-    state, walk = opt.state[param], Walk.of(param, opt.rule.projects_rows)
+    state, order = opt.state[param], ElementOrder.of(param, opt.rule.projects_rows)
     before = Exact(
         read_wide(param.detach(), state).double().clone(),
         {
-            key: read_list(param, state, key, kind).double().clone()
+            key: read_state(param, state, key, kind).double().clone()
             for key, kind in opt.rule.states.items()
         },
     )
@@ -206,15 +208,15 @@ def check(case: Case, backend: str) -> None:
         dtype = state[key].dtype
         assert_between(
             key,
-            read_list(param, state, key, opt.rule.states[key]).double(),
-            partial(kept_list, key, dtype=dtype, walk=walk, step=case.step),
+            read_state(param, state, key, opt.rule.states[key]).double(),
+            partial(kept_state, key, dtype=dtype, order=order, step=case.step),
             before.lists[key],
             numbers,
             magnitude.lists[key],
-            blocks=walk if dtype == torch.uint8 else None,
+            blocks=order if dtype == torch.uint8 else None,
         )
     ours = read_wide(param.detach(), state).double()
-    keep = partial(kept_wide, case, state=state, walk=walk)
+    keep = partial(kept_wide, case, state=state, order=order)
     assert_between("parameter", ours, keep, before.wide, exact.wide, magnitude.wide)
     if "master" in state or "residual" in state:
         assert (param.float() - ours).abs().max() <= torch.finfo(case.dtype).eps * ours.abs().max()

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from test_native import LAYOUTS, lay_out, options_of
 
 from friction_kernels import OPTIMIZERS, _native
-from friction_kernels.optim.companions import split
-from friction_kernels.optim.packed import pack, threshold_of
+from friction_kernels.optim.blockwise import quantize, threshold_of
+from friction_kernels.optim.element_order import ElementOrder
+from friction_kernels.optim.master_weights import split
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
-from friction_kernels.optim.states import PACKED, read_list, read_wide, reals
-from friction_kernels.optim.walk import Walk
+from friction_kernels.optim.states import QUANTIZED, read_state, read_wide, reals
 
 CHUNK, BLOCK = 2048, 256  # kChunk and kBlock of csrc
 KINDS_OF_STATES = {
@@ -121,7 +121,8 @@ class Twin:
         state = opt.state[param]
         wide = torch.promote_types(param.dtype, torch.float32)
         self.numbers = {
-            key: read_list(param, state, key, kind).clone() for key, kind in opt.rule.states.items()
+            key: read_state(param, state, key, kind).clone()
+            for key, kind in opt.rule.states.items()
         }
         value = param.detach() if param.is_complex() else read_wide(param.detach(), state)
         self.param = torch.nn.Parameter(value.clone(memory_format=torch.preserve_format).to(wide))
@@ -167,28 +168,28 @@ def test_native_steps_are_exact_formats_around_the_plain_kernel(problem):
     finally:
         _native.use_instruction_set(_native.instruction_sets()[-1])
     for ordinal, (twin, param) in enumerate(zip(twins, params, strict=True)):
-        state, walk = opt.state[param], Walk.of(param, opt.rule.projects_rows)
+        state, order = opt.state[param], ElementOrder.of(param, opt.rule.projects_rows)
         assert state["step"] == step + 1
         # A clipped norm is summed in another order here, so its last bits may differ.
         exact = factor == 1.0
         for key in opt.rule.states:
-            check_list(param, state, key, twin.list(key), walk, step + 1, exact)
-        packed = any(state[key].dtype == PACKED for key in opt.rule.states)
-        if opt.rule.projects_rows and packed:
+            check_one_state(param, state, key, twin.list(key), order, step + 1, exact)
+        quantized = any(state[key].dtype == QUANTIZED for key in opt.rule.states)
+        if opt.rule.projects_rows and quantized:
             exact = False  # rows' sums are taken in another order
         key = RandomKey(kept["seed"], step + 1, ordinal)
         random_key = key if kept["rounding"] == "stochastic" else None
-        check_param(param.detach(), state, twin.param.detach(), walk, random_key, exact)
+        check_param(param.detach(), state, twin.param.detach(), order, random_key, exact)
 
 
-def check_list(param, state, key, wide, walk, step, exact):
+def check_one_state(param, state, key, wide, order, step, exact):
     value = state[key]
-    if value.dtype == PACKED:
+    if value.dtype == QUANTIZED:
         threshold = threshold_of(step) if key in AVERAGES else 0.5
-        expected = pack(walk.flatten(wide), signed=key != "exp_avg_sq", threshold=threshold)
+        expected = quantize(order.flatten(wide), signed=key != "exp_avg_sq", threshold=threshold)
         if exact:
             assert torch.equal(value, expected), key
-        numbers = read_list(param, state, key, KINDS_OF_STATES[key])
+        numbers = read_state(param, state, key, KINDS_OF_STATES[key])
         largest = wide.abs().max() if wide.numel() else 0.0
         torch.testing.assert_close(numbers, wide, rtol=0.05, atol=0.02 * float(largest))
     elif exact and value.dtype == torch.bfloat16 and key in AVERAGES:
@@ -199,7 +200,7 @@ def check_list(param, state, key, wide, walk, step, exact):
         torch.testing.assert_close(reals(value).float(), wide, rtol=1e-2, atol=1e-6)
 
 
-def check_param(param, state, wide, walk, random_key, exact):
+def check_param(param, state, wide, order, random_key, exact):
     if not exact:
         got = param if param.is_complex() else read_wide(param, state)
         eps = torch.finfo(param.dtype).eps if not state.keys() & {"residual", "master"} else 2**-15
@@ -210,7 +211,7 @@ def check_param(param, state, wide, walk, random_key, exact):
     elif "master" in state:
         assert torch.equal(state["master"], wide) and torch.equal(param, wide.to(param.dtype))
     elif random_key is not None and param.dtype in (torch.bfloat16, torch.float16):
-        flat = round_stochastically(walk.flatten(wide), param.dtype, random_key)
-        assert torch.equal(walk.flatten(param), flat)
+        flat = round_stochastically(order.flatten(wide), param.dtype, random_key)
+        assert torch.equal(order.flatten(param), flat)
     else:
         assert torch.equal(param, wide.to(param.dtype))

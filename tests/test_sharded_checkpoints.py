@@ -29,7 +29,7 @@ SUMMED = {
     "AdamP": ("SigSignAdamP", {"max_grad_norm": 9.0}, torch.float32),
 }
 CASES = EXACT | SUMMED
-PACKED = ("SigSignAdamW", {"master": "split8", "state_dtype": "8bit"}, torch.bfloat16)
+QUANTIZED = ("SigSignAdamW", {"master": "split8", "state_dtype": "8bit"}, torch.bfloat16)
 LR = 0.01
 
 
@@ -77,8 +77,8 @@ def test_whole_state_dicts(worlds, name, from_first):
 
 def test_states_of_8_bits(worlds, tmp_path):
     """The same bits where parts stay as they are; elsewhere blocks are other ones, and codes with them."""
-    [(middle, end), *_] = worlds[4].run(sharded_checkpoints.save, tmp_path, *PACKED)
-    load = sharded_checkpoints.load, tmp_path, *PACKED
+    [(middle, end), *_] = worlds[4].run(sharded_checkpoints.save, tmp_path, *QUANTIZED)
+    load = sharded_checkpoints.load, tmp_path, *QUANTIZED
     for loaded, trained in worlds[4].run(*load):
         assert_near(loaded, middle, 0)
         assert_near(trained, end, 0)

@@ -66,7 +66,7 @@ def test_benchmarks_refuse_to_compare_plain_torch_with_itself(clone):
 
 @pytest.mark.parametrize("command", [["run"], ["run", "gloss"], ["list"]], ids=" ".join)
 def test_no_measuring_command_begins_without_kernels(command, monkeypatch, capsys):
-    monkeypatch.setattr(backends, "native_reason", lambda: "the reason")
+    monkeypatch.setattr(backends, "native_unavailable_reason", lambda: "the reason")
     with pytest.raises(SystemExit) as exit_info:
         bench.main(command)
     assert exit_info.value.code == 2

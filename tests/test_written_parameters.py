@@ -7,7 +7,7 @@ from friction_kernels import OPTIMIZERS, SigSignAdamW
 
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-COMPANIONS = {"split": "residual", "split8": "residual", "fp32": "master"}
+MASTERS = {"split": "residual", "split8": "residual", "fp32": "master"}
 
 
 def stepped(param, opt, steps=1):
@@ -39,16 +39,16 @@ def test_a_master_gives_way_to_what_was_written(name, dtype, backend):
     assert torch.equal(master.to(dtype), param)
 
 
-@pytest.mark.parametrize("master", COMPANIONS)
+@pytest.mark.parametrize("master", MASTERS)
 @both_backends
-def test_a_model_that_becomes_bf16_between_steps_gets_its_companion(master, backend):
+def test_a_model_that_becomes_bf16_between_steps_gets_its_master_weight(master, backend):
     param = torch.nn.Parameter(torch.ones(300))
     opt = SigSignAdamW([param], lr=1e-4, master=master, backend=backend)
     stepped(param, opt)
-    assert COMPANIONS[master] not in opt.state[param]
+    assert MASTERS[master] not in opt.state[param]
     param.data = param.data.bfloat16()
     stepped(param, opt)
-    assert COMPANIONS[master] in opt.state[param]
+    assert MASTERS[master] in opt.state[param]
 
 
 @both_backends

@@ -59,8 +59,8 @@ FRICTION_INLINE Rounding rounding_of(const StepScalars<Rule>& s, const TensorEnt
 }
 
 template <class Rule>
-constexpr auto all_lists() {
-  return std::make_index_sequence<Rule::kLists>();
+constexpr auto all_operands() {
+  return std::make_index_sequence<Rule::kOperands>();
 }
 
 template <int kValue>
@@ -77,18 +77,18 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
     f(static_cast<float*>(nullptr), Constant<kVariant>{});
 }
 
-// The loop over plain arrays that the compiler vectorises. Lists never overlap but for equal
+// The loop over plain arrays that the compiler vectorises. Operands never overlap but for equal
 // indices.
-template <class Rule, int kVariant, class T, size_t... kList>
-FRICTION_INLINE void update_elements(T* const (&lists)[Rule::kLists], int64_t count,
+template <class Rule, int kVariant, class T, size_t... kOperand>
+FRICTION_INLINE void update_elements(T* const (&operands)[Rule::kOperands], int64_t count,
                                      const typename Rule::template Scalars<T> s,
-                                     std::index_sequence<kList...>) {
-  T* const local[] = {lists[kList]...};
+                                     std::index_sequence<kOperand...>) {
+  T* const local[] = {operands[kOperand]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {local[kList][i]...};
+    T x[] = {local[kOperand][i]...};
     Rule::template update<kVariant>(x, s);
-    ((is_written(kList) ? void(local[kList][i] = x[kList]) : void()), ...);
+    ((is_written(kOperand) ? void(local[kOperand][i] = x[kOperand]) : void()), ...);
   }
 }
 
@@ -103,7 +103,7 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
     const int64_t length = count - done < most ? count - done : most;
     if (buffers) stage.look_ahead(t, begin + done + most, most);
     stage.load(t, begin + done, length);
-    update_elements<Rule, kVariant>(stage.x, length, scalars, all_lists<Rule>());
+    update_elements<Rule, kVariant>(stage.x, length, scalars, all_operands<Rule>());
     stage.store(t, begin + done, length, rounding);
   }
 }
@@ -121,19 +121,19 @@ FRICTION_INLINE void update_chunk_of(const Region<Rule>& r, const TensorEntry& t
 
 template <class Rule>
 void update(const Region<Rule>& r, int64_t first, int64_t last) {
-  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     update_chunk_of(r, t, begin, end);
   });
 }
 
-template <class Rule, int kVariant, class T, size_t... kList>
-FRICTION_INLINE void find_statistics(T* const (&lists)[Rule::kLists], T* values, int64_t count,
-                                     const typename Rule::template Scalars<T> s,
-                                     std::index_sequence<kList...>) {
-  const T* const local[] = {lists[kList]...};
+template <class Rule, int kVariant, class T, size_t... kOperand>
+FRICTION_INLINE void find_statistics(T* const (&operands)[Rule::kOperands], T* values,
+                                     int64_t count, const typename Rule::template Scalars<T> s,
+                                     std::index_sequence<kOperand...>) {
+  const T* const local[] = {operands[kOperand]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    const T x[] = {local[kList][i]...};
+    const T x[] = {local[kOperand][i]...};
     values[i] = Rule::template statistic<kVariant>(x, s);
   }
 }
@@ -142,7 +142,7 @@ FRICTION_INLINE void find_statistics(T* const (&lists)[Rule::kLists], T* values,
 template <class Rule>
 void statistic(const StatisticRegion<Rule>& r, int64_t first, int64_t last) {
   int64_t chunk = first;
-  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     const StepScalars<Rule>& s = r.scalars[t.scalars];
     with_instance<Rule>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -151,7 +151,7 @@ void statistic(const StatisticRegion<Rule>& r, int64_t first, int64_t last) {
       T values[kChunk];
       stage.load(t, begin, count);
       find_statistics<Rule, decltype(variant)::value>(stage.x, values, count, scalars_of<T>(s),
-                                                      all_lists<Rule>());
+                                                      all_operands<Rule>());
       r.of_chunk[chunk] = {lane_sum<T>(count, [&](int64_t i) { return values[i]; }),
                            lane_sum<T>(count, [&](int64_t i) { return values[i] * values[i]; })};
     });
@@ -173,15 +173,15 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
 // The sum of a chunk's squared gradients.
 template <class T>
 double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
-  Stage<T, Gradients, Gradients::kLists> stage;
-  stage.load_list(t, Gradients::kGrad, begin, count);
+  Stage<T, Gradients, Gradients::kOperands> stage;
+  stage.load_operand(t, Gradients::kGrad, begin, count);
   const T* g = stage.x[Gradients::kGrad];
   return dot(g, g, count);
 }
 
 void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
   int64_t chunk = first;
-  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     r.squares[chunk++] = t.dtype[Gradients::kGrad] == DType::kFloat64
                              ? squares_of_chunk<double>(t, begin, end - begin)
                              : squares_of_chunk<float>(t, begin, end - begin);
@@ -205,7 +205,7 @@ void reduce_chunk(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t 
 
 template <class Rule>
 void reduce(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
-  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     if (t.rows == 0) return;
     if (t.dtype[0] == DType::kFloat64)
       reduce_chunk<Rule, double>(r, t, begin, end);
@@ -224,14 +224,14 @@ RowSums row_sums(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t r
 }
 
 // The direction of each of the staged elements, which changes nothing.
-template <class Rule, int kVariant, class T, size_t... kList>
-void find_directions(T* const (&lists)[Rule::kLists], int64_t count,
+template <class Rule, int kVariant, class T, size_t... kOperand>
+void find_directions(T* const (&operands)[Rule::kOperands], int64_t count,
                      const typename Rule::template Scalars<T> s, T* directions,
-                     std::index_sequence<kList...>) {
-  const T* const local[] = {lists[kList]...};
+                     std::index_sequence<kOperand...>) {
+  const T* const local[] = {operands[kOperand]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {local[kList][i]...};
+    T x[] = {local[kOperand][i]...};
     directions[i] = Rule::template direction<kVariant>(x, s);
   }
 }
@@ -246,7 +246,7 @@ double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
   for (; begin < end; begin += kChunk) {
     const int64_t count = end - begin < kChunk ? end - begin : kChunk;
     stage.load(t, begin, count);
-    find_directions<Rule, kVariant>(stage.x, count, scalars, directions, all_lists<Rule>());
+    find_directions<Rule, kVariant>(stage.x, count, scalars, directions, all_operands<Rule>());
     sum += dot(stage.x[Rule::kParam], directions, count);
   }
   return sum;
@@ -284,16 +284,16 @@ void decide(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
 }
 
 // Advances the states of the staged elements and leaves each one's direction in `directions`.
-template <class Rule, int kVariant, class T, size_t... kList>
-FRICTION_INLINE void advance_states(T* const (&lists)[Rule::kLists], int64_t count,
+template <class Rule, int kVariant, class T, size_t... kOperand>
+FRICTION_INLINE void advance_states(T* const (&operands)[Rule::kOperands], int64_t count,
                                     const typename Rule::template Scalars<T> s, T* directions,
-                                    std::index_sequence<kList...>) {
-  T* const local[] = {lists[kList]...};
+                                    std::index_sequence<kOperand...>) {
+  T* const local[] = {operands[kOperand]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
-    T x[] = {local[kList][i]...};
+    T x[] = {local[kOperand][i]...};
     directions[i] = Rule::template direction<kVariant>(x, s);
-    ((kList > Rule::kGrad ? void(local[kList][i] = x[kList]) : void()), ...);
+    ((kOperand > Rule::kGrad ? void(local[kOperand][i] = x[kOperand]) : void()), ...);
   }
 }
 
@@ -305,13 +305,13 @@ FRICTION_INLINE void descend_projected(T* param, const T* direction, int64_t cou
     param[i] = param[i] * decay - (direction[i] - coefficient * param[i]);
 }
 
-// Where a tensor with packed states is projected row by row: chunks own its blocks, so that
+// Where a tensor with quantized states is projected row by row: chunks own its blocks, so that
 // rows are not handled whole, and what each row's coefficient needs is summed before.
 template <class Rule>
 void sum_directions(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
-  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
-    if (!t.packed || decision.kind != ProjectionDecision::kRows) return;
+    if (!t.quantized || decision.kind != ProjectionDecision::kRows) return;
     const StepScalars<Rule>& s = r.scalars[t.scalars];
     with_instance<Rule>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
@@ -319,7 +319,7 @@ void sum_directions(const ProjectedRegion<Rule>& r, int64_t first, int64_t last)
       T directions[kChunk];
       stage.load(t, begin, end - begin);
       find_directions<Rule, decltype(variant)::value>(stage.x, end - begin, scalars_of<T>(s),
-                                                      directions, all_lists<Rule>());
+                                                      directions, all_operands<Rule>());
       for_each_row(t, begin, end, [&](int64_t row, int64_t row_begin, int64_t row_end) {
         const T* param = stage.x[Rule::kParam] + (row_begin - begin);
         r.directions[row_slot(t, row, begin)] =
@@ -352,19 +352,19 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   const auto coefficient = [&](int64_t row, double sum) {
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };
-  const bool long_row = by_rows && !t.packed && t.row_length > kChunk;
+  const bool long_row = by_rows && !t.quantized && t.row_length > kChunk;
   const T of_all = long_row ? coefficient(begin / t.row_length,
                                           param_direction<Rule, kVariant, T>(t, begin, end, s))
                             : T(decision.coefficient);
   // Short rows share a stage, as many as it holds.
-  const bool whole_rows = by_rows && !t.packed && !long_row;
+  const bool whole_rows = by_rows && !t.quantized && !long_row;
   const int64_t block = whole_rows ? kChunk / t.row_length * t.row_length : kChunk;
   Stage<T, Rule> stage;
   T directions[kChunk];
   for (; begin < end; begin += block) {
     const int64_t count = end - begin < block ? end - begin : block;
     stage.load(t, begin, count);
-    advance_states<Rule, kVariant>(stage.x, count, s, directions, all_lists<Rule>());
+    advance_states<Rule, kVariant>(stage.x, count, s, directions, all_operands<Rule>());
     T* param = stage.x[Rule::kParam];
     if (!by_rows || long_row) {
       descend_projected(param, directions, count, decay, of_all);
@@ -382,10 +382,10 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
 
 template <class Rule>
 void apply(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
-  r.table.walk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
+  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
     const ProjectionDecision& decision = r.decisions[&t - r.table.tensors];
     if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Rule>(r, t, begin, end);
-    const bool by_rows = decision.kind == ProjectionDecision::kRows && !t.packed;
+    const bool by_rows = decision.kind == ProjectionDecision::kRows && !t.quantized;
     if (by_rows) {
       // A chunk is answerable for the rows that begin in it.
       begin = (begin + t.row_length - 1) / t.row_length * t.row_length;

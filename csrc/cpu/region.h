@@ -3,10 +3,10 @@
 
 #include <tuple>
 
+#include "../formats/blockwise.h"
 #include "../moments.h"
-#include "../packed.h"
 #include "../rules.h"
-#include "../tensor_table.h"
+#include "../tensor_lists.h"
 
 namespace friction {
 
@@ -40,9 +40,9 @@ struct StatisticRegion : Region<Rule> {
   Moments* of_chunk;  // [chunks]
 };
 
-// What a look at the gradients alone sees of a tensor's lists.
+// What a look at the gradients alone sees of a tensor's operands.
 struct Gradients {
-  enum List { kParam, kGrad, kLists };
+  enum Operand { kParam, kGrad, kOperands };
   static constexpr States<1> kStates{};
 };
 
@@ -60,7 +60,7 @@ struct ProjectionDecision {
 template <class Rule>
 struct ProjectedRegion : Region<Rule> {
   RowSums* slots;                 // [rows + chunks], see row_slot
-  double* directions;             // likewise: parameter . direction, where states are packed
+  double* directions;             // likewise: parameter . direction, where states are quantized
   ProjectionDecision* decisions;  // [tensors]
 };
 

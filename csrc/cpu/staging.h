@@ -1,22 +1,22 @@
-// Brings a chunk of every list before a rule as plain arrays of the type the arithmetic runs in.
-// A list that lies so already is used in place; any other is converted, gathered or unpacked into a
-// buffer, and put back if the rule writes it. Included by kernels.cpp alone.
+// Brings a chunk of every operand before a rule as plain arrays of the type the arithmetic runs in.
+// An operand that lies so already is used in place; any other is converted, gathered or dequantized
+// into a buffer, and put back if the rule writes it. Included by kernels.cpp alone.
 #pragma once
 
-#include "../companion.h"
-#include "../packed.h"
-#include "../tensor_table.h"
+#include "../formats/blockwise.h"
+#include "../formats/master_weight.h"
+#include "../tensor_lists.h"
 
 namespace friction {
 namespace {
 
 // Calls visit(offset of the first element, stride, first position, count) for every run along the
-// innermost dimension that the elements [begin, begin + count) of the walk consist of.
+// innermost dimension that the elements [begin, begin + count) of a tensor consist of.
 template <class Visit>
-inline void for_each_run(const Layout& layout, int list, int64_t begin, int64_t count,
+inline void for_each_run(const Layout& layout, int operand, int64_t begin, int64_t count,
                          Visit&& visit) {
   const int inner = layout.dims - 1;
-  const int64_t* strides = layout.strides + int64_t(list) * layout.dims;
+  const int64_t* strides = layout.strides + int64_t(operand) * layout.dims;
   for (int64_t done = 0; done < count;) {
     int64_t rest = begin + done, offset = 0;
     const int64_t column = rest % layout.sizes[inner];
@@ -32,11 +32,11 @@ inline void for_each_run(const Layout& layout, int list, int64_t begin, int64_t 
   }
 }
 
-// Calls f(codes, scale, count, position) for every block of a packed list among the elements
+// Calls f(codes, scale, count, position) for every block of a quantized operand among the elements
 // [begin, begin + count); begin is a multiple of kBlock.
 template <class F>
-inline void for_each_block(const TensorEntry& t, int list, int64_t begin, int64_t count, F&& f) {
-  auto* memory = static_cast<char*>(t.data[list]);
+inline void for_each_block(const TensorEntry& t, int operand, int64_t begin, int64_t count, F&& f) {
+  auto* memory = static_cast<char*>(t.data[operand]);
   auto* scales = reinterpret_cast<float*>(memory) + begin / kBlock;
   auto* codes = reinterpret_cast<uint8_t*>(memory + codes_begin(t.numel)) + begin;
   for (int64_t at = 0; at < count; at += kBlock)
@@ -65,8 +65,8 @@ inline void narrow_all_from(float threshold, const T* __restrict from, int64_t c
 }
 
 template <class Map, class T>
-inline void unpack_block(const uint8_t* __restrict codes, float scale, int64_t count,
-                         T* __restrict to) {
+inline void dequantize_block(const uint8_t* __restrict codes, float scale, int64_t count,
+                             T* __restrict to) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(Map::decode(codes[i], scale));
 }
@@ -82,8 +82,8 @@ inline float largest_magnitude(const T* __restrict x, int64_t count) {
 }
 
 template <class Map, class T>
-inline void pack_block(const T* __restrict from, int64_t count, float scale, float threshold,
-                       uint8_t* __restrict codes) {
+inline void quantize_block(const T* __restrict from, int64_t count, float scale, float threshold,
+                           uint8_t* __restrict codes) {
   const float inverse = inverse_of(scale);
   const uint32_t rounding = Map::rounding(threshold);
 #pragma GCC ivdep
@@ -91,11 +91,11 @@ inline void pack_block(const T* __restrict from, int64_t count, float scale, flo
     codes[i] = Map::encode(static_cast<float>(from[i]), inverse, rounding);
 }
 
-template <class Param, class Companion, class T>
-inline void join_all(const Param* __restrict params, const Companion* __restrict companions,
+template <class Param, class Master, class T>
+inline void join_all(const Param* __restrict params, const Master* __restrict masters,
                      int64_t count, T* __restrict to) {
 #pragma GCC ivdep
-  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(join(params[i], companions[i]));
+  for (int64_t i = 0; i < count; ++i) to[i] = static_cast<T>(join(params[i], masters[i]));
 }
 
 template <class Param, class Residual, class T>
@@ -118,48 +118,48 @@ inline void round_all(const T* __restrict from, const uint16_t* __restrict rando
     to[i] = narrow_stochastically<Stored>(static_cast<float>(from[i]), random[i]);
 }
 
-// Copies between a list's memory, in whatever layout, and an array.
+// Copies between an operand's memory, in whatever layout, and an array.
 template <class Stored>
-inline void gather(const TensorEntry& t, int list, int64_t begin, int64_t count, Stored* to) {
-  const auto* data = static_cast<const Stored*>(t.data[list]);
-  for_each_run(*t.layout, list, begin, count,
+inline void gather(const TensorEntry& t, int operand, int64_t begin, int64_t count, Stored* to) {
+  const auto* data = static_cast<const Stored*>(t.data[operand]);
+  for_each_run(*t.layout, operand, begin, count,
                [&](int64_t offset, int64_t stride, int64_t first, int64_t length) {
                  for (int64_t i = 0; i < length; ++i) to[first + i] = data[offset + i * stride];
                });
 }
 
 template <class Stored>
-inline void scatter(const Stored* from, const TensorEntry& t, int list, int64_t begin,
+inline void scatter(const Stored* from, const TensorEntry& t, int operand, int64_t begin,
                     int64_t count) {
-  auto* data = static_cast<Stored*>(t.data[list]);
-  for_each_run(*t.layout, list, begin, count,
+  auto* data = static_cast<Stored*>(t.data[operand]);
+  for_each_run(*t.layout, operand, begin, count,
                [&](int64_t offset, int64_t stride, int64_t first, int64_t length) {
                  for (int64_t i = 0; i < length; ++i) data[offset + i * stride] = from[first + i];
                });
 }
 
-// A list's elements as they are stored: where they lie if that is one run, or else copied, and
+// An operand's elements as they are stored: where they lie if that is one run, or else copied, and
 // copied back by `put`.
 template <class Stored>
-class Raw {
+class ContiguousRun {
  public:
-  Raw(const TensorEntry& t, int list, int64_t begin, int64_t count)
-      : t_(t), list_(list), begin_(begin), count_(count) {
-    data = t.layout == nullptr ? static_cast<Stored*>(t.data[list]) + begin : copy_;
+  ContiguousRun(const TensorEntry& t, int operand, int64_t begin, int64_t count)
+      : t_(t), operand_(operand), begin_(begin), count_(count) {
+    data = t.layout == nullptr ? static_cast<Stored*>(t.data[operand]) + begin : copy_;
   }
   const Stored* get() {
-    if (t_.layout != nullptr) gather(t_, list_, begin_, count_, copy_);
+    if (t_.layout != nullptr) gather(t_, operand_, begin_, count_, copy_);
     return data;
   }
   void put() {
-    if (t_.layout != nullptr) scatter(copy_, t_, list_, begin_, count_);
+    if (t_.layout != nullptr) scatter(copy_, t_, operand_, begin_, count_);
   }
 
   Stored* data;
 
  private:
   const TensorEntry& t_;
-  int list_;
+  int operand_;
   int64_t begin_, count_;
   Stored copy_[kChunk];
 };
@@ -194,13 +194,13 @@ inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int6
   }
 }
 
-// Asks for the elements [begin, begin + count) of a list, as far as there are so many: what is
+// Asks for the elements [begin, begin + count) of an operand, as far as there are so many: what is
 // staged is read and computed by turns, and the processor does not look ahead across these.
-inline void prefetch(const TensorEntry& t, int list, int64_t begin, int64_t count) {
+inline void prefetch(const TensorEntry& t, int operand, int64_t begin, int64_t count) {
   constexpr int64_t kLine = 64;
-  const int64_t size = bytes_of(t.dtype[list]), rest = t.numel - begin;
-  const auto* data = static_cast<const char*>(t.data[list]) + begin * size;
-  if (t.dtype[list] == DType::kPacked) data += codes_begin(t.numel);
+  const int64_t size = bytes_of(t.dtype[operand]), rest = t.numel - begin;
+  const auto* data = static_cast<const char*>(t.data[operand]) + begin * size;
+  if (t.dtype[operand] == DType::kQuantized) data += codes_begin(t.numel);
   const int64_t bytes = (count < rest ? count : rest) * size;
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(data + at, 1);
 }
@@ -211,118 +211,122 @@ struct Rounding {
   float threshold;  // of averages in 8 bits or bfloat16
 };
 
-// A chunk of a rule's lists, or of its first kLists. x: where they lie.
-template <class T, class Rule, int kLists = Rule::kLists>
+// A chunk of a rule's operands, or of its first kOperands. x: where they lie.
+template <class T, class Rule, int kOperands = Rule::kOperands>
 struct Stage {
   static constexpr DType kDType = std::is_same_v<T, double> ? DType::kFloat64 : DType::kFloat32;
 
-  T* x[kLists];
-  alignas(64) T buffer[kLists][kChunk];
+  T* x[kOperands];
+  alignas(64) T buffer[kOperands][kChunk];
 
-  // Whether any list of a tensor goes through a buffer.
+  // Whether any operand of a tensor goes through a buffer.
   static bool buffers(const TensorEntry& t) {
-    bool in_place = t.layout == nullptr && t.companion == 0;
-    for (int list = 0; list < kLists; ++list) in_place = in_place && t.dtype[list] == kDType;
+    bool in_place = t.layout == nullptr && t.master == 0;
+    for (int operand = 0; operand < kOperands; ++operand)
+      in_place = in_place && t.dtype[operand] == kDType;
     return !in_place;
   }
 
   // Those that the next load will bring.
   static void look_ahead(const TensorEntry& t, int64_t begin, int64_t count) {
     if (t.layout != nullptr || begin >= t.numel) return;
-    for (int list = 0; list < kLists; ++list) prefetch(t, list, begin, count);
-    if (t.companion != 0) prefetch(t, t.companion, begin, count);
+    for (int operand = 0; operand < kOperands; ++operand) prefetch(t, operand, begin, count);
+    if (t.master != 0) prefetch(t, t.master, begin, count);
   }
 
   void load(const TensorEntry& t, int64_t begin, int64_t count) {
-    for (int list = 0; list < kLists; ++list) load_list(t, list, begin, count);
+    for (int operand = 0; operand < kOperands; ++operand) load_operand(t, operand, begin, count);
   }
 
-  void load_list(const TensorEntry& t, int list, int64_t begin, int64_t count) {
-    x[list] = buffer[list];
-    if (list == Rule::kParam && t.companion != 0) return load_param(t, begin, count);
-    if (t.dtype[list] == DType::kPacked) return load_packed(t, list, begin, count);
-    with_storage(t.dtype[list], [&](auto* type) {
+  void load_operand(const TensorEntry& t, int operand, int64_t begin, int64_t count) {
+    x[operand] = buffer[operand];
+    if (operand == Rule::kParam && t.master != 0) return load_param(t, begin, count);
+    if (t.dtype[operand] == DType::kQuantized) return load_quantized(t, operand, begin, count);
+    with_stored_type(t.dtype[operand], [&](auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       if constexpr (std::is_same_v<Stored, T>) {
         if (t.layout == nullptr) {
-          x[list] = static_cast<T*>(t.data[list]) + begin;
+          x[operand] = static_cast<T*>(t.data[operand]) + begin;
           return;
         }
       }
-      widen_all(Raw<Stored>(t, list, begin, count).get(), count, buffer[list]);
+      widen_all(ContiguousRun<Stored>(t, operand, begin, count).get(), count, buffer[operand]);
     });
   }
 
   void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
-    // Of all lists before any is packed, which waits for them.
-    for (int list = 0; list < kLists; ++list)
-      if (is_written(list) && t.dtype[list] == DType::kPacked) find_scales(t, list, begin, count);
-    for (int list = 0; list < kLists; ++list) {
-      if (!is_written(list) || x[list] != buffer[list]) continue;
-      if (list == Rule::kParam && t.companion != 0)
+    // Of all operands before any is quantized, which waits for them.
+    for (int operand = 0; operand < kOperands; ++operand)
+      if (is_written(operand) && t.dtype[operand] == DType::kQuantized)
+        find_scales(t, operand, begin, count);
+    for (int operand = 0; operand < kOperands; ++operand) {
+      if (!is_written(operand) || x[operand] != buffer[operand]) continue;
+      if (operand == Rule::kParam && t.master != 0)
         store_param(t, begin, count);
-      else if (list == Rule::kParam && t.stochastic)
+      else if (operand == Rule::kParam && t.stochastic)
         store_stochastically(t, begin, count, rounding.key);
-      else if (t.dtype[list] == DType::kPacked)
-        store_packed(t, list, begin, count, is_average<Rule>(list) ? rounding.threshold : kNearest);
-      else if (is_average<Rule>(list) && t.dtype[list] == DType::kBFloat16)
-        store_average(t, list, buffer[list], begin, count, rounding.threshold);
+      else if (t.dtype[operand] == DType::kQuantized)
+        store_quantized(t, operand, begin, count,
+                        is_average<Rule>(operand) ? rounding.threshold : kNearest);
+      else if (is_average<Rule>(operand) && t.dtype[operand] == DType::kBFloat16)
+        store_average(t, operand, buffer[operand], begin, count, rounding.threshold);
       else
-        with_storage(t.dtype[list], [&](auto* type) {
-          store_floats<std::remove_pointer_t<decltype(type)>>(t, list, buffer[list], begin, count);
+        with_stored_type(t.dtype[operand], [&](auto* type) {
+          store_floats<std::remove_pointer_t<decltype(type)>>(t, operand, buffer[operand], begin,
+                                                              count);
         });
     }
   }
 
  private:
-  // Calls f with null pointers of a parameter's and its companion's storage types.
+  // Calls f with null pointers of a parameter's and its master weight's types.
   template <class F>
   static void with_pair(const TensorEntry& t, F&& f) {
-    const auto with_companion = [&](auto* param) {
-      if (t.dtype[t.companion] == DType::kInt8) return f(param, static_cast<int8_t*>(nullptr));
-      if (t.dtype[t.companion] == DType::kInt16) return f(param, static_cast<int16_t*>(nullptr));
+    const auto with_master = [&](auto* param) {
+      if (t.dtype[t.master] == DType::kInt8) return f(param, static_cast<int8_t*>(nullptr));
+      if (t.dtype[t.master] == DType::kInt16) return f(param, static_cast<int16_t*>(nullptr));
       f(param, static_cast<float*>(nullptr));
     };
     if (t.dtype[Rule::kParam] == DType::kBFloat16)
-      with_companion(static_cast<BFloat16*>(nullptr));
+      with_master(static_cast<BFloat16*>(nullptr));
     else
-      with_companion(static_cast<Half*>(nullptr));
+      with_master(static_cast<Half*>(nullptr));
   }
 
   template <class Stored>
-  static void store_floats(const TensorEntry& t, int list, const T* from, int64_t begin,
+  static void store_floats(const TensorEntry& t, int operand, const T* from, int64_t begin,
                            int64_t count) {
-    Raw<Stored> to(t, list, begin, count);
+    ContiguousRun<Stored> to(t, operand, begin, count);
     narrow_all(from, count, to.data);
     to.put();
   }
 
-  static void store_average(const TensorEntry& t, int list, const T* from, int64_t begin,
+  static void store_average(const TensorEntry& t, int operand, const T* from, int64_t begin,
                             int64_t count, float threshold) {
-    Raw<BFloat16> to(t, list, begin, count);
+    ContiguousRun<BFloat16> to(t, operand, begin, count);
     narrow_all_from(threshold, from, count, to.data);
     to.put();
   }
 
   void load_param(const TensorEntry& t, int64_t begin, int64_t count) {
-    with_pair(t, [&](auto* param, auto* companion) {
-      Raw<std::remove_pointer_t<decltype(param)>> params(t, Rule::kParam, begin, count);
-      Raw<std::remove_pointer_t<decltype(companion)>> companions(t, t.companion, begin, count);
-      join_all(params.get(), companions.get(), count, buffer[Rule::kParam]);
+    with_pair(t, [&](auto* param, auto* master) {
+      ContiguousRun<std::remove_pointer_t<decltype(param)>> params(t, Rule::kParam, begin, count);
+      ContiguousRun<std::remove_pointer_t<decltype(master)>> masters(t, t.master, begin, count);
+      join_all(params.get(), masters.get(), count, buffer[Rule::kParam]);
     });
   }
 
   void store_param(const TensorEntry& t, int64_t begin, int64_t count) {
     const T* from = buffer[Rule::kParam];
-    with_pair(t, [&](auto* param, auto* companion) {
+    with_pair(t, [&](auto* param, auto* master) {
       using Param = std::remove_pointer_t<decltype(param)>;
-      using Companion = std::remove_pointer_t<decltype(companion)>;
-      if constexpr (std::is_same_v<Companion, float>) {
-        store_floats<float>(t, t.companion, from, begin, count);
+      using Master = std::remove_pointer_t<decltype(master)>;
+      if constexpr (std::is_same_v<Master, float>) {
+        store_floats<float>(t, t.master, from, begin, count);
         store_floats<Param>(t, Rule::kParam, from, begin, count);
       } else {
-        Raw<Param> params(t, Rule::kParam, begin, count);
-        Raw<Companion> residuals(t, t.companion, begin, count);
+        ContiguousRun<Param> params(t, Rule::kParam, begin, count);
+        ContiguousRun<Master> residuals(t, t.master, begin, count);
         split_all(from, count, params.data, residuals.data);
         params.put();
         residuals.put();
@@ -337,7 +341,7 @@ struct Stage {
     const T* from = buffer[Rule::kParam];
     const auto put = [&](auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      Raw<Stored> to(t, Rule::kParam, begin, count);
+      ContiguousRun<Stored> to(t, Rule::kParam, begin, count);
       round_all(from, random, count, to.data);
       to.put();
     };
@@ -348,35 +352,36 @@ struct Stage {
   }
 
   template <class F>
-  static void with_code(int list, F&& f) {
-    if (is_non_negative<Rule>(list))
+  static void with_code(int operand, F&& f) {
+    if (is_non_negative<Rule>(operand))
       f(UnsignedCode());
     else
       f(SignedCode());
   }
 
-  void load_packed(const TensorEntry& t, int list, int64_t begin, int64_t count) {
-    with_code(list, [&](auto map) {
+  void load_quantized(const TensorEntry& t, int operand, int64_t begin, int64_t count) {
+    with_code(operand, [&](auto map) {
       using Map = decltype(map);
-      for_each_block(t, list, begin, count,
+      for_each_block(t, operand, begin, count,
                      [&](auto* codes, float scale, int64_t length, int64_t at) {
-                       unpack_block<Map>(codes, scale, length, buffer[list] + at);
+                       dequantize_block<Map>(codes, scale, length, buffer[operand] + at);
                      });
     });
   }
 
-  void find_scales(const TensorEntry& t, int list, int64_t begin, int64_t count) {
-    for_each_block(t, list, begin, count, [&](auto*, float& scale, int64_t length, int64_t at) {
-      scale = largest_magnitude(buffer[list] + at, length);
+  void find_scales(const TensorEntry& t, int operand, int64_t begin, int64_t count) {
+    for_each_block(t, operand, begin, count, [&](auto*, float& scale, int64_t length, int64_t at) {
+      scale = largest_magnitude(buffer[operand] + at, length);
     });
   }
 
-  void store_packed(const TensorEntry& t, int list, int64_t begin, int64_t count, float threshold) {
-    with_code(list, [&](auto map) {
+  void store_quantized(const TensorEntry& t, int operand, int64_t begin, int64_t count,
+                       float threshold) {
+    with_code(operand, [&](auto map) {
       using Map = decltype(map);
-      for_each_block(t, list, begin, count,
+      for_each_block(t, operand, begin, count,
                      [&](auto* codes, float scale, int64_t length, int64_t at) {
-                       pack_block<Map>(buffer[list] + at, length, scale, threshold, codes);
+                       quantize_block<Map>(buffer[operand] + at, length, scale, threshold, codes);
                      });
     });
   }

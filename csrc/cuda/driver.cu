@@ -57,7 +57,7 @@ bool is_capturing(const Target& target) {
   return status != cudaStreamCaptureStatusNone;
 }
 
-std::string why_not(int device) {
+std::string unavailable_reason(int device) {
   if (void* driver = dlopen("libcuda.so.1", RTLD_LAZY))
     dlclose(driver);
   else
@@ -87,8 +87,8 @@ std::string why_not(int device) {
 
 std::vector<std::string> architectures() {
   std::vector<std::string> names;
-  std::istringstream list(FRICTION_CUDA_ARCHITECTURES);
-  for (std::string name; std::getline(list, name, ',');) names.push_back(name);
+  std::istringstream operand(FRICTION_CUDA_ARCHITECTURES);
+  for (std::string name; std::getline(operand, name, ',');) names.push_back(name);
   return names;
 }
 

@@ -17,24 +17,24 @@ struct Target {
   void* stream;
 };
 
-// Which of the kernels compiled for a rule serves a launch's types (storages.h).
-enum class Storage { kFloat32, kBFloat16, kMixed, kFloat64, kPacked };
+// Which of the kernels compiled for a rule serves a launch's types (dtype_configs.h).
+enum class DtypeConfig { kFloat32, kBFloat16, kMixed, kFloat64, kQuantized };
 
 // Every function below throws std::runtime_error with the kernel's name, the number of tensors, the
 // device, and what CUDA says.
 
 // One launch: every tensor updated. Of rules that do not project.
 template <class Rule>
-void update(const Launch<Rule>& launch, Storage storage, const Target& target);
+void update(const Launch<Rule>& launch, DtypeConfig config, const Target& target);
 
 // Three launches, whatever the number of tensors. Of rules that project.
 template <class Rule>
-void update_projected(const Launch<Rule>& launch, Storage storage, const Target& target);
+void update_projected(const Launch<Rule>& launch, DtypeConfig config, const Target& target);
 
 // One launch: launch.statistics[chunk] becomes what the rule's statistic is there, and nothing else
 // changes.
 template <class Rule>
-void statistic(const Launch<Rule>& launch, Storage storage, const Target& target);
+void statistic(const Launch<Rule>& launch, DtypeConfig config, const Target& target);
 
 // Whoever defines one of these templates has the compiler make it for the rules that it is for.
 template <class... Rule, class Choose>
@@ -62,7 +62,7 @@ void store(const void* bytes, size_t count, void* to, const Target& target);
 bool is_capturing(const Target& target);
 
 // Why kernels cannot run on this device; empty where they can.
-std::string why_not(int device);
+std::string unavailable_reason(int device);
 
 // Runs a kernel that does nothing, and waits for it.
 void probe(int device);

@@ -1,32 +1,33 @@
-// How a thread's elements come from memory and return: in vectors of 16 bytes where every list of
-// a tensor is contiguous and aligned, else one by one; either way neighbouring threads read
-// neighbouring memory. Lists whose types are looked up are in mixture.h.
+// How a thread's elements come from memory and return: in vectors of 16 bytes where every operand
+// of a tensor is contiguous and aligned, else one by one; either way neighbouring threads read
+// neighbouring memory. Operands whose types are looked up are in dynamic_dtypes.h.
 #pragma once
 
-#include "mixture.h"
+#include "dynamic_dtypes.h"
 
 namespace friction::cuda {
 
-// Calls f(list as a constant, null pointer of its storage's type) for every list.
-template <class Rule, class Storage, int kList = 0, class F>
-FRICTION_INLINE void for_each_list(const Types& types, F&& f) {
-  if constexpr (kList < Rule::kLists) {
-    Storage::template with_list<kList, is_average<Rule>(kList)>(
-        types.list[kList], [&](auto* type) { f(std::integral_constant<int, kList>{}, type); });
-    for_each_list<Rule, Storage, kList + 1>(types, f);
+// Calls f(operand as a constant, null pointer of what it is stored as) for every operand.
+template <class Rule, class Config, int kOperand = 0, class F>
+FRICTION_INLINE void for_each_operand(const Types& types, F&& f) {
+  if constexpr (kOperand < Rule::kOperands) {
+    Config::template with_operand<kOperand, is_average<Rule>(kOperand)>(
+        types.operand[kOperand],
+        [&](auto* type) { f(std::integral_constant<int, kOperand>{}, type); });
+    for_each_operand<Rule, Config, kOperand + 1>(types, f);
   }
 }
 
-// What a thread holds at a time of a part that goes by vectors: x[i][list].
-template <class Rule, class Storage>
+// What a thread holds at a time of a part that goes by vectors: x[i][operand].
+template <class Rule, class Config>
 struct Vectors {
-  using T = typename Storage::Arithmetic;
-  static constexpr int kVector = Storage::kVector;
-  static constexpr int kCount = kVector * Storage::kVectors;
+  using T = typename Config::Arithmetic;
+  static constexpr int kVector = Config::kVector;
+  static constexpr int kCount = kVector * Config::kVectors;
   static constexpr int kRound = kThreads * kCount;  // what the block holds at a time
   static_assert(kChunk % kRound == 0);
 
-  T x[kCount][Rule::kLists];
+  T x[kCount][Rule::kOperands];
   int round_begin, thread;  // in the part
 
   // Where the thread's i-th element lies in the part.
@@ -36,30 +37,30 @@ struct Vectors {
 
   template <class Launch>
   FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types) {
-    for_each_list<Rule, Storage>(types, [&](auto list, auto* type) {
+    for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[list]);
+      const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[operand]);
       FRICTION_UNROLL
       for (int first = 0; first < kCount; first += kVector) {
         Stored stored[kVector];
         Vector<Stored, kVector>::load(data + part.begin + position(first), stored);
         FRICTION_UNROLL
-        for (int i = 0; i < kVector; ++i) x[first + i][list] = static_cast<T>(widen(stored[i]));
+        for (int i = 0; i < kVector; ++i) x[first + i][operand] = static_cast<T>(widen(stored[i]));
       }
     });
   }
 
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types) const {
-    for_each_list<Rule, Storage>(types, [&](auto list, auto* type) {
-      if constexpr (is_written(list)) {
+    for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
+      if constexpr (is_written(operand)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
-        auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[list]);
+        auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[operand]);
         FRICTION_UNROLL
         for (int first = 0; first < kCount; first += kVector) {
           Stored stored[kVector];
           FRICTION_UNROLL
-          for (int i = 0; i < kVector; ++i) stored[i] = narrow<Stored>(x[first + i][list]);
+          for (int i = 0; i < kVector; ++i) stored[i] = narrow<Stored>(x[first + i][operand]);
           Vector<Stored, kVector>::store(stored, data + part.begin + position(first));
         }
       }
@@ -67,25 +68,25 @@ struct Vectors {
   }
 };
 
-// Whether a part goes by vectors: whole rounds, every list contiguous and aligned.
-template <class Storage, class Launch>
+// Whether a part goes by vectors: whole rounds, every operand contiguous and aligned.
+template <class Config, class Launch>
 FRICTION_INLINE bool by_vectors(const Launch& launch, const Part& part, const Types& types) {
-  constexpr int kRound = Vectors<typename Launch::Rule, Storage>::kRound;
+  constexpr int kRound = Vectors<typename Launch::Rule, Config>::kRound;
   bool aligned = part.count % kRound == 0 && layout_of(launch, part.tensor) == nullptr;
-  for_each_list<typename Launch::Rule, Storage>(types, [&](auto list, auto* type) {
+  for_each_operand<typename Launch::Rule, Config>(types, [&](auto operand, auto* type) {
     using Stored = std::remove_pointer_t<decltype(type)>;
-    const void* data = launch.entries()[part.tensor].data[list];
-    aligned = aligned && Vector<Stored, Storage::kVector>::aligned(data);
+    const void* data = launch.entries()[part.tensor].data[operand];
+    aligned = aligned && Vector<Stored, Config::kVector>::aligned(data);
   });
   return aligned;
 }
 
 // One element of a part that does not.
-template <class Rule, class Storage>
+template <class Rule, class Config>
 struct Single {
-  using T = typename Storage::Arithmetic;
-  T x[1][Rule::kLists];
-  int64_t offsets[Rule::kLists];
+  using T = typename Config::Arithmetic;
+  T x[1][Rule::kOperands];
+  int64_t offsets[Rule::kOperands];
 
   FRICTION_INLINE Single(const int64_t* layout, int64_t index) {
     find_offsets(layout, index, offsets);
@@ -93,39 +94,40 @@ struct Single {
 
   template <class Launch>
   FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types) {
-    for_each_list<Rule, Storage>(types, [&](auto list, auto* type) {
+    for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[list]);
+      const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[operand]);
       Stored stored[1];
-      Vector<Stored, 1>::load(data + offsets[list], stored);
-      x[0][list] = static_cast<T>(widen(stored[0]));
+      Vector<Stored, 1>::load(data + offsets[operand], stored);
+      x[0][operand] = static_cast<T>(widen(stored[0]));
     });
   }
 
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types) const {
-    for_each_list<Rule, Storage>(types, [&](auto list, auto* type) {
-      if constexpr (is_written(list)) {
+    for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
+      if constexpr (is_written(operand)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
-        auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[list]);
-        const Stored stored[1] = {narrow<Stored>(x[0][list])};
-        Vector<Stored, 1>::store(stored, data + offsets[list]);
+        auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[operand]);
+        const Stored stored[1] = {narrow<Stored>(x[0][operand])};
+        Vector<Stored, 1>::store(stored, data + offsets[operand]);
       }
     });
   }
 };
 
 // Calls visit(a thread's elements, how many, where the i-th lies in the part) for all of a thread's
-// elements of a part; each visit is given lists[i][list] and stores them after, where it should.
-template <class Storage, bool kStores, class Launch, class Visit>
+// elements of a part; each visit is given operands[i][operand] and stores them after, where it
+// should.
+template <class Config, bool kStores, class Launch, class Visit>
 FRICTION_INLINE void visit_elements(const Launch& launch, const Part& part, const Types& types,
                                     int thread, Visit&& visit) {
   using Rule = typename Launch::Rule;
-  if constexpr (Storage::kLookedUp) {
+  if constexpr (Config::kLookedUp) {
     static_assert(!kStores);
-    visit_mixture<Storage>(launch, part, types, thread, visit);
-  } else if (by_vectors<Storage>(launch, part, types)) {
-    using Mine = Vectors<Rule, Storage>;
+    visit_dynamic<Config>(launch, part, types, thread, visit);
+  } else if (by_vectors<Config>(launch, part, types)) {
+    using Mine = Vectors<Rule, Config>;
     FRICTION_NO_UNROLL
     for (int begin = 0; begin < part.count; begin += Mine::kRound) {
       Mine mine;
@@ -138,7 +140,7 @@ FRICTION_INLINE void visit_elements(const Launch& launch, const Part& part, cons
     const int64_t* layout = layout_of(launch, part.tensor);
     FRICTION_NO_UNROLL
     for (int at = thread; at < part.count; at += kThreads) {
-      Single<Rule, Storage> mine(layout, part.begin + at);
+      Single<Rule, Config> mine(layout, part.begin + at);
       mine.load(launch, part, types);
       visit(mine.x, [&](int) { return at; });
       if constexpr (kStores) mine.store(launch, part, types);

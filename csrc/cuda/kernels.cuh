@@ -6,7 +6,8 @@
 
 namespace friction::cuda {
 
-// Two blocks a multiprocessor leave a thread 128 registers: its elements of five lists, and room.
+// Two blocks a multiprocessor leave a thread 128 registers: its elements of five operands, and
+// room.
 constexpr int kBlocksEach = 2;
 constexpr int kDecideThreads = 1024;
 
@@ -26,7 +27,7 @@ __device__ void resolve(const Launch& launch, int64_t tensor,
   if (threadIdx.x < group_step.kSettings)
     reinterpret_cast<double*>(&settings)[threadIdx.x] = group_step.resolve(int(threadIdx.x));
   __syncthreads();
-  if (threadIdx.x == 0) settings = guarded(launch, settings);
+  if (threadIdx.x == 0) settings = scaled(launch, settings);
   __syncthreads();
 }
 
@@ -88,12 +89,12 @@ __device__ void count_steps(const Launch& launch) {
 }
 
 // What update_part does, where types are looked up.
-template <class Storage, class Launch>
-__device__ __forceinline__ void update_mixture(const Launch& launch, const Part& part,
+template <class Config, class Launch>
+__device__ __forceinline__ void update_dynamic(const Launch& launch, const Part& part,
                                                const Shared<typename Launch::Rule, float>& shared) {
-  MixtureUpdate<Storage, Launch> mine(launch, part, int(threadIdx.x), shared);
+  DynamicUpdate<Config, Launch> mine(launch, part, int(threadIdx.x), shared);
   const auto find_largest = [&] {
-    if (!mine.packs()) return;
+    if (!mine.quantizes()) return;
     FRICTION_UNROLL
     for (uint32_t& largest : mine.largest) largest = warp_largest(largest);
   };
@@ -103,7 +104,7 @@ __device__ __forceinline__ void update_mixture(const Launch& launch, const Part&
     mine.store();
   } else {
     FRICTION_NO_UNROLL
-    for (int phase = mine.packs() ? 0 : 1; phase < 2; ++phase) {
+    for (int phase = mine.quantizes() ? 0 : 1; phase < 2; ++phase) {
       mine.one_by_one(phase == 1);
       if (phase == 0) find_largest();
     }
@@ -112,31 +113,31 @@ __device__ __forceinline__ void update_mixture(const Launch& launch, const Part&
   mine.write_scales();
 }
 
-template <class Launch, class Storage>
+template <class Launch, class Config>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     update_kernel(const __grid_constant__ Launch launch) {
-  using T = typename Storage::Arithmetic;
+  using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
-  if (launch.guards.skip()) return;
+  if (launch.scaling.skip()) return;
   BlockShared<Launch, T> shared(memory);
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
     const Part part = part_of(launch, chunk, tensor);
     tensor = part.tensor;
     const auto& scalars = shared.of(launch, tensor);
-    if constexpr (Storage::kLookedUp)
-      update_mixture<Storage>(launch, part, scalars);
+    if constexpr (Config::kLookedUp)
+      update_dynamic<Config>(launch, part, scalars);
     else
-      update_part<Storage>(launch, part, int(threadIdx.x), scalars);
+      update_part<Config>(launch, part, int(threadIdx.x), scalars);
   }
   if (launch.blocks_done != nullptr) count_steps(launch);
 }
 
 // What the rule's statistic is over each chunk, at the step that an update would make.
-template <class Launch, class Storage>
+template <class Launch, class Config>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     statistic_kernel(const __grid_constant__ Launch launch) {
-  using T = typename Storage::Arithmetic;
+  using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Scratch<Moments, kWarps> scratch;
   BlockShared<Launch, T> shared(memory);
@@ -145,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
     const Part part = part_of(launch, chunk, tensor);
     tensor = part.tensor;
     const Moments mine =
-        statistic_of_part<Storage>(launch, part, int(threadIdx.x), shared.of(launch, tensor));
+        statistic_of_part<Config>(launch, part, int(threadIdx.x), shared.of(launch, tensor));
     const Moments moments = block_sum(mine, scratch.values());
     if (threadIdx.x == 0) launch.statistics[chunk] = moments;
     __syncthreads();  // scratch may be written again
@@ -153,14 +154,14 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 }
 
 // A projection, first: sums of each row and stage.
-template <class Launch, class Storage>
+template <class Launch, class Config>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     projection_reduce_kernel(const __grid_constant__ Launch launch) {
-  using T = typename Storage::Arithmetic;
+  using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Stage<T> stage;
   __shared__ Scratch<ProjectionSums, kWarps> scratch;
-  if (launch.guards.skip()) return;
+  if (launch.scaling.skip()) return;
   BlockShared<Launch, T> shared(memory);
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       const Part part{tensor, whole.begin + staged, rest < Stage<T>::kSize ? rest : Stage<T>::kSize,
                       whole.numel};
       __syncthreads();  // the last stage's sums are taken
-      stage_directions<Storage>(launch, part, int(threadIdx.x), scalars, stage);
+      stage_directions<Config>(launch, part, int(threadIdx.x), scalars, stage);
       __syncthreads();
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
       const int team = rows.team(), member = int(threadIdx.x) % team;
@@ -202,7 +203,7 @@ __global__ void __launch_bounds__(kDecideThreads)
   __shared__ typename Launch::Rule::Settings settings;
   __shared__ double whole_coefficient;
   __shared__ bool whole_passes;
-  if (launch.guards.skip()) return;
+  if (launch.scaling.skip()) return;
   for (int64_t tensor = blockIdx.x; tensor < launch.count; tensor += gridDim.x) {
     const Extra& extra = launch.extras[tensor];
     resolve(launch, tensor, settings);
@@ -252,15 +253,15 @@ std::string over_tensors(const Launch& launch) {
   return " over " + std::to_string(launch.count) + " tensors";
 }
 
-// Calls f with the storage's type.
+// Calls f with the configuration's type.
 template <class F>
-void with_kernels_for(Storage storage, F&& f) {
-  switch (storage) {
-    case Storage::kFloat32: return f(Float32Storage());
-    case Storage::kBFloat16: return f(BFloat16Storage());
-    case Storage::kMixed: return f(MixedStorage());
-    case Storage::kPacked: return f(PackedStorage());
-    case Storage::kFloat64: return f(Float64Storage());
+void with_kernels_for(DtypeConfig config, F&& f) {
+  switch (config) {
+    case DtypeConfig::kFloat32: return f(Float32Config());
+    case DtypeConfig::kBFloat16: return f(BFloat16Config());
+    case DtypeConfig::kMixed: return f(MixedConfig());
+    case DtypeConfig::kQuantized: return f(QuantizedConfig());
+    case DtypeConfig::kFloat64: return f(Float64Config());
   }
 }
 

@@ -6,8 +6,8 @@
 
 #include "../moments.h"
 #include "../rules.h"
-#include "../tensor_table.h"
-#include "guards.h"
+#include "../tensor_lists.h"
+#include "gradient_scaling.h"
 
 namespace friction::cuda {
 
@@ -16,33 +16,33 @@ constexpr int kWarp = 32;
 constexpr int64_t kParameterBytes = 32764;  // most that a kernel takes, since CUDA 12.1
 
 // A tensor, as small as can be, since every step sends all of them.
-template <int kLists>
+template <int kOperands>
 struct Entry {
-  void* data[kLists];
+  void* data[kOperands];
   uint32_t first_chunk;  // chunks of all tensors before this one
   uint16_t last_count;   // elements of its last chunk; 0 where it has none
   uint16_t group_step;   // which GroupStep it goes by
 };
 
-// How a tensor's lists are stored, for the kernels that serve mixtures and look it up.
+// How a tensor's operands are stored, for kernels of dynamic dtypes, which look it up.
 struct Types {
-  DType list[kMaxLists];   // the rule's lists, then the companion
-  bool companion;          // the parameter has one
-  uint8_t packed : 1;      // some list is
-  uint8_t stochastic : 1;  // how the parameter is rounded
+  DType operand[kMaxOperands];  // the rule's operands, then the master
+  bool master;                  // the parameter has one
+  uint8_t quantized : 1;        // some operand is
+  uint8_t stochastic : 1;       // how the parameter is rounded
 };
 static_assert(sizeof(Types) == 8);
 
 // What few launches need to know of a tensor: a projection its rows, a captured step where to
-// count, a tensor of gaps its layout, one of 16 bits its companion or its place among the random
-// numbers. In device memory, sent when it changes.
+// count, a tensor of gaps its layout, one of 16 bits its master weight or its place among the
+// random numbers. In device memory, sent when it changes.
 struct Extra {
   float* step;         // counts the tensor's steps on the device; null: the host counts
   int64_t layout;      // where its layout begins among Header::layouts; kContiguous: none
   int64_t rows;        // of a matrix that may be projected; 0: never
   int64_t row_length;  // elements
   int64_t first_row;   // rows of all tensors before this one
-  void* companion;
+  void* master;
   GlobalIndex global;  // for stochastic rounding, as the next
   int64_t parameter;
 };
@@ -86,7 +86,7 @@ struct ProjectionSums : RowSums {
   }
 };
 
-// As much of one list as a block of a projection's first launch keeps in shared memory.
+// As much of one operand as a block of a projection's first launch keeps in shared memory.
 constexpr int kStageBytes = 8192;
 
 // Sums for every row and stage that meet, at most.
@@ -114,21 +114,21 @@ struct Header {
   int64_t count;  // tensors
   int64_t chunks;
   const Extra* extras;     // [tensors]; null where no tensor needs one
-  const int64_t* layouts;  // each: dims, sizes [dims], strides [lists + 1, dims] (in elements)
+  const int64_t* layouts;  // each: dims, sizes [dims], strides [operands + 1, dims] (in elements)
   Moments* statistics;     // [chunks]: what a rule's statistic is over each
   uint32_t* blocks_done;   // 0 between launches; where the last block has work to do
   std::conditional_t<Rule::kProjects, Projection, NoProjection> projection;
   SquaredNorm norm;
-  Guards guards;
-  const Entry<Rule::kLists>* stored_entries;  // null: those in the launch's room
-  const GroupStep<Rule>* stored_group_steps;  // likewise
-  int64_t group_steps_begin;                  // where they lie in the room
+  GradientScaling scaling;
+  const Entry<Rule::kOperands>* stored_entries;  // null: those in the launch's room
+  const GroupStep<Rule>* stored_group_steps;     // likewise
+  int64_t group_steps_begin;                     // where they lie in the room
 };
 
 template <class RuleType>
 struct Launch : Header<RuleType> {
   using Rule = RuleType;
-  using EntryType = Entry<Rule::kLists>;
+  using EntryType = Entry<Rule::kOperands>;
   static constexpr int64_t kRoom =
       (kParameterBytes - static_cast<int64_t>(sizeof(Header<Rule>))) / 8 * 8;
   static constexpr int64_t kMostEntries =  // beside the one GroupStep that most launches have
@@ -150,7 +150,7 @@ struct Launch : Header<RuleType> {
   }
 };
 
-// A part of a tensor of `numel` elements: those at [begin, begin + count) of its walk.
+// A part of a tensor of `numel` elements: those at [begin, begin + count) in element order.
 struct Part {
   int64_t tensor, begin;
   int count;
@@ -170,19 +170,20 @@ FRICTION_INLINE Part part_of(const Launch& launch, int64_t chunk, int64_t low) {
   return {tensor, (chunk - first) * kChunk, count, (next - first - 1) * kChunk + last_count};
 }
 
-// The layout of a tensor of gaps: dims, sizes [dims], strides [lists + 1, dims], the last of
-// the companion. Null: contiguous.
+// The layout of a tensor of gaps: dims, sizes [dims], strides [operands + 1, dims], the last of
+// the master. Null: contiguous.
 template <class Launch>
 FRICTION_INLINE const int64_t* layout_of(const Launch& launch, int64_t tensor) {
   if (launch.extras == nullptr || launch.extras[tensor].layout == kContiguous) return nullptr;
   return launch.layouts + launch.extras[tensor].layout;
 }
 
-// Where element `index` of a walk lies in each list.
-template <int kLists>
+// Where element `index` in element order lies in each operand.
+template <int kOperands>
 FRICTION_INLINE void find_offsets(const int64_t* layout, int64_t index,
-                                  int64_t (&offsets)[kLists]) {
-  for (int list = 0; list < kLists; ++list) offsets[list] = layout == nullptr ? index : 0;
+                                  int64_t (&offsets)[kOperands]) {
+  for (int operand = 0; operand < kOperands; ++operand)
+    offsets[operand] = layout == nullptr ? index : 0;
   if (layout == nullptr) return;
   const int64_t dims = layout[0];
   const int64_t *sizes = layout + 1, *strides = sizes + dims;
@@ -190,7 +191,8 @@ FRICTION_INLINE void find_offsets(const int64_t* layout, int64_t index,
   for (int64_t d = dims - 1; d >= 0; --d) {
     const int64_t next = index / sizes[d], here = index - next * sizes[d];
     FRICTION_UNROLL
-    for (int list = 0; list < kLists; ++list) offsets[list] += here * strides[list * dims + d];
+    for (int operand = 0; operand < kOperands; ++operand)
+      offsets[operand] += here * strides[operand * dims + d];
     index = next;
   }
 }

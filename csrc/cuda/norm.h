@@ -2,15 +2,15 @@
 // sum of the chunks, both in a fixed order.
 #pragma once
 
-#include "mixture.h"
-#include "trees.h"
+#include "block_reduce.h"
+#include "dynamic_dtypes.h"
 
 namespace friction::cuda {
 
 // A launch that reads gradients and nothing else. They have no group: Entry::group_step is a
 // gradient's DType.
 struct Gradients {
-  enum List { kGrad, kLists };
+  enum Operand { kGrad, kOperands };
   static constexpr bool kProjects = false;
   struct Settings {
     double unused;
@@ -26,24 +26,24 @@ FRICTION_INLINE double squares_of_eight(const Launch<Gradients>& launch, const P
   const auto* data =
       static_cast<const Stored*>(launch.entries()[part.tensor].data[Gradients::kGrad]);
   const int64_t* layout = layout_of(launch, part.tensor);
-  const int rest = part.count - thread * kEight, count = rest < kEight ? rest : kEight;
-  const int64_t first = part.begin + thread * kEight;
+  const int rest = part.count - thread * kVec8, count = rest < kVec8 ? rest : kVec8;
+  const int64_t first = part.begin + thread * kVec8;
   T sum = T(0);
-  if (layout == nullptr && count == kEight && Vector<Stored, kEight>::aligned(data)) {
-    Stored stored[kEight];
-    Vector<Stored, kEight>::load(data + first, stored);
+  if (layout == nullptr && count == kVec8 && Vector<Stored, kVec8>::aligned(data)) {
+    Stored stored[kVec8];
+    Vector<Stored, kVec8>::load(data + first, stored);
     FRICTION_UNROLL
-    for (int i = 0; i < kEight; ++i) sum += T(widen(stored[i])) * T(widen(stored[i]));
+    for (int i = 0; i < kVec8; ++i) sum += T(widen(stored[i])) * T(widen(stored[i]));
     if (std::isfinite(sum)) return double(sum);
     double wide = 0;
     FRICTION_UNROLL
-    for (int i = 0; i < kEight; ++i) wide += double(widen(stored[i])) * double(widen(stored[i]));
+    for (int i = 0; i < kVec8; ++i) wide += double(widen(stored[i])) * double(widen(stored[i]));
     return wide;
   }
   double wide = 0;
   FRICTION_NO_UNROLL
   for (int i = 0; i < count; ++i) {
-    int64_t offsets[Gradients::kLists];
+    int64_t offsets[Gradients::kOperands];
     find_offsets(layout, first + i, offsets);
     const T x = T(widen(read_one(data + offsets[Gradients::kGrad])));
     sum += x * x;
@@ -56,7 +56,7 @@ FRICTION_INLINE double squares_of_eight(const Launch<Gradients>& launch, const P
 FRICTION_INLINE double squares_of_part(const Launch<Gradients>& launch, const Part& part,
                                        int thread) {
   double sum = 0;
-  with_storage(DType(launch.entries()[part.tensor].group_step), [&](auto* type) {
+  with_stored_type(DType(launch.entries()[part.tensor].group_step), [&](auto* type) {
     sum = squares_of_eight<std::remove_pointer_t<decltype(type)>>(launch, part, thread);
   });
   return sum;

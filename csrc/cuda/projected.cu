@@ -3,12 +3,12 @@
 namespace friction::cuda {
 
 template <class Rule>
-void update_projected(const Launch<Rule>& launch, Storage storage, const Target& target) {
+void update_projected(const Launch<Rule>& launch, DtypeConfig config, const Target& target) {
   static const std::string names[] = {std::string(Rule::kName) + "_reduce",
                                       std::string(Rule::kName) + "_decide",
                                       std::string(Rule::kName) + "_apply"};
   const std::string over = over_tensors(launch);
-  with_kernels_for(storage, [&](auto type) {
+  with_kernels_for(config, [&](auto type) {
     using Type = decltype(type);
     using T = typename Type::Arithmetic;
     launch_kernel(names[0].c_str(), projection_reduce_kernel<Launch<Rule>, Type>, launch,

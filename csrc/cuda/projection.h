@@ -1,12 +1,12 @@
 // A projection's first two launches, thread by thread: the sums of each row, and what they decide.
 // The third is an update that projects (update.h).
 //
-// The first reads all lists and writes none: u needs moments that are not yet advanced. Its sums
+// The first reads all operands and writes none: u needs moments that are not yet advanced. Its sums
 // are taken for every row and every stage that meet (a slot); a stage is as much of a tensor as a
 // block keeps in shared memory.
 #pragma once
 
-#include "trees.h"
+#include "block_reduce.h"
 #include "update.h"
 
 namespace friction::cuda {
@@ -26,12 +26,12 @@ FRICTION_INLINE int64_t sums_slot(const Extra& extra, int64_t first_chunk, int64
 
 // Leaves a thread's parameters, gradients and directions where the block's teams find them, for
 // a part no larger than a stage.
-template <class Storage, class Launch, class T>
+template <class Config, class Launch, class T>
 FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, int thread,
                                       const Shared<typename Launch::Rule, T>& shared,
                                       Stage<T>& stage) {
   using Rule = typename Launch::Rule;
-  visit_elements<Storage, false>(
+  visit_elements<Config, false>(
       launch, part, shared.types, thread, [&](auto& elements, auto&& position) {
         with_variant<Rule>(shared.variant, [&](auto variant) {
           int i = 0;

@@ -1,12 +1,12 @@
 // Random bits for the elements that a thread rounds stochastically.
 #pragma once
 
-#include "../random.h"
-#include "forms.h"
+#include "../formats/random.h"
+#include "codecs.h"
 
 namespace friction::cuda {
 
-static_assert(kPerBlock == kEight);
+static_assert(kPerBlock == kVec8);
 
 // 64-bit division costs four times a 32-bit one.
 FRICTION_INLINE int64_t row_of(int64_t element, int64_t row_length) {
@@ -19,7 +19,7 @@ struct RandomBits {
   RandomKey key;
   GlobalIndex global;
 
-  // The 16 bits of an element of the walk.
+  // The 16 bits of an element, by its place in element order.
   FRICTION_INLINE uint32_t of(int64_t element) const {
     const uint64_t index = uint64_t(index_of(element));
     const RandomBlock block = random_block(key, index / kPerBlock);
@@ -29,7 +29,7 @@ struct RandomBits {
     return (place % 4 < 2 ? low : high) >> (16 * (place % 2)) & 0xffffu;
   }
 
-  // Those of the eight from `first` on, in its order: one call where they are one block.
+  // Those of the eight from `first` on, in element order: one call where they are one block.
   FRICTION_INLINE RandomBlock of_eight(int64_t first) const {
     const int64_t column = first - row_of(first, global.row_length) * global.row_length;
     const uint64_t index = uint64_t(index_of(first));

@@ -3,8 +3,8 @@
 namespace friction::cuda {
 
 template <class Rule>
-void statistic(const Launch<Rule>& launch, Storage storage, const Target& target) {
-  with_kernels_for(storage, [&](auto type) {
+void statistic(const Launch<Rule>& launch, DtypeConfig config, const Target& target) {
+  with_kernels_for(config, [&](auto type) {
     launch_kernel("friction_stats", statistic_kernel<Launch<Rule>, decltype(type)>, launch,
                   launch.chunks, kThreads, over_tensors(launch), target);
   });

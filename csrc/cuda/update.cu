@@ -3,8 +3,8 @@
 namespace friction::cuda {
 
 template <class Rule>
-void update(const Launch<Rule>& launch, Storage storage, const Target& target) {
-  with_kernels_for(storage, [&](auto type) {
+void update(const Launch<Rule>& launch, DtypeConfig config, const Target& target) {
+  with_kernels_for(config, [&](auto type) {
     launch_kernel(Rule::kName, update_kernel<Launch<Rule>, decltype(type)>, launch,
                   items_of(launch), kThreads, over_tensors(launch), target);
   });

@@ -43,9 +43,9 @@ struct Shared : SharedByProjection<Rule, T> {
 // A tensor's settings; the gradients' factor holds what the device alone knows. `resolved`: each by
 // itself, from GroupStep::resolve.
 template <class Launch>
-FRICTION_INLINE typename Launch::Rule::Settings guarded(const Launch& launch,
-                                                        typename Launch::Rule::Settings resolved) {
-  resolved.grad_factor *= launch.guards.factor(resolved.max_norm);
+FRICTION_INLINE typename Launch::Rule::Settings scaled(const Launch& launch,
+                                                       typename Launch::Rule::Settings resolved) {
+  resolved.grad_factor *= launch.scaling.factor(resolved.max_norm);
   return resolved;
 }
 
@@ -119,25 +119,25 @@ FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
 }
 
 // A thread's share of a part.
-template <class Storage, class Launch>
+template <class Config, class Launch>
 FRICTION_INLINE void update_part(
     const Launch& launch, const Part& part, int thread,
-    const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
-  visit_elements<Storage, true>(launch, part, shared.types, thread,
-                                [&](auto& elements, auto&& position) {
-                                  update_elements(launch, part, shared, elements, position);
-                                });
+    const Shared<typename Launch::Rule, typename Config::Arithmetic>& shared) {
+  visit_elements<Config, true>(launch, part, shared.types, thread,
+                               [&](auto& elements, auto&& position) {
+                                 update_elements(launch, part, shared, elements, position);
+                               });
 }
 
 // A thread's share of a part's statistic. Changes nothing.
-template <class Storage, class Launch>
+template <class Config, class Launch>
 FRICTION_INLINE Moments
 statistic_of_part(const Launch& launch, const Part& part, int thread,
-                  const Shared<typename Launch::Rule, typename Storage::Arithmetic>& shared) {
+                  const Shared<typename Launch::Rule, typename Config::Arithmetic>& shared) {
   using Rule = typename Launch::Rule;
-  using T = typename Storage::Arithmetic;
+  using T = typename Config::Arithmetic;
   T sum = T(0), square_sum = T(0);
-  visit_elements<Storage, false>(launch, part, shared.types, thread, [&](auto& elements, auto&&) {
+  visit_elements<Config, false>(launch, part, shared.types, thread, [&](auto& elements, auto&&) {
     with_variant<Rule>(shared.variant, [&](auto variant) {
       FRICTION_UNROLL
       for (auto& x : elements) {
@@ -151,39 +151,41 @@ statistic_of_part(const Launch& launch, const Part& part, int thread,
 }
 
 // The same where types are looked up, in two phases. Between them the lanes of a warp find the
-// largest magnitudes of each block that is packed anew; afterwards write_scales. All lanes take
+// largest magnitudes of each block that is quantized anew; afterwards write_scales. All lanes take
 // part.
-template <class Storage, class Launch>
-class MixtureUpdate {
+template <class Config, class Launch>
+class DynamicUpdate {
  public:
   using Rule = typename Launch::Rule;
 
-  uint32_t largest[Rule::kLists] = {};  // magnitudes compare as their bits do, NaN above all
+  uint32_t largest[Rule::kOperands] = {};  // magnitudes compare as their bits do, NaN above all
 
-  FRICTION_INLINE MixtureUpdate(const Launch& launch, const Part& part, int thread,
+  FRICTION_INLINE DynamicUpdate(const Launch& launch, const Part& part, int thread,
                                 const Shared<Rule, float>& shared)
       : launch_(launch), part_(part), shared_(shared), thread_(thread) {}
 
-  FRICTION_INLINE bool by_vectors() const { return by_eights(launch_, part_, shared_.types); }
-  FRICTION_INLINE bool packs() const { return Storage::kStatesPacked || shared_.types.packed; }
+  FRICTION_INLINE bool by_vectors() const { return by_vec8(launch_, part_, shared_.types); }
+  FRICTION_INLINE bool quantizes() const {
+    return Config::kStatesQuantized || shared_.types.quantized;
+  }
 
   // By vectors: elements stay in registers from one phase to the other.
   FRICTION_INLINE void compute() {
-    eight_.clear();  // else the registers would be in use all along, with what they held before
+    vec8_.clear();  // else the registers would be in use all along, with what they held before
     if (position() >= part_.count) return;
-    eight_.load(launch_, part_, shared_.types, position());
-    update_elements(launch_, part_, shared_, eight_.x, [&](int i) { return position() + i; });
-    note(eight_.x);
+    vec8_.load(launch_, part_, shared_.types, position());
+    update_elements(launch_, part_, shared_, vec8_.x, [&](int i) { return position() + i; });
+    note(vec8_.x);
   }
   FRICTION_INLINE void store() const {
     if (position() < part_.count)
-      eight_.store(launch_, part_, shared_.types, position(), largest, shared_.rounding);
+      vec8_.store(launch_, part_, shared_.types, position(), largest, shared_.rounding);
   }
 
   // One by one: the second phase computes anew, which is simpler than to keep what a rolled loop
-  // makes. The first is needed only where a list is packed.
+  // makes. The first is needed only where an operand is quantized.
   FRICTION_INLINE void one_by_one(bool stores) {
-    visit_ones<Storage>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
+    visit_ones<Config>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
       update_elements(launch_, part_, shared_, one.x, [&](int) { return at; });
       if (stores)
         one.store(launch_, part_, shared_.types, largest, shared_.rounding);
@@ -194,29 +196,29 @@ class MixtureUpdate {
 
   // When all lanes have read them for the last time.
   FRICTION_INLINE void write_scales() const {
-    if (!packs() || thread_ % kWarp != 0 || position() >= part_.count) return;
-    for_each_type<Rule, Storage>(shared_.types, [&](auto list, auto* type) {
+    if (!quantizes() || thread_ % kWarp != 0 || position() >= part_.count) return;
+    for_each_type<Rule, Config>(shared_.types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      if constexpr (is_written(list) && kIsCode<Stored>) {
-        char* data = static_cast<char*>(launch_.entries()[part_.tensor].data[list]);
-        const Place place{data, part_.begin + position(), nullptr, 0, part_.numel};
-        write_one(float_of(largest[list]), Form<Stored>::scale(place));
+      if constexpr (is_written(operand) && kIsCode<Stored>) {
+        char* data = static_cast<char*>(launch_.entries()[part_.tensor].data[operand]);
+        const ElementRef ref{data, part_.begin + position(), nullptr, 0, part_.numel};
+        write_one(float_of(largest[operand]), Codec<Stored>::scale(ref));
       }
     });
   }
 
  private:
-  FRICTION_INLINE int position() const { return thread_ * kEight; }
+  FRICTION_INLINE int position() const { return thread_ * kVec8; }
 
   template <int kCount>
-  FRICTION_INLINE void note(const float (&x)[kCount][Rule::kLists]) {
-    if (!packs()) return;
+  FRICTION_INLINE void note(const float (&x)[kCount][Rule::kOperands]) {
+    if (!quantizes()) return;
     FRICTION_UNROLL
-    for (int list = 2; list < Rule::kLists; ++list) {
+    for (int operand = 2; operand < Rule::kOperands; ++operand) {
       FRICTION_UNROLL
       for (int i = 0; i < kCount; ++i) {
-        const uint32_t magnitude = bits_of(x[i][list]) & 0x7fffffffu;
-        largest[list] = magnitude > largest[list] ? magnitude : largest[list];
+        const uint32_t magnitude = bits_of(x[i][operand]) & 0x7fffffffu;
+        largest[operand] = magnitude > largest[operand] ? magnitude : largest[operand];
       }
     }
   }
@@ -225,7 +227,7 @@ class MixtureUpdate {
   const Part& part_;
   const Shared<Rule, float>& shared_;
   int thread_;
-  Eight<Rule, Storage> eight_;
+  Vec8<Rule, Config> vec8_;
 };
 
 }  // namespace friction::cuda

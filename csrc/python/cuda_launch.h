@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "../cuda/driver.h"
-#include "../cuda/pack.h"
+#include "../cuda/fill_launch.h"
 #include "plan.h"
 
 namespace friction {
@@ -20,36 +20,37 @@ struct SettingValue {
 
 // The kernels that serve a tensor's types; none serves states that load_state_dict would not make.
 template <class Rule>
-std::optional<cuda::Storage> storage_of(const TensorEntry& tensor) {
+std::optional<cuda::DtypeConfig> config_of(const TensorEntry& tensor) {
   const DType param = tensor.dtype[0], grad = tensor.dtype[1];
-  bool all_float64 = param == DType::kFloat64, some_float64 = all_float64, all_packed = true;
+  bool all_float64 = param == DType::kFloat64, some_float64 = all_float64, all_quantized = true;
   bool as_float32 = param == DType::kFloat32 && grad == param;
-  bool as_bfloat16 = param == DType::kBFloat16 && grad == param && tensor.companion == 0;
-  for (int list = 2; list < Rule::kLists; ++list) {
-    const DType type = tensor.dtype[list];
+  bool as_bfloat16 = param == DType::kBFloat16 && grad == param && tensor.master == 0;
+  for (int operand = 2; operand < Rule::kOperands; ++operand) {
+    const DType type = tensor.dtype[operand];
     all_float64 = all_float64 && type == DType::kFloat64;
     some_float64 = some_float64 || type == DType::kFloat64;
-    all_packed = all_packed && type == DType::kPacked;
+    all_quantized = all_quantized && type == DType::kQuantized;
     as_float32 = as_float32 && type == DType::kFloat32;
-    as_bfloat16 = as_bfloat16 && type == (is_average<Rule>(list) ? DType::kFloat32 : param);
+    as_bfloat16 = as_bfloat16 && type == (is_average<Rule>(operand) ? DType::kFloat32 : param);
   }
-  if (all_float64) return cuda::Storage::kFloat64;
+  if (all_float64) return cuda::DtypeConfig::kFloat64;
   if (some_float64) return std::nullopt;
-  if (as_float32) return cuda::Storage::kFloat32;
-  if (as_bfloat16 && !tensor.stochastic) return cuda::Storage::kBFloat16;
-  if (all_packed && grad != DType::kFloat64) return cuda::Storage::kPacked;
-  return cuda::Storage::kMixed;
+  if (as_float32) return cuda::DtypeConfig::kFloat32;
+  if (as_bfloat16 && !tensor.stochastic) return cuda::DtypeConfig::kBFloat16;
+  if (all_quantized && grad != DType::kFloat64) return cuda::DtypeConfig::kQuantized;
+  return cuda::DtypeConfig::kMixed;
 }
 
 // What a step may be told of its gradients on a device.
-struct DeviceGuards {
+struct DeviceScaling {
   int device;
-  cuda::Guards guards;
+  cuda::GradientScaling scaling;
 };
 
-inline cuda::Guards guards_of(const std::vector<DeviceGuards>& guards, const Table& table) {
-  for (const DeviceGuards& of_device : guards)
-    if (table.device != kCpu && of_device.device == table.device) return of_device.guards;
+inline cuda::GradientScaling scaling_of(const std::vector<DeviceScaling>& scaling,
+                                        const Table& table) {
+  for (const DeviceScaling& of_device : scaling)
+    if (table.device != kCpu && of_device.device == table.device) return of_device.scaling;
   return {};
 }
 
@@ -93,8 +94,9 @@ class LaunchMaker {
   }
 
   // The launch over a table, with all that it refers to in device memory. Valid until the next one.
-  Launch& make(Table& table, const std::vector<GroupStep>& group_steps, const cuda::Guards& guards,
-               const DeviceAllocator& allocator, const cuda::Target& target) {
+  Launch& make(Table& table, const std::vector<GroupStep>& group_steps,
+               const cuda::GradientScaling& scaling, const DeviceAllocator& allocator,
+               const cuda::Target& target) {
     const DeviceUse use{target.device, target.stream, cuda::is_capturing(target)};
     const auto send = [&](const void* bytes, size_t count, void* to) {
       cuda::store(bytes, count, to, target);
@@ -107,14 +109,14 @@ class LaunchMaker {
     static_cast<cuda::Header<Rule>&>(launch) = {};  // what is left in its room is not read
     launch.count = static_cast<int64_t>(table.tensors.size());
     launch.chunks = table.chunks;
-    launch.guards = guards;
-    cuda::fill(launch, cuda::entries_of<Rule::kLists>(table.tensors), group_steps,
+    launch.scaling = scaling;
+    cuda::fill(launch, cuda::entries_of<Rule::kOperands>(table.tensors), group_steps,
                [&](const std::vector<char>& bytes, bool is_entries) {
                  DeviceCopy& copy = is_entries ? table.entries : table.group_steps;
                  return copy.of(bytes, allocator, use, send);
                });
     if (Rule::kProjects || cuda::needs_extras(table.tensors)) {
-      const std::vector<char> extras = cuda::extras_of<Rule::kLists>(table.tensors);
+      const std::vector<char> extras = cuda::extras_of<Rule::kOperands>(table.tensors);
       cuda::refer_to_extras(launch, table.tensors, table.extras.of(extras, allocator, use, send));
     }
     if constexpr (Rule::kProjects) {

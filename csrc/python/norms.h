@@ -5,9 +5,9 @@
 #include <numeric>
 
 #include "../cuda/driver.h"
-#include "../cuda/pack.h"
+#include "../cuda/fill_launch.h"
+#include "partition.h"
 #include "plan.h"
-#include "shares.h"
 
 namespace friction {
 
@@ -57,13 +57,13 @@ class NormOnGpu {
     const std::vector<TensorEntry> gradients = take_gradients(tensors);
     launch.count = int64_t(gradients.size());
     launch.chunks = chunks_of(gradients);
-    cuda::fill(launch, cuda::entries_of<cuda::Gradients::kLists>(gradients), {},
+    cuda::fill(launch, cuda::entries_of<cuda::Gradients::kOperands>(gradients), {},
                [&](const std::vector<char>& bytes, bool) {
                  return entries_.of(bytes, allocator, use, send);
                });
     const bool extras = cuda::needs_extras(gradients);
     const std::vector<char> bytes = extras
-                                        ? cuda::extras_of<cuda::Gradients::kLists>(gradients)
+                                        ? cuda::extras_of<cuda::Gradients::kOperands>(gradients)
                                         : std::vector<char>(sizeof(int64_t));  // the counter alone
     const void* memory = extras_.of(bytes, allocator, use, send);
     if (extras) cuda::refer_to_extras(launch, gradients, memory);
@@ -75,7 +75,7 @@ class NormOnGpu {
   }
 
  private:
-  // The tensors as those of one list, whose type stands where others have their group and step.
+  // The tensors as those of one operand, whose type stands where others have their group and step.
   std::vector<TensorEntry> take_gradients(const std::vector<TensorEntry>& tensors) {
     constexpr int kGrad = Gradients::kGrad;
     std::vector<TensorEntry> gradients;

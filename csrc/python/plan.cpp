@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "../packed.h"
+#include "../formats/blockwise.h"
 
 namespace friction {
 namespace py = pybind11;
@@ -20,8 +20,8 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
     entries_[i].native = fields[3].cast<bool>();
     if (entries_[i].native) note_parameter(entries_[i]);
     if (!fields[4].is_none()) {
-      entries_[i].companion = fields[4].cast<py::str>();
-      entries_[i].has_companion = true;
+      entries_[i].master = fields[4].cast<py::str>();
+      entries_[i].has_master = true;
     }
     if (!fields[5].is_none()) {
       const auto rounding = fields[5].cast<py::tuple>();
@@ -35,8 +35,8 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
     state_keys_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)));
   active_.reserve(entries_.size());
   counts_steps_ = std::string(state_keys[0]) == "step";
-  lists_ = 2 + state_keys_.size() - (counts_steps_ ? 1 : 0);
-  for (PlanEntry& entry : entries_) entry.strides.assign((lists_ + 1) * entry.shape.size(), 0);
+  operands_ = 2 + state_keys_.size() - (counts_steps_ ? 1 : 0);
+  for (PlanEntry& entry : entries_) entry.strides.assign((operands_ + 1) * entry.shape.size(), 0);
 }
 
 void Plan::note_parameter(PlanEntry& entry) const {
@@ -112,14 +112,14 @@ Problem Plan::check_structure(const py::dict& state, const py::list& param_group
   return {};
 }
 
-// Remembers where a list's elements lie; a change asks for a new walk.
-void Plan::note_strides(PlanEntry& entry, size_t list, const TensorView& view) const {
+// Remembers where an operand's elements lie; a change asks for a new element order.
+void Plan::note_strides(PlanEntry& entry, size_t operand, const TensorView& view) const {
   const size_t dims = entry.shape.size();
-  int64_t* known = entry.strides.data() + list * dims;
+  int64_t* known = entry.strides.data() + operand * dims;
   for (size_t d = 0; d < dims; ++d)
     if (known[d] != view.strides[d]) {
       known[d] = view.strides[d];
-      entry.walk_known = false;
+      entry.order_known = false;
     }
 }
 
@@ -141,22 +141,22 @@ bool Plan::is_as_planned(const PlanEntry& entry, const TensorView& param) {
          std::equal(entry.shape.begin(), entry.shape.end(), param.shape);
 }
 
-const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists) {
-  const TensorView& param = lists[0];
-  if (!reader_->read(entry.part.ptr(), lists[0]) || !is_floating(param.dtype))
+const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* operands) {
+  const TensorView& param = operands[0];
+  if (!reader_->read(entry.part.ptr(), operands[0]) || !is_floating(param.dtype))
     return "it is not a plain dense tensor of a floating or complex type, or has no memory";
   if (!is_as_planned(entry, param))
     return "its type, shape or device has changed since the step was planned";
-  if (!reader_->read(grad, lists[1]) || !is_floating(lists[1].dtype))
+  if (!reader_->read(grad, operands[1]) || !is_floating(operands[1].dtype))
     return "its gradient is not a plain dense tensor of a floating or complex type, or has no "
            "memory";
-  if (param.device == kElsewhere || lists[1].device != param.device)
+  if (param.device == kElsewhere || operands[1].device != param.device)
     return "it and its gradient are not on one device, the CPU or a GPU";
-  if (!lists[1].same_shape(param)) return "its shape differs from its gradient's";
+  if (!operands[1].same_shape(param)) return "its shape differs from its gradient's";
   entry.moved = entry.param_data != param.data;
   entry.param_data = param.data;
   note_strides(entry, 0, param);
-  note_strides(entry, 1, lists[1]);
+  note_strides(entry, 1, operands[1]);
   return nullptr;
 }
 
@@ -175,33 +175,32 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
     if (entry.device_counts && view.dtype != DType::kFloat32)
       return "its state 'step' lies on a GPU and is not float32";
   } else if (key == state_keys_.size()) {
-    if (const char* problem = read_companion(entry, param, view)) return problem;
-    note_strides(entry, list_of(key), view);
-  } else if (view.dtype == DType::kPacked) {
+    if (const char* problem = read_master(entry, param, view)) return problem;
+    note_strides(entry, operand_of(key), view);
+  } else if (view.dtype == DType::kQuantized) {
     const int64_t numel = param.numel() * (param.is_complex ? 2 : 1);
-    if (view.ndim != 1 || view.numel() != packed_bytes(numel) ||
+    if (view.ndim != 1 || view.numel() != quantized_bytes(numel) ||
         (view.numel() > 1 && view.strides[0] != 1) ||
         reinterpret_cast<uintptr_t>(view.data) % 16 != 0)
       return "a state of 8 bits does not have the size of its parameter";
     if (param.dtype == DType::kFloat64) return "it is float64 and a state has 8 bits";
-    if (!entry.packed[list_of(key)]) entry.walk_known = false;
-    entry.packed[list_of(key)] = true;
+    if (!entry.quantized[operand_of(key)]) entry.order_known = false;
+    entry.quantized[operand_of(key)] = true;
   } else {
     if (!view.same_shape(param)) return "its shape differs from a state's";
     if (!is_floating(view.dtype)) return "a state is of integers";
     if (param.dtype == DType::kFloat64 && view.dtype != DType::kFloat64)
       return "it is float64 and a state is not";
-    if (entry.packed[list_of(key)]) entry.walk_known = false;
-    entry.packed[list_of(key)] = false;
-    note_strides(entry, list_of(key), view);
+    if (entry.quantized[operand_of(key)]) entry.order_known = false;
+    entry.quantized[operand_of(key)] = false;
+    note_strides(entry, operand_of(key), view);
   }
   entry.moved = entry.moved || entry.states[key].data != view.data;
   entry.states[key] = {view.data, view.dtype};
   return nullptr;
 }
 
-const char* Plan::read_companion(PlanEntry& entry, const TensorView& param,
-                                 const TensorView& view) {
+const char* Plan::read_master(PlanEntry& entry, const TensorView& param, const TensorView& view) {
   if (!view.same_shape(param)) return "its shape differs from its residual's or master's";
   const bool half = param.dtype == DType::kBFloat16 || param.dtype == DType::kFloat16;
   if (!half || entry.is_complex)
@@ -215,7 +214,7 @@ const char* Plan::read_states(PlanEntry& entry, const TensorView& param) {
   PyObject *key, *value;
   Py_ssize_t position = 0;
   for (size_t k = 0; k < keys_of(entry); ++k) {
-    const py::str& wanted = k < state_keys_.size() ? state_keys_[k] : entry.companion;
+    const py::str& wanted = k < state_keys_.size() ? state_keys_[k] : entry.master;
     // Expected next in the dict's order.
     if (!PyDict_Next(entry.state.ptr(), &position, &key, &value) || key != wanted.ptr())
       value = PyDict_GetItemWithError(entry.state.ptr(), wanted.ptr());
@@ -226,51 +225,52 @@ const char* Plan::read_states(PlanEntry& entry, const TensorView& param) {
   return nullptr;
 }
 
-const char* Plan::find_walk(PlanEntry& entry, const TensorView& param) const {
+const char* Plan::find_order(PlanEntry& entry, const TensorView& param) const {
   const size_t dims = entry.shape.size();
   const int64_t per_element = entry.is_complex ? 2 : 1;
   entry.numel = param.numel() * per_element;
   const bool matrix = projects_rows_ && dims > 1 && entry.numel > 0;
   entry.rows = matrix ? entry.shape[0] : 0;
   entry.contiguous = true;
-  entry.walk_sizes.clear();
-  entry.walk_strides.clear();
+  entry.order_sizes.clear();
+  entry.order_strides.clear();
   if (entry.numel > 0) {
     std::vector<int64_t> shape = entry.shape;
     if (entry.is_complex) shape.push_back(2);
-    const size_t lists = lists_ + entry.has_companion;
+    const size_t operands = operands_ + entry.has_master;
     std::vector<std::vector<int64_t>> strides;
-    for (size_t list = 0; list < lists; ++list) {
-      if (entry.packed[list]) continue;
-      const auto begin = entry.strides.begin() + static_cast<std::ptrdiff_t>(list * dims);
+    for (size_t operand = 0; operand < operands; ++operand) {
+      if (entry.quantized[operand]) continue;
+      const auto begin = entry.strides.begin() + static_cast<std::ptrdiff_t>(operand * dims);
       auto& real = strides.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(dims));
       for (int64_t& stride : real) stride *= per_element;
       if (entry.is_complex) real.push_back(1);
     }
-    if (std::any_of(entry.packed, entry.packed + lists, [](bool packed) { return packed; })) {
-      std::vector<int64_t>& known = entry.packed_strides;
+    if (std::any_of(entry.quantized, entry.quantized + operands,
+                    [](bool quantized) { return quantized; })) {
+      std::vector<int64_t>& known = entry.quantized_strides;
       if (known.empty()) known.assign(entry.strides.begin(), entry.strides.begin() + int64_t(dims));
       if (!std::equal(known.begin(), known.end(), entry.strides.begin()))
-        return "its memory layout is not the one its state of 8 bits was packed in";
+        return "its memory layout is not the one its state of 8 bits was quantized in";
     }
-    Walk walk = order_walk(shape, strides, matrix);
-    for (size_t list = 0; list < lists; ++list)
-      if (entry.packed[list])
-        walk.strides.insert(walk.strides.begin() + static_cast<std::ptrdiff_t>(list),
-                            dense_strides(walk.sizes));
-    for (size_t list = 0; list < lists; ++list)
-      if (list != 1 && overlaps(walk, list))
+    ElementOrder order = stride_order(shape, strides, matrix);
+    for (size_t operand = 0; operand < operands; ++operand)
+      if (entry.quantized[operand])
+        order.strides.insert(order.strides.begin() + static_cast<std::ptrdiff_t>(operand),
+                             dense_strides(order.sizes));
+    for (size_t operand = 0; operand < operands; ++operand)
+      if (operand != 1 && overlaps(order, operand))
         return "elements of it or of its state share memory; make it of a clone()";
-    entry.contiguous = walk.contiguous();
+    entry.contiguous = order.contiguous();
     if (!entry.contiguous) {
-      entry.walk_sizes = walk.sizes;
-      for (const auto& list : walk.strides)
-        entry.walk_strides.insert(entry.walk_strides.end(), list.begin(), list.end());
-      entry.layout = {static_cast<int>(walk.sizes.size()), entry.walk_sizes.data(),
-                      entry.walk_strides.data()};
+      entry.order_sizes = order.sizes;
+      for (const auto& operand : order.strides)
+        entry.order_strides.insert(entry.order_strides.end(), operand.begin(), operand.end());
+      entry.layout = {static_cast<int>(order.sizes.size()), entry.order_sizes.data(),
+                      entry.order_strides.data()};
     }
   }
-  entry.walk_known = true;
+  entry.order_known = true;
   return nullptr;
 }
 
@@ -284,11 +284,11 @@ const char* Plan::read_entry(size_t index) {
   if (problem != nullptr) return problem;
   entry.part = reader_->part_of(entry.param.ptr());
   grad = reader_->part_of(grad.ptr());
-  TensorView lists[2];
+  TensorView operands[2];
   const size_t first_state = held_.size();
-  problem = read_param_and_grad(entry, grad.ptr(), lists);
-  if (problem == nullptr) problem = read_states(entry, lists[0]);
-  if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
+  problem = read_param_and_grad(entry, grad.ptr(), operands);
+  if (problem == nullptr) problem = read_states(entry, operands[0]);
+  if (problem == nullptr && !entry.order_known) problem = find_order(entry, operands[0]);
   if (problem != nullptr) return problem;
 
   // torch may keep a conjugation or a minus sign as a flag on a view. Asking costs more than
@@ -308,8 +308,8 @@ const char* Plan::read_entry(size_t index) {
   }
   if (reader_->is_lazy_view(grad.ptr(), entry.is_complex)) {
     grad = grad.attr("resolve_conj")().attr("resolve_neg")();
-    problem = read_param_and_grad(entry, grad.ptr(), lists);
-    if (problem == nullptr && !entry.walk_known) problem = find_walk(entry, lists[0]);
+    problem = read_param_and_grad(entry, grad.ptr(), operands);
+    if (problem == nullptr && !entry.order_known) problem = find_order(entry, operands[0]);
     if (problem != nullptr) return problem;
   }
   active_.push_back(index);
@@ -317,16 +317,17 @@ const char* Plan::read_entry(size_t index) {
   if (entry.numel == 0 && !entry.device_counts) return nullptr;
   TensorEntry tensor{};
   const StateAddress* states = entry.states + (counts_steps_ ? 1 : 0);
-  for (size_t list = 0; list < lists_; ++list) {
-    tensor.data[list] = list < 2 ? lists[list].data : states[list - 2].data;
-    tensor.dtype[list] = list < 2 ? lists[list].dtype : states[list - 2].dtype;
+  for (size_t operand = 0; operand < operands_; ++operand) {
+    tensor.data[operand] = operand < 2 ? operands[operand].data : states[operand - 2].data;
+    tensor.dtype[operand] = operand < 2 ? operands[operand].dtype : states[operand - 2].dtype;
   }
-  if (entry.has_companion) {
-    tensor.companion = static_cast<int8_t>(lists_);
-    tensor.data[lists_] = states[lists_ - 2].data;
-    tensor.dtype[lists_] = states[lists_ - 2].dtype;
+  if (entry.has_master) {
+    tensor.master = static_cast<int8_t>(operands_);
+    tensor.data[operands_] = states[operands_ - 2].data;
+    tensor.dtype[operands_] = states[operands_ - 2].dtype;
   }
-  for (size_t list = 2; list < lists_; ++list) tensor.packed = tensor.packed || entry.packed[list];
+  for (size_t operand = 2; operand < operands_; ++operand)
+    tensor.quantized = tensor.quantized || entry.quantized[operand];
   const bool half = tensor.dtype[0] == DType::kBFloat16 || tensor.dtype[0] == DType::kFloat16;
   tensor.stochastic = entry.stochastic && half;
   tensor.parameter = entry.parameter;

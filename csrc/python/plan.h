@@ -9,14 +9,14 @@
 #include <string>
 #include <vector>
 
-#include "../layout.h"
+#include "../order.h"
 #include "device_memory.h"
 #include "running.h"
 #include "tensor_reader.h"
 
 namespace friction {
 
-constexpr int kMaxStates = kMaxLists - 2 + 1;  // with the step counter and the companion
+constexpr int kMaxStates = kMaxOperands - 2 + 1;  // with the step counter and the master
 
 // Where a state lies during the step at hand.
 struct StateAddress {
@@ -27,10 +27,10 @@ struct StateAddress {
 // A tensor of the plan, in the order of the parameter groups.
 struct PlanEntry {
   pybind11::object param;
-  pybind11::object part;    // what of it is on this process: itself, but for a DTensor
-  pybind11::object state;   // its dict in optimizer.state; None before its first gradient
-  pybind11::str companion;  // its key in the state; empty: none
-  bool has_companion = false, stochastic = false;
+  pybind11::object part;   // what of it is on this process: itself, but for a DTensor
+  pybind11::object state;  // its dict in optimizer.state; None before its first gradient
+  pybind11::str master;    // its key in the state; empty: none
+  bool has_master = false, stochastic = false;
   uint32_t parameter = 0;  // its number among all parameters, for stochastic rounding
   GlobalIndex global{};    // likewise; row_length 0: it is whole
   int32_t group;
@@ -42,7 +42,7 @@ struct PlanEntry {
   bool is_complex = false;
   int device = kCpu;
   std::vector<int64_t> shape;
-  bool walk_known = false;
+  bool order_known = false;
   bool contiguous = true;
   StateAddress states[kMaxStates];
   // Whether memory is another than at the step before, which is compared and never followed.
@@ -50,12 +50,12 @@ struct PlanEntry {
   const void* param_data = nullptr;
   bool device_counts = false;  // its step lies on its GPU
 
-  // What the walk is made from, beside the shape: compared each step.
-  std::vector<int64_t> strides;         // [lists, dims], the companion's last
-  bool packed[kMaxLists] = {};          // lists that lie in the order of the walk
-  std::vector<int64_t> packed_strides;  // the parameter's, whose order packed lists are in
-  // The walk. Empty vectors where it is contiguous.
-  std::vector<int64_t> walk_sizes, walk_strides;
+  // What the element order is made from, beside the shape: compared each step.
+  std::vector<int64_t> strides;            // [operands, dims], the master's last
+  bool quantized[kMaxOperands] = {};       // operands that lie in element order
+  std::vector<int64_t> quantized_strides;  // the parameter's, whose order quantized operands are in
+  // The element order. Empty vectors where it is contiguous.
+  std::vector<int64_t> order_sizes, order_strides;
   Layout layout{};
   int64_t numel = 0, rows = 0;
 };
@@ -81,11 +81,11 @@ struct Problem {
 
 class Plan {
  public:
-  // entries: (parameter, state dict or None, group index, native, companion, rounding) for all
-  // parameters of all groups. companion: a further key of the state, or None; rounding: (number of
+  // entries: (parameter, state dict or None, group index, native, master, rounding) for all
+  // parameters of all groups. master: a further key of the state, or None; rounding: (number of
   // the parameter, offset, row length, row stride of its elements in the whole) where it is
   // stochastic, or None.
-  // state_keys: "step" where the rule counts steps, then the rule's state lists in order.
+  // state_keys: "step" where the rule counts steps, then the rule's states in order.
   Plan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
        const std::vector<const char*>& state_keys, bool projects_rows);
   virtual ~Plan() = default;
@@ -119,21 +119,21 @@ class Plan {
   static bool is_as_planned(const PlanEntry& entry, const TensorView& param);
   const char* read_entry(size_t index);
   const char* compare_parts(const PlanEntry& entry, const pybind11::object& grad) const;
-  const char* read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* lists);
+  const char* read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorView* operands);
   const char* read_states(PlanEntry& entry, const TensorView& param);
   const char* read_state(PlanEntry& entry, const TensorView& param, size_t key, PyObject* value);
-  const char* read_companion(PlanEntry& entry, const TensorView& param, const TensorView& view);
-  size_t keys_of(const PlanEntry& entry) const { return state_keys_.size() + entry.has_companion; }
-  size_t list_of(size_t key) const { return 2 + key - (counts_steps_ ? 1 : 0); }
-  const char* find_walk(PlanEntry& entry, const TensorView& param) const;
-  void note_strides(PlanEntry& entry, size_t list, const TensorView& view) const;
+  const char* read_master(PlanEntry& entry, const TensorView& param, const TensorView& view);
+  size_t keys_of(const PlanEntry& entry) const { return state_keys_.size() + entry.has_master; }
+  size_t operand_of(size_t key) const { return 2 + key - (counts_steps_ ? 1 : 0); }
+  const char* find_order(PlanEntry& entry, const TensorView& param) const;
+  void note_strides(PlanEntry& entry, size_t operand, const TensorView& view) const;
   Table& table_of(int device, int kernels);
   void forget_step();
   void lay_out_tables();
 
   std::vector<pybind11::str> state_keys_;
   bool counts_steps_, projects_rows_;
-  size_t lists_;
+  size_t operands_;
   RunningProcess running_{0};
   std::vector<pybind11::object> held_;  // what the step at hand reads: alive without the GIL
   pybind11::list updated_;

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "partition.h"
 #include "plan.h"
-#include "shares.h"
 
 namespace friction {
 
@@ -19,16 +19,16 @@ class ProjectionOnCpu {
                                         name + "_apply"};
     slots_.resize(static_cast<size_t>(table.rows + table.chunks));
     decisions_.resize(table.tensors.size());
-    const bool packed = std::any_of(table.tensors.begin(), table.tensors.end(),
-                                    [](const TensorEntry& t) { return t.packed; });
-    if (packed) directions_.resize(slots_.size());
+    const bool quantized = std::any_of(table.tensors.begin(), table.tensors.end(),
+                                       [](const TensorEntry& t) { return t.quantized; });
+    if (quantized) directions_.resize(slots_.size());
     const ProjectedRegion<Rule> projected{region, slots_.data(), directions_.data(),
                                           decisions_.data()};
     const RuleKernels<Rule>& kernel = kernels().of<Rule>();
     run_region(names[0].c_str(), projected, table.chunks, shares, kernel.reduce);
     run_region(names[1].c_str(), projected, region.table.count, Shares(shares.threads),
                kernel.decide);
-    if (packed) run_region(names[2].c_str(), projected, table.chunks, shares, kernel.directions);
+    if (quantized) run_region(names[2].c_str(), projected, table.chunks, shares, kernel.directions);
     run_region(names[3].c_str(), projected, table.chunks, shares, kernel.apply);
   }
 

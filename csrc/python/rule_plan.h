@@ -7,9 +7,9 @@
 
 #include "cuda_launch.h"
 #include "norms.h"
+#include "partition.h"
 #include "plan.h"
 #include "projection.h"
-#include "shares.h"
 
 namespace friction {
 
@@ -33,10 +33,10 @@ class RulePlan : public Plan {
   // Each of these is of the tensors that the Reading at hand has read.
 
   // One step with the groups' settings, on the processor with up to `threads` threads, on a GPU
-  // under its guards. Where there is a problem, nothing changed.
+  // under its scaling. Where there is a problem, nothing changed.
   Problem step(const std::vector<GroupSettings>& groups, int threads,
-               const std::vector<DeviceGuards>& guards) {
-    const Problem problem = prepare(groups, guards);
+               const std::vector<DeviceScaling>& scaling) {
+    const Problem problem = prepare(groups, scaling);
     if (problem.what != nullptr) return problem;
     for (Table& table : tables_) {
       if (table.device == kCpu)
@@ -44,12 +44,12 @@ class RulePlan : public Plan {
           update_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
         });
       else
-        run_on_gpu(table, groups, guards_of(guards, table),
+        run_on_gpu(table, groups, scaling_of(scaling, table),
                    [&](const cuda::Launch<Rule>& launch, const cuda::Target& target) {
                      if constexpr (Rule::kProjects)
-                       cuda::update_projected(launch, cuda::Storage(table.kernels), target);
+                       cuda::update_projected(launch, cuda::DtypeConfig(table.kernels), target);
                      else
-                       cuda::update(launch, cuda::Storage(table.kernels), target);
+                       cuda::update(launch, cuda::DtypeConfig(table.kernels), target);
                    });
     }
     count_steps();
@@ -58,16 +58,16 @@ class RulePlan : public Plan {
 
   // The rule's statistic in the step that `step` would make, for each group; waits for GPUs.
   Problem statistics(const std::vector<GroupSettings>& groups, int threads,
-                     const std::vector<DeviceGuards>& guards,
+                     const std::vector<DeviceScaling>& scaling,
                      std::vector<GroupStatistic>& statistics) {
-    const Problem problem = prepare(groups, guards);
+    const Problem problem = prepare(groups, scaling);
     if (problem.what != nullptr) return problem;
     statistics.resize(groups.size());
     for (Table& table : tables_) {
       if (table.chunks == 0) continue;
       const std::vector<Moments> of_chunk =
           table.device == kCpu ? statistics_on_cpu(table, groups, threads)
-                               : statistics_on_gpu(table, groups, guards_of(guards, table));
+                               : statistics_on_gpu(table, groups, scaling_of(scaling, table));
       for (size_t i = 0; i < table.tensors.size(); ++i) {
         const TensorEntry& tensor = table.tensors[i];
         GroupStatistic& group = statistics.at(size_t(entry_of(table, i).group));
@@ -134,15 +134,15 @@ class RulePlan : public Plan {
   }
 
   int kernels_of(const TensorEntry& tensor) const override {
-    const auto storage = storage_of<Rule>(tensor);
-    return storage ? int(*storage) : -1;
+    const auto config = config_of<Rule>(tensor);
+    return config ? int(*config) : -1;
   }
 
-  // Finds whether tensors, groups and guards make a step, and their pairs.
+  // Finds whether tensors, groups and scaling make a step, and their pairs.
   Problem prepare(const std::vector<GroupSettings>& groups,
-                  const std::vector<DeviceGuards>& guards) {
+                  const std::vector<DeviceScaling>& scaling) {
     Problem problem = check_steps();
-    if (problem.what == nullptr) problem = check_tables(groups, guards);
+    if (problem.what == nullptr) problem = check_tables(groups, scaling);
     if (problem.what != nullptr) return problem;
     find_group_steps();
     const bool on_gpu = std::any_of(tables_.begin(), tables_.end(),
@@ -172,7 +172,7 @@ class RulePlan : public Plan {
 
   // What only a GPU asks for.
   Problem check_tables(const std::vector<GroupSettings>& groups,
-                       const std::vector<DeviceGuards>& guards) {
+                       const std::vector<DeviceScaling>& scaling) {
     for (const Table& table : tables_) {
       if (table.device != kCpu) {
         if (table.kernels < 0)
@@ -181,7 +181,7 @@ class RulePlan : public Plan {
                             "states with load_state_dict(), which converts them");
         if (table.chunks > kMostChunks) return kTooManyElements;
       }
-      if (guards_of(guards, table).may_skip())
+      if (scaling_of(scaling, table).may_skip())
         for (size_t i = 0; i < table.tensors.size(); ++i)
           if (!entry_of(table, i).device_counts)
             return problem_of(table, i,
@@ -263,13 +263,13 @@ class RulePlan : public Plan {
 
   template <class Run>
   void run_on_gpu(Table& table, const std::vector<GroupSettings>& groups,
-                  const cuda::Guards& guards, Run&& run) {
+                  const cuda::GradientScaling& scaling, Run&& run) {
     std::vector<cuda::GroupStep<Rule>> group_steps;
     for (const auto& [group, step, types] : group_steps_)
       group_steps.push_back(
           LaunchMaker<Rule>::group_step(groups.at(size_t(group)), step, types_of_bits(types)));
     const cuda::Target target{table.device, reader_->current_stream(table.device)};
-    run(maker_.make(table, group_steps, guards, allocator_, target), target);
+    run(maker_.make(table, group_steps, scaling, allocator_, target), target);
   }
 
   void update_on_cpu(const Region<Rule>& region, const Table& table, const Shares& shares) {
@@ -290,14 +290,14 @@ class RulePlan : public Plan {
   }
 
   std::vector<Moments> statistics_on_gpu(Table& table, const std::vector<GroupSettings>& groups,
-                                         const cuda::Guards& guards) {
+                                         const cuda::GradientScaling& scaling) {
     DeviceMemory of_chunk;
-    run_on_gpu(table, groups, guards, [&](cuda::Launch<Rule>& launch, const cuda::Target& target) {
+    run_on_gpu(table, groups, scaling, [&](cuda::Launch<Rule>& launch, const cuda::Target& target) {
       launch.statistics = static_cast<Moments*>(
           of_chunk.reserve(allocator_, int64_t(sizeof(Moments)) * table.chunks,
                            {target.device, target.stream, cuda::is_capturing(target)}));
       if constexpr (Rule::kHasStatistic)
-        cuda::statistic(launch, cuda::Storage(table.kernels), target);
+        cuda::statistic(launch, cuda::DtypeConfig(table.kernels), target);
     });
     const pybind11::object host = of_chunk.tensor().attr("cpu")();
     const auto* data = reinterpret_cast<const Moments*>(host.attr("data_ptr")().cast<uintptr_t>());

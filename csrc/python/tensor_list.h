@@ -41,7 +41,7 @@ class TensorList {
 
  private:
   struct Owned {
-    Walk walk;
+    ElementOrder order;
     std::vector<int64_t> strides;
     Layout layout;
   };
@@ -61,15 +61,15 @@ class TensorList {
       shape.push_back(2);
       strides[0].push_back(1);
     }
-    Walk walk = order_walk(shape, strides, false);
-    if (!walk.contiguous()) {
+    ElementOrder order = stride_order(shape, strides, false);
+    if (!order.contiguous()) {
       auto owned = std::make_unique<Owned>();
-      owned->walk = std::move(walk);
-      const std::vector<int64_t>& of_list = owned->walk.strides[0];
-      // A look at gradients goes by their place among a parameter's lists.
-      owned->strides.resize(of_list.size() * kGrad);
-      owned->strides.insert(owned->strides.end(), of_list.begin(), of_list.end());
-      owned->layout = {int(of_list.size()), owned->walk.sizes.data(), owned->strides.data()};
+      owned->order = std::move(order);
+      const std::vector<int64_t>& of_operand = owned->order.strides[0];
+      // A look at gradients goes by their place among a parameter's operands.
+      owned->strides.resize(of_operand.size() * kGrad);
+      owned->strides.insert(owned->strides.end(), of_operand.begin(), of_operand.end());
+      owned->layout = {int(of_operand.size()), owned->order.sizes.data(), owned->strides.data()};
       entry.layout = &owned->layout;
       layouts_.push_back(std::move(owned));
     }

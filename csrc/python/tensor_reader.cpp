@@ -81,7 +81,7 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
   if (code == dlpack::kBFloat && bits == 16)
     out.dtype = DType::kBFloat16;
   else if (code == dlpack::kUInt && bits == 8)
-    out.dtype = DType::kPacked;
+    out.dtype = DType::kQuantized;
   else if (code == dlpack::kInt && bits == 8)
     out.dtype = DType::kInt8;
   else if (code == dlpack::kInt && bits == 16)

@@ -7,7 +7,7 @@
 #include <memory>
 #include <unordered_set>
 
-#include "../dtypes.h"
+#include "../formats/dtypes.h"
 #include "dlpack_abi.h"
 
 namespace friction {

@@ -17,8 +17,8 @@ namespace friction {
 
 struct FrictionAdam {
   static constexpr const char* kName = "friction_adam";
-  enum List { kParam, kGrad, kExpAvg, kExpAvgSq, kPrevGrad, kLists };
-  static constexpr auto kStates = states_of<kLists - 2>("friction_adam");
+  enum Operand { kParam, kGrad, kExpAvg, kExpAvgSq, kPrevGrad, kOperands };
+  static constexpr auto kStates = states_of<kOperands - 2>("friction_adam");
   static constexpr bool kProjects = false;
   static constexpr bool kCountsSteps = true;
   static constexpr bool kHasStatistic = true;  // the friction
@@ -85,7 +85,7 @@ struct FrictionAdam {
 
   // g_t: scaled, flipped where the objective is maximized, with coupled decay.
   template <int kVariant, class T>
-  static FRICTION_INLINE T gradient(const T (&x)[kLists], const Scalars<T>& s) {
+  static FRICTION_INLINE T gradient(const T (&x)[kOperands], const Scalars<T>& s) {
     T g = x[kGrad];
     if constexpr (kVariant & kGeneral) {
       g = s.grad_scale * g;
@@ -96,13 +96,13 @@ struct FrictionAdam {
 
   // v_t
   template <class T>
-  static FRICTION_INLINE T second_moment(const T (&x)[kLists], T g, const Scalars<T>& s) {
+  static FRICTION_INLINE T second_moment(const T (&x)[kOperands], T g, const Scalars<T>& s) {
     return s.beta2 * x[kExpAvgSq] + s.one_minus_beta2 * g * g;
   }
 
   // 1 + exp(-y), where S = scale / (1 + exp(-y)).
   template <int kVariant, class T>
-  static FRICTION_INLINE T one_plus_exp(const T (&x)[kLists], T g, T v, const Scalars<T>& s) {
+  static FRICTION_INLINE T one_plus_exp(const T (&x)[kOperands], T g, T v, const Scalars<T>& s) {
     // Normalized, both sides of the fraction are times (1-b2), or c^2: neither overflows before v.
     T agreement = x[kPrevGrad] * g;
     if constexpr (kVariant & kNormalized)
@@ -114,7 +114,7 @@ struct FrictionAdam {
 
   // Advances the moments and prev_grad of one element; returns lr S m^ / (sqrt(v^) + eps).
   template <int kVariant, class T>
-  static FRICTION_INLINE T direction(T (&x)[kLists], const Scalars<T>& s) {
+  static FRICTION_INLINE T direction(T (&x)[kOperands], const Scalars<T>& s) {
     const T g = gradient<kVariant>(x, s);
     const T m = s.beta1 * x[kExpAvg] + s.one_minus_beta1 * g;
     const T v = second_moment(x, g, s);
@@ -130,14 +130,14 @@ struct FrictionAdam {
   }
 
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s) {
+  static FRICTION_INLINE void update(T (&x)[kOperands], const Scalars<T>& s) {
     const T param = x[kParam];
     x[kParam] = param * s.decay - direction<kVariant>(x, s);
   }
 
   // S less its value without friction, at the step that `update` would make.
   template <int kVariant, class T>
-  static FRICTION_INLINE T statistic(const T (&x)[kLists], const Scalars<T>& s) {
+  static FRICTION_INLINE T statistic(const T (&x)[kOperands], const Scalars<T>& s) {
     const T g = gradient<kVariant>(x, s);
     const T friction = s.scale / one_plus_exp<kVariant>(x, g, second_moment(x, g, s), s);
     return g == g ? friction - T(0.5) * s.scale : g;

@@ -14,8 +14,8 @@ namespace friction {
 
 struct Rsgdm {
   static constexpr const char* kName = "rsgdm";
-  enum List { kParam, kGrad, kMomentum, kLists };
-  static constexpr auto kStates = states_of<kLists - 2>("rsgdm");
+  enum Operand { kParam, kGrad, kMomentum, kOperands };
+  static constexpr auto kStates = states_of<kOperands - 2>("rsgdm");
   static constexpr bool kProjects = false;
   static constexpr bool kCountsSteps = true;  // for stochastic rounding
   static constexpr bool kHasStatistic = false;
@@ -50,7 +50,7 @@ struct Rsgdm {
   };
 
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>& s) {
+  static FRICTION_INLINE void update(T (&x)[kOperands], const Scalars<T>& s) {
     T g = s.grad_scale * x[kGrad];
     g = s.coupled_decay != T(0) ? g + s.coupled_decay * x[kParam] : g;
     const T m = x[kMomentum];

@@ -18,7 +18,7 @@ from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, 
 from friction_kernels.optim.memory import MemoryReport
 from friction_kernels.optim.planning import PlanMismatchError, StepPlan, is_capturing, settings_of
 from friction_kernels.optim.rule import Rule
-from friction_kernels.optim.sharded_adamp import why_not_flattened
+from friction_kernels.optim.sharded_adamp import flattened_refusal
 from friction_kernels.optim.sharded_rounding import why_no_shard
 from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import StateFormat
@@ -97,7 +97,7 @@ class PlannedOptimizer(Optimizer):
             group = {**self.defaults, **param_group}
             self._check_options(group)
             for name, param in checks.with_names(params, len(self.param_groups)):
-                problem = why_not_flattened(self.rule, param)
+                problem = flattened_refusal(self.rule, param)
                 if problem is not None:
                     raise ValueError(f"{name} cannot be updated: {problem}")
             checks.check_capturable(group, params)
@@ -243,7 +243,7 @@ class PlannedOptimizer(Optimizer):
         for entry in entries:
             group = groups[entry.group]
             param = group["params"][entry.index]
-            problem = why_not_flattened(self.rule, param)
+            problem = flattened_refusal(self.rule, param)
             if problem is None and needs.anything:
                 problem = why_no_sum(param, group["process_group"])
             if problem is not None:
@@ -299,7 +299,7 @@ class PlannedOptimizer(Optimizer):
         for param, format in unready:
             # Whoever interrupts finds a state as it was or as it should be, and never a half-made one.
             state = dict(self.state.get(param, {}))
-            format.bring(local(param), state)
+            format.convert(local(param), state)
             self.state[param] = state
 
     def memory_report(self) -> MemoryReport:

@@ -20,8 +20,8 @@ from torch.nn.parameter import is_lazy
 
 from friction_kernels.flattened import is_flattened
 from friction_kernels.optim import checks, state_checks
-from friction_kernels.optim.options import COMPANION_NAMES, DEFAULTS, NOT_SAVED, OWN
-from friction_kernels.optim.packed import packed_otherwise
+from friction_kernels.optim.blockwise import quantized_mismatch
+from friction_kernels.optim.options import DEFAULTS, MASTER_KEYS, NOT_SAVED, OWN
 from friction_kernels.optim.rule import Rule
 from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import MOST_FLOAT32_STEPS, NOTES, StateFormat, numbers_of
@@ -52,11 +52,11 @@ def export(
         state = states.get(number)
         if not state:
             continue
-        problem = _why_not_saved(rule, param, state)
+        problem = _unsaved_reason(rule, param, state)
         if problem is not None:
             raise RuntimeError(f"state_dict(): {checks.name_at(groups, ordinal)} {problem}")
         kept = {key: value for key, value in state.items() if key not in NOTES}
-        for key in (*rule.states, *COMPANION_NAMES):
+        for key in (*rule.states, *MASTER_KEYS):
             if key not in state:
                 continue
             numbers = state[key]
@@ -72,16 +72,16 @@ def export(
         snapshots.add(state_dict)
 
 
-def _why_not_saved(rule: Rule, param: Tensor, state: Any) -> str | None:
+def _unsaved_reason(rule: Rule, param: Tensor, state: Any) -> str | None:
     """What is wrong with a parameter's state; None where it can be read."""
     if not isinstance(state, dict):
         return f"has {state!r} for its state, and not a dict"
-    for key in ("step", *rule.states, *COMPANION_NAMES):
+    for key in ("step", *rule.states, *MASTER_KEYS):
         if key in state and not isinstance(state[key], Tensor):
             return f"has state '{key}' of type {type(state[key]).__name__}, and not a tensor"
         if key in state and checks.lacks_memory(state[key]):
             return f"has state '{key}' that {checks.NO_MEMORY}"
-    return packed_otherwise(local(param), state)
+    return quantized_mismatch(local(param), state)
 
 
 def _cloned(value: Any) -> Any:
@@ -224,7 +224,7 @@ def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
         )
     # What is copied starts at zero.
     needed = ("step", *(key for key, kind in rule.states.items() if kind.at_least_float32))
-    known = {"step", *rule.states, *COMPANION_NAMES, *_TORCHS_STATES}
+    known = {"step", *rule.states, *MASTER_KEYS, *_TORCHS_STATES}
     missing = [key for key in needed if state.get(key) is None]
     foreign = [key for key in state if isinstance(state[key], Tensor) and key not in known]
     if missing or (foreign and not saved.is_ours):
@@ -236,10 +236,10 @@ def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
     wrong = state_checks.why_no_step_count(state["step"])
     if wrong is not None:
         raise ValueError(f"'step' of {name} in the state_dict {wrong}")
-    for key in (*rule.states, *COMPANION_NAMES):
+    for key in (*rule.states, *MASTER_KEYS):
         if state.get(key) is not None:
             state_checks.check_loaded(
-                name, saved.param, key, state[key], is_list=key in rule.states
+                name, saved.param, key, state[key], is_state=key in rule.states
             )
 
 
@@ -253,7 +253,7 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
     step = step.detach().to("cpu").reshape(())
     step = step.to(torch.float64 if step.item() > MOST_FLOAT32_STEPS else torch.float32)
     state: dict[str, Any] = {"step": step}
-    for key in (*rule.states, *COMPANION_NAMES):
+    for key in (*rule.states, *MASTER_KEYS):
         if saved.state.get(key) is None:
             continue
         value = unwrap(saved.state[key], saved.param).detach().to(part.device)
@@ -265,14 +265,14 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
         state[key] = value.short() if value.dtype == torch.int32 else value
     format.place_step(part, state)
     format.note_order(part, state)
-    format.bring_lists(part, state)
+    format.convert_states(part, state)
     return state
 
 
 def without_states(rule: Rule, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict less what `new_states` made of it, which torch would cast to the parameters' types."""
     options = {*_TORCHS_OPTIONS, *rule.identity()}
-    keys = {"step", *rule.states, *COMPANION_NAMES, *_TORCHS_STATES, *NOTES}
+    keys = {"step", *rule.states, *MASTER_KEYS, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]
     return {
         **state_dict,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from friction_kernels.backends import BACKENDS, NATIVE_DTYPES, is_plain, native_reason
+from friction_kernels.backends import BACKENDS, NATIVE_DTYPES, is_plain, native_unavailable_reason
 
 NO_MEMORY = "has no memory for its elements; bring its storage back, or clone() a zero tensor"
 
@@ -85,9 +85,9 @@ def check_betas(value: Sequence[float | Tensor]) -> None:
 
 def check_backend(value: str) -> None:
     check_choice("backend", value, BACKENDS)
-    if value == "native" and native_reason() is not None:
+    if value == "native" and native_unavailable_reason() is not None:
         raise RuntimeError(
-            f"backend='native' cannot serve: {native_reason()}; use backend='auto' or 'reference'"
+            f"backend='native' cannot serve: {native_unavailable_reason()}; use backend='auto' or 'reference'"
         )
 
 
@@ -136,7 +136,7 @@ def is_frozen(param: Tensor) -> bool:
     return not param.requires_grad and param.grad is None
 
 
-def why_not_updatable(param: Tensor) -> str | None:
+def unsupported_reason(param: Tensor) -> str | None:
     """What is wrong with a parameter's type; None where it can be updated."""
     if param.dtype in NATIVE_DTYPES:  # the reference serves no others
         return None
@@ -150,7 +150,7 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
     """Raise for parameters of types that cannot be updated and for mixed kinds of devices within a group."""
     trained = [named for named in with_names(params, group_index) if not is_frozen(named[1])]
     for name, param in trained:
-        problem = why_not_updatable(param)
+        problem = unsupported_reason(param)
         if problem is not None:
             raise TypeError(f"{name} {problem}")
         check_device(name, param, *trained[0])
@@ -275,7 +275,7 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
         )
     if param.device.type == "meta":
         raise RuntimeError(f"{name} is on the meta device and has no memory; call to_empty() first")
-    problem = why_not_updatable(param)
+    problem = unsupported_reason(param)
     if problem is not None:
         raise RuntimeError(f"{name} {problem}")
     if shares_memory(param):

@@ -46,12 +46,12 @@ def _fallback_reason(
     if again:
         return "it is given twice, and kernels step all parameters at once"
     if param.grad is None:  # whatever it is: with a gradient it is looked at anew
-        return backends.native_reason()
+        return backends.native_unavailable_reason()
     return fallback_reason_with_gradient(rule, param)
 
 
 def fallback_reason_with_gradient(rule: Rule, param: Tensor) -> str | None:
-    reason = backends.why_not_native(param)
+    reason = backends.native_fallback_reason(param)
     if reason is None and rule.projects_rows and is_spread(param):
         reason = "AdamP's sums over processes are plain torch's"
     return reason

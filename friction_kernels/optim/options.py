@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from friction_kernels.optim import checks
-from friction_kernels.optim.companions import LOW_PRECISION
-from friction_kernels.optim.packed import BLOCK
+from friction_kernels.optim.blockwise import BLOCK
+from friction_kernels.optim.master_weights import LOW_PRECISION
 from friction_kernels.shards import processes_of
 
 # For groups of optimizers that were pickled before there were these.
@@ -35,15 +35,15 @@ StateDtype = Literal["fp32", "bf16", "8bit"]
 MASTERS = (None, *get_args(Master))
 ROUNDINGS = get_args(Rounding)
 STATE_DTYPES = (None, *get_args(StateDtype))
-PACKED = torch.uint8  # the type of a packed state
+QUANTIZED = torch.uint8  # the type of a state in 8 bits
 _SEEDS = 2**53  # a native plan takes settings as float64
 
-_COMPANIONS = {
+_MASTER_STATES = {
     "split": ("residual", torch.int16),
     "split8": ("residual", torch.int8),
     "fp32": ("master", torch.float32),
 }
-COMPANION_NAMES = ("residual", "master")
+MASTER_KEYS = ("residual", "master")
 # Options that only torch's optimizers have, with the values that ask for nothing.
 TORCHS = {
     "foreach": (None, False),
@@ -177,7 +177,7 @@ def _asked(group: Mapping[str, Any], state: str) -> str | None:
 def state_type(
     param: Tensor, group: Mapping[str, Any], state: str, *, wide: bool
 ) -> tuple[torch.dtype, bool]:
-    """The type in which a state is kept, PACKED for 8 bits; and whether the group asks for it.
+    """The type in which a state is kept, QUANTIZED for 8 bits; and whether the group asks for it.
 
     wide: whether the state is kept in float32 at least where nothing is asked for.
     """
@@ -186,15 +186,15 @@ def state_type(
         return torch.promote_types(param.dtype, torch.float32) if wide else param.dtype, False
     reals = 2 * param.numel() if param.is_complex() else param.numel()
     if asked == "8bit" and reals >= BLOCK:
-        return PACKED, True
+        return QUANTIZED, True
     if asked == "bf16":
         return torch.bfloat16, True
     return torch.complex64 if param.is_complex() else torch.float32, True
 
 
-def companion(param: Tensor, group: Mapping[str, Any]) -> tuple[str, torch.dtype] | None:
+def master_state(param: Tensor, group: Mapping[str, Any]) -> tuple[str, torch.dtype] | None:
     """Name and type of the state that holds what a parameter's type cannot; None where nothing does."""
-    return _COMPANIONS.get(group["master"]) if param.dtype in LOW_PRECISION else None
+    return _MASTER_STATES.get(group["master"]) if param.dtype in LOW_PRECISION else None
 
 
 def rounds_stochastically(param: Tensor, group: Mapping[str, Any]) -> bool:

@@ -281,8 +281,8 @@ class StepPlan:
             given = {**given, **_scaling_settings(group, scaling, factor)}
             rows.append([given[name] for name in self.native.settings])
         gpus = [index for index in self.native_devices if index >= 0]
-        guards = [] if scaling is None else [scaling.on(index) for index in gpus]
-        return rows, torch.get_num_threads(), guards
+        scaling_rows = [] if scaling is None else [scaling.on(index) for index in gpus]
+        return rows, torch.get_num_threads(), scaling_rows
 
     def _of(
         self, entry: Entry, states: States, groups: Groups
@@ -370,8 +370,8 @@ def _native_entry(
     state = states.get(param) if native else None
     if not state or (param.grad is None and not _is_ready(rule, group, param, state, needs)):
         state = None  # to be looked at when there is a gradient
-    companion = options.companion(param, group)
+    master = options.master_state(param, group)
     rounding = None
     if state is not None and options.rounds_stochastically(param, group):
         rounding = (entry.ordinal, *shard_of(param, rule.projects_rows))
-    return (param, state, entry.group, native, companion and companion[0], rounding)
+    return (param, state, entry.group, native, master and master[0], rounding)

@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from friction_kernels.optim import options
+from friction_kernels.optim.element_order import ElementOrder
 from friction_kernels.optim.rounding import RandomKey
 from friction_kernels.optim.rule import MeasuredRule, Operands, Rule
 from friction_kernels.optim.sharded_rounding import shard_of
-from friction_kernels.optim.states import read_list, read_wide, reals, write_list, write_wide
-from friction_kernels.optim.walk import Walk
+from friction_kernels.optim.states import read_state, read_wide, reals, write_state, write_wide
 from friction_kernels.shards import local
 
 
@@ -38,7 +38,7 @@ class Numbers:
         grad = reals(local(param.grad)).to(self.wide.dtype)
         self.grad = grad if grad_factor == 1 else grad * grad_factor
         self.states = {
-            key: read_list(self._param, state, key, kind) for key, kind in rule.states.items()
+            key: read_state(self._param, state, key, kind) for key, kind in rule.states.items()
         }
 
     def operands(self) -> Operands:
@@ -62,7 +62,7 @@ class Update(Numbers):
     def keep_states(self) -> None:
         """Write the states, and let go of their numbers and the gradient's."""
         for key, kind in self.rule.states.items():
-            write_list(self._param, self._state, key, kind, self.states[key])
+            write_state(self._param, self._state, key, kind, self.states[key])
         del self.states, self.grad
 
     def keep_value(self) -> None:
@@ -71,8 +71,8 @@ class Update(Numbers):
         if options.rounds_stochastically(param, self.group):
             shard = shard_of(self.whole, rows_first)
             random = RandomKey(self.group["seed"], int(self.step), self._ordinal, shard)
-        walk = Walk.of(param, rows_first)
-        write_wide(self._real, self._state, self.wide, random=random, walk=walk)
+        order = ElementOrder.of(param, rows_first)
+        write_wide(self._real, self._state, self.wide, random=random, order=order)
         if self._plain is not param:
             param.copy_(self._plain)
 

@@ -78,7 +78,7 @@ def release_gradients(
         for module in model_or_params.modules()
     ):
         raise ValueError(_REDUCED_LATER)
-    problem = _why_not(opt, opt.param_groups)
+    problem = _refusal_reason(opt, opt.param_groups)
     if problem:
         raise ValueError(problem)
     if isinstance(model_or_params, nn.Module):
@@ -127,7 +127,7 @@ def _places_in(opt: PlannedOptimizer) -> dict[Tensor, Place]:
     return places
 
 
-def _why_not(opt: PlannedOptimizer, groups: Sequence[Mapping[str, Any]]) -> str | None:
+def _refusal_reason(opt: PlannedOptimizer, groups: Sequence[Mapping[str, Any]]) -> str | None:
     for option in ("max_grad_norm", "skip_nonfinite"):
         if any(group[option] not in (None, False) for group in groups):
             return (
@@ -172,7 +172,7 @@ class GradientRelease:
             self._opt._released = None
 
     def _before_step(self, opt: PlannedOptimizer, args: object, kwargs: object) -> None:
-        problem = _why_not(opt, opt.param_groups)
+        problem = _refusal_reason(opt, opt.param_groups)
         if problem:
             raise RuntimeError(problem)
         for param in self._plans:
@@ -191,7 +191,7 @@ class GradientRelease:
             return  # no longer the optimizer's; or another hook took the gradient
         group = self._opt.param_groups[place.group]
         checks.check_group(place.group, group, self._opt._options)
-        problem = _why_not(self._opt, [group])
+        problem = _refusal_reason(self._opt, [group])
         if problem:
             raise RuntimeError(problem)
         alone = {**group, "params": [param]}

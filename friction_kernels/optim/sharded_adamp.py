@@ -28,7 +28,7 @@ def is_spread(param: Tensor) -> bool:
     return param.dim() > 1 and bool(sharding_groups(param))
 
 
-def why_not_flattened(rule: Rule, param: Tensor) -> str | None:
+def flattened_refusal(rule: Rule, param: Tensor) -> str | None:
     """Why a rule cannot update a parameter of FSDP1; None where it can."""
     if not rule.projects_rows or not is_flattened(param) or param.dim() > 1:
         return None  # more dimensions: nobody cut it

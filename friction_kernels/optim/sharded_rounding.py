@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from friction_kernels.flattened import is_flattened, stretch_of
+from friction_kernels.optim.element_order import ElementOrder
 from friction_kernels.optim.rounding import Shard
-from friction_kernels.optim.walk import Walk
 from friction_kernels.shards import is_dtensor, local
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ def shard_of(param: Tensor, rows_first: bool) -> Shard:
         return Shard(_start_of(param), count, count)
     if not is_dtensor(param):
         return Shard(0, count, count)
-    order = Walk.of(param, rows_first).order
-    here = [dim for dim in Walk.of(part, rows_first).order if part.shape[dim] > 1]
+    order = ElementOrder.of(param, rows_first).dims
+    here = [dim for dim in ElementOrder.of(part, rows_first).dims if part.shape[dim] > 1]
     chunks = param.__create_chunk_list__()  # torch.distributed.checkpoint's protocol
     if len(chunks) != 1 or tuple(chunks[0].sizes) != tuple(part.shape):
         raise ValueError(f"rounding='stochastic' needs parts that are one block, {_spread(param)}")

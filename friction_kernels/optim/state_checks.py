@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from friction_kernels.optim.blockwise import quantized_mismatch, quantized_size
 from friction_kernels.optim.checks import (
     NO_MEMORY,
     as_float,
@@ -16,10 +17,9 @@ from friction_kernels.optim.checks import (
     lacks_memory,
     shares_memory,
 )
-from friction_kernels.optim.packed import packed_otherwise, packed_size
 from friction_kernels.shards import is_dtensor, local
 
-_COMPANION_TYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
+_MASTER_DTYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
 _MOST_STEPS = 2**53  # above it float64 has no odd numbers, and a step would not be counted
 
 
@@ -39,7 +39,7 @@ def why_no_step_count(value: object) -> str | None:
     return f"{wanted}, got {f'{count:g}' if is_number else repr(value)}"
 
 
-def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_list: bool) -> None:
+def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_state: bool) -> None:
     """Raise where what a state_dict has cannot become a parameter's state."""
     remedy = "load one that was saved with this model's parameters in this order"
     if not isinstance(value, Tensor):
@@ -58,11 +58,11 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_lis
         )
     if lacks_memory(local(value)):
         raise ValueError(f"the state_dict has '{key}' for {name}, which {NO_MEMORY}")
-    if is_list:
+    if is_state:
         right = value.is_complex() if param.is_complex() else value.is_floating_point()
     else:
-        right = value.dtype in (*_COMPANION_TYPES[key], torch.int32)  # 16 bits that were sent in 32
-        wanted = " or ".join(map(str, _COMPANION_TYPES[key]))
+        right = value.dtype in (*_MASTER_DTYPES[key], torch.int32)  # 16 bits that were sent in 32
+        wanted = " or ".join(map(str, _MASTER_DTYPES[key]))
         remedy = f"it must be {wanted}; {remedy}"
     if not right:
         raise ValueError(
@@ -93,15 +93,15 @@ def check_state(
             f"{step.device}, and not one float32 number on the CPU or its device{remedy}"
         )
     if any(isinstance(state.get(key), Tensor) and state[key].dtype == torch.uint8 for key in keys):
-        problem = packed_otherwise(param, state)
+        problem = quantized_mismatch(param, state)
         if problem is not None:
             raise RuntimeError(f"{name} {problem}")
     if step.device.type == "cpu":  # nobody waits for a GPU
         problem = why_no_step_count(step)
         if problem is not None:
             raise RuntimeError(f"state 'step' of {name} {problem}")
-    companions = {key: dtypes for key, dtypes in _COMPANION_TYPES.items() if key in state}
-    for key in (*keys, *companions):
+    masters = {key: dtypes for key, dtypes in _MASTER_DTYPES.items() if key in state}
+    for key in (*keys, *masters):
         value = _tensor_of(name, state, key, remedy)
         if shares_memory(value):
             raise RuntimeError(f"{name} has state '{key}' whose elements share memory; clone() it")
@@ -109,9 +109,9 @@ def check_state(
             raise RuntimeError(
                 f"{name} has state '{key}' that is a negated or conjugated view; clone() it"
             )
-        packed = value.dtype == torch.uint8 and key not in companions
+        quantized = value.dtype == torch.uint8 and key not in masters
         count = param.numel() * (2 if param.is_complex() else 1)
-        shape = (packed_size(count),) if packed else param.shape
+        shape = (quantized_size(count),) if quantized else param.shape
         if value.shape != shape:
             raise RuntimeError(
                 f"{name} has state '{key}' of shape {tuple(value.shape)} where this process needs "
@@ -122,14 +122,14 @@ def check_state(
                 f"{name} is on {param.device}, state '{key}' on {value.device}{remedy}"
             )
         check_memory(name, f"state '{key}'", value)
-        if key in companions:
-            right = value.dtype in companions[key]
+        if key in masters:
+            right = value.dtype in masters[key]
         elif param.dtype in (torch.float64, torch.complex128):
             right = value.dtype == param.dtype
         elif param.is_complex():
-            right = packed or value.is_complex()
+            right = quantized or value.is_complex()
         else:
-            right = packed or value.is_floating_point()
+            right = quantized or value.is_floating_point()
         if not right:
             raise RuntimeError(f"{name} is {param.dtype}, state '{key}' {value.dtype}{remedy}")
 

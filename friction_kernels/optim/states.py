@@ -10,21 +10,21 @@ import torch
 from torch import Tensor
 
 from friction_kernels.optim import options
-from friction_kernels.optim.companions import join, split
-from friction_kernels.optim.options import COMPANION_NAMES, PACKED
-from friction_kernels.optim.packed import (
+from friction_kernels.optim.blockwise import (
     ORDER,
-    PACKED_SHAPE,
-    pack,
-    packed_size,
+    QUANTIZED_SHAPE,
+    dequantize,
+    quantize,
+    quantized_size,
     threshold_of,
-    unpack,
 )
+from friction_kernels.optim.element_order import ElementOrder
+from friction_kernels.optim.master_weights import join, split
+from friction_kernels.optim.options import MASTER_KEYS, QUANTIZED
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.rule import Rule, StateKind
-from friction_kernels.optim.walk import Walk
 
-NOTES = (PACKED_SHAPE, ORDER)  # what a state has beside its tensors
+NOTES = (QUANTIZED_SHAPE, ORDER)  # what a state has beside its tensors
 
 
 def reals(tensor: Tensor) -> Tensor:
@@ -50,30 +50,30 @@ def is_full(step: Tensor) -> bool:
     )
 
 
-# State lists.
+# States.
 
 
-def read_list(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
+def read_state(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
     """A state's real numbers in float32 at least; the state's own memory where it is kept so."""
     value: Tensor = state[key]
-    if value.dtype != PACKED:
+    if value.dtype != QUANTIZED:
         value = reals(value)
         return value.to(torch.promote_types(value.dtype, torch.float32))
-    flat = unpack(value, count_of_reals(param), signed=not kind.non_negative)
+    flat = dequantize(value, count_of_reals(param), signed=not kind.non_negative)
     shape = (*param.shape, 2) if param.is_complex() else param.shape
-    return _walk_of_packed(param, state).unflatten(flat, shape)
+    return _element_order(param, state).unflatten(flat, shape)
 
 
-def write_list(
+def write_state(
     param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind, numbers: Tensor
 ) -> None:
-    """Keep numbers that came from `read_list` and that a step changed."""
+    """Keep numbers that came from `read_state` and that a step changed."""
     value = state[key]
-    if value.dtype == PACKED:
+    if value.dtype == QUANTIZED:
         is_average = kind.at_least_float32
         threshold = threshold_of(int(state["step"].item())) if is_average else 0.5
-        flat = _walk_of_packed(param, state).flatten(numbers)
-        value.copy_(pack(flat, signed=not kind.non_negative, threshold=threshold))
+        flat = _element_order(param, state).flatten(numbers)
+        value.copy_(quantize(flat, signed=not kind.non_negative, threshold=threshold))
     elif value.dtype == torch.bfloat16 and kind.at_least_float32:
         value.copy_(round_from(numbers, threshold_of(int(state["step"].item()))))
     elif reals(value).dtype != numbers.dtype:
@@ -83,14 +83,14 @@ def write_list(
 def numbers_of(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
     """A state as numbers of the parameter's shape: codes become float32, others stay as they are."""
     value: Tensor = state[key]
-    if value.dtype != PACKED:
+    if value.dtype != QUANTIZED:
         return value
-    numbers = read_list(param, state, key, kind)
+    numbers = read_state(param, state, key, kind)
     return torch.view_as_complex(numbers.contiguous()) if param.is_complex() else numbers
 
 
-def _walk_of_packed(param: Tensor, state: Mapping[str, Any]) -> Walk:
-    return Walk(tuple(state.get(ORDER, range(param.dim()))))
+def _element_order(param: Tensor, state: Mapping[str, Any]) -> ElementOrder:
+    return ElementOrder(tuple(state.get(ORDER, range(param.dim()))))
 
 
 # The wide value.
@@ -109,7 +109,12 @@ def read_wide(param: Tensor, state: Mapping[str, Any]) -> Tensor:
 
 
 def write_wide(
-    param: Tensor, state: Mapping[str, Any], wide: Tensor, *, random: RandomKey | None, walk: Walk
+    param: Tensor,
+    state: Mapping[str, Any],
+    wide: Tensor,
+    *,
+    random: RandomKey | None,
+    order: ElementOrder,
 ) -> None:
     """Keep a wide value that came from `read_wide` and was changed; `random`: round by chance."""
     if "residual" in state:
@@ -117,8 +122,8 @@ def write_wide(
         state["residual"].copy_(residual)
         param.copy_(narrow)
     elif random is not None:
-        flat = round_stochastically(walk.flatten(wide), param.dtype, random)
-        param.copy_(walk.unflatten(flat, param.shape))
+        flat = round_stochastically(order.flatten(wide), param.dtype, random)
+        param.copy_(order.unflatten(flat, param.shape))
     elif wide is not param:
         param.copy_(wide)
 
@@ -131,9 +136,9 @@ class StateFormat:
     """How a group wants one parameter and its states to be kept."""
 
     kinds: Mapping[str, StateKind]
-    lists: dict[str, tuple[torch.dtype, bool]]  # type, and whether the group asks for it
-    companion: tuple[str, torch.dtype] | None
-    walk: Walk
+    states: dict[str, tuple[torch.dtype, bool]]  # type, and whether the group asks for it
+    master: tuple[str, torch.dtype] | None
+    order: ElementOrder
     counts_on_device: bool
 
     @classmethod
@@ -146,44 +151,44 @@ class StateFormat:
         may_skip: bool = False,
     ) -> StateFormat:
         """may_skip: whether a step may turn out to be none, which only the parameter's device knows."""
-        lists = {
+        states = {
             key: options.state_type(param, group, key, wide=kind.at_least_float32)
             for key, kind in rule.states.items()
         }
         return cls(
             kinds=rule.states,
-            lists=lists,
-            companion=options.companion(param, group),
-            walk=Walk.of(param, rule.projects_rows),
+            states=states,
+            master=options.master_state(param, group),
+            order=ElementOrder.of(param, rule.projects_rows),
             counts_on_device=group["capturable"] or (may_skip and param.is_cuda),
         )
 
     def fits(self, param: Tensor, state: Mapping[str, Any]) -> bool:
         """Whether a state is kept so. A step counted on the device may go on there."""
         return (
-            self._companions(state) == ([self.companion] if self.companion else [])
+            self._master_states(state) == ([self.master] if self.master else [])
             and not (self.counts_on_device and state["step"].device != param.device)
             and not is_full(state["step"])
-            and all(self._list_fits(param, state, key) for key in self.lists)
+            and all(self._state_fits(param, state, key) for key in self.states)
         )
 
-    def _list_fits(self, param: Tensor, state: Mapping[str, Any], key: str) -> bool:
-        dtype, asked = self.lists[key]
-        if state[key].dtype == PACKED:
-            return dtype == PACKED and _walk_of_packed(param, state) == self.walk
+    def _state_fits(self, param: Tensor, state: Mapping[str, Any], key: str) -> bool:
+        dtype, asked = self.states[key]
+        if state[key].dtype == QUANTIZED:
+            return dtype == QUANTIZED and _element_order(param, state) == self.order
         return state[key].dtype == dtype or not asked
 
-    def bring(self, param: Tensor, state: dict[str, Any]) -> None:
+    def convert(self, param: Tensor, state: dict[str, Any]) -> None:
         """Start what a state lacks and convert what is kept otherwise.
 
         Where anything is converted the rest is copied: a state_dict that shares the tensors, and keeps those
         that were converted, stays of one moment.
         """
-        keys = ("step", *self.lists, *COMPANION_NAMES)
+        keys = ("step", *self.states, *MASTER_KEYS)
         before = {key: state[key] for key in keys if key in state}
         self.place_step(param, state)
-        self.bring_lists(param, state)
-        self._bring_companion(param, state)
+        self.convert_states(param, state)
+        self._convert_master(param, state)
         kept = [key for key, value in before.items() if state.get(key) is value]
         if len(kept) < len(before):
             state.update({key: state[key].clone() for key in kept})
@@ -198,53 +203,55 @@ class StateFormat:
         elif is_full(state["step"]):
             state["step"] = state["step"].double()
 
-    def bring_lists(self, param: Tensor, state: dict[str, Any]) -> None:
-        for key, (dtype, _) in self.lists.items():
+    def convert_states(self, param: Tensor, state: dict[str, Any]) -> None:
+        for key, (dtype, _) in self.states.items():
             if key not in state:
                 state[key] = self._zeros(param, dtype)
-            elif not self._list_fits(param, state, key):
+            elif not self._state_fits(param, state, key):
                 state[key] = self.keep(numbers_of(param, state, key, self.kinds[key]), key)
         self.note_order(param, state)
 
     def note_order(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Say of states that were packed for this storage what they are of, and in which order they walk."""
+        """Note the shape and the element order that quantized states are of: they have none themselves."""
         for note in NOTES:
             state.pop(note, None)
-        lists = [state[key] for key in self.lists if key in state]
-        if any(value.dtype == PACKED for value in lists):
-            state[PACKED_SHAPE] = tuple(param.shape)
-            if not self.walk.is_flat:
-                state[ORDER] = self.walk.order
+        values = [state[key] for key in self.states if key in state]
+        if any(value.dtype == QUANTIZED for value in values):
+            state[QUANTIZED_SHAPE] = tuple(param.shape)
+            if not self.order.is_flat:
+                state[ORDER] = self.order.dims
 
     def _zeros(self, param: Tensor, dtype: torch.dtype) -> Tensor:
-        if dtype == PACKED:
-            return torch.zeros(packed_size(count_of_reals(param)), dtype=dtype, device=param.device)
+        if dtype == QUANTIZED:
+            return torch.zeros(
+                quantized_size(count_of_reals(param)), dtype=dtype, device=param.device
+            )
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
     def keep(self, numbers: Tensor, key: str) -> Tensor:
         """Numbers of the parameter's shape in the type in which the state is to be kept."""
-        dtype, _ = self.lists[key]
-        if dtype != PACKED:
+        dtype, _ = self.states[key]
+        if dtype != QUANTIZED:
             return numbers.to(dtype)
         wide = torch.complex64 if numbers.is_complex() else torch.float32
-        flat = self.walk.flatten(reals(numbers.to(wide)))
-        return pack(flat, signed=not self.kinds[key].non_negative)
+        flat = self.order.flatten(reals(numbers.to(wide)))
+        return quantize(flat, signed=not self.kinds[key].non_negative)
 
-    def _bring_companion(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Give the parameter the companion it should have, in which its wide value lives on."""
-        found = self._companions(state)
+    def _convert_master(self, param: Tensor, state: dict[str, Any]) -> None:
+        """Give the parameter the master weight it should have, in which its wide value lives on."""
+        found = self._master_states(state)
         wide = None
-        if self.companion is not None and self.companion not in found:
+        if self.master is not None and self.master not in found:
             wide = read_wide(param, state)
-        for companion in found:
-            if companion != self.companion:
-                del state[companion[0]]
-        if wide is not None and self.companion is not None:
-            name, dtype = self.companion
+        for master in found:
+            if master != self.master:
+                del state[master[0]]
+        if wide is not None and self.master is not None:
+            name, dtype = self.master
             state[name] = wide if name == "master" else torch.zeros_like(param, dtype=dtype)
             if found:
-                write_wide(param, state, wide, random=None, walk=self.walk)
+                write_wide(param, state, wide, random=None, order=self.order)
 
     @staticmethod
-    def _companions(state: Mapping[str, Any]) -> list[tuple[str, torch.dtype]]:
-        return [(name, state[name].dtype) for name in COMPANION_NAMES if name in state]
+    def _master_states(state: Mapping[str, Any]) -> list[tuple[str, torch.dtype]]:
+        return [(name, state[name].dtype) for name in MASTER_KEYS if name in state]

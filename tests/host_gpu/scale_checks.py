@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from plan_driver import BLOCK, CHUNK, COMPANIONS, PACKED, STATES, Driven, Form, packed_bytes
+from plan_driver import BLOCK, CHUNK, MASTERS, QUANTIZED, STATES, Driven, Form, quantized_bytes
 
 from friction_kernels import count_launches
 
@@ -15,14 +15,14 @@ ODD_SIZES = [1, 257, 2049, 4096]
 PARAMS = [
     (FLOAT, None, None, False),
     (FLOAT, BFLOAT, None, False),
-    *((kind, None, name, False) for kind in (BFLOAT, HALF) for name in (None, *COMPANIONS)),
+    *((kind, None, name, False) for kind in (BFLOAT, HALF) for name in (None, *MASTERS)),
     (BFLOAT, FLOAT, "split", False),
     (HALF, DOUBLE, "fp32", False),
     (BFLOAT, None, None, True),
     (HALF, FLOAT, None, True),
 ]
-STATE_KINDS = [FLOAT, BFLOAT, HALF, PACKED]
-MIXED_STATES = [(PACKED, FLOAT, BFLOAT), (FLOAT, FLOAT, PACKED), (BFLOAT, PACKED, HALF)]
+STATE_KINDS = [FLOAT, BFLOAT, HALF, QUANTIZED]
+MIXED_STATES = [(QUANTIZED, FLOAT, BFLOAT), (FLOAT, FLOAT, QUANTIZED), (BFLOAT, QUANTIZED, HALF)]
 MATRICES = [(7,), (40, 3), (3, 700), (2, 2500), (64, 40), (1, 5000), (300, 31), (33, 1), (8, 3, 3)]
 
 
@@ -50,16 +50,15 @@ def after(rule, forms, steps=3, on_device=False, **settings) -> Driven:
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])
-@pytest.mark.parametrize(("param", "grad", "companion", "stochastic"), PARAMS)
+@pytest.mark.parametrize(("param", "grad", "master", "stochastic"), PARAMS)
 @pytest.mark.parametrize("rule", ["friction_adam", "rsgdm"])
 def test_every_form_gives_the_processors_bits(
-    rule, param, grad, companion, stochastic, layout, on_the_processor
+    rule, param, grad, master, stochastic, layout, on_the_processor
 ):
     sizes = SIZES if layout == "contiguous" else ODD_SIZES
     for states in STATE_KINDS + (MIXED_STATES if rule == "friction_adam" else []):
         forms = [
-            Form((size,), param, grad, states, companion, stochastic, layout=layout)
-            for size in sizes
+            Form((size,), param, grad, states, master, stochastic, layout=layout) for size in sizes
         ]
         for settings in ({"normalized": 1.0}, {"maximize": 1.0, "grad_factor": 0.3}):
             ours = after(rule, forms, **settings)
@@ -68,10 +67,10 @@ def test_every_form_gives_the_processors_bits(
 
 
 def test_all_forms_together_are_a_launch_for_each_kind_of_kernel(on_the_processor):
-    """8 bits, mixtures, and those that have kernels of their own; in groups of their own settings."""
+    """8 bits, mixed types, and those that have kernels of their own; in groups of their own settings."""
     forms = [
-        Form((1000,), param, grad, states, companion, stochastic, group=i % 3)
-        for i, (param, grad, companion, stochastic) in enumerate(PARAMS)
+        Form((1000,), param, grad, states, master, stochastic, group=i % 3)
+        for i, (param, grad, master, stochastic) in enumerate(PARAMS)
         for states in STATE_KINDS + MIXED_STATES
     ]
     forms += [Form((1000,), FLOAT), Form((9,), DOUBLE, states=DOUBLE)]
@@ -88,12 +87,12 @@ def test_all_forms_together_are_a_launch_for_each_kind_of_kernel(on_the_processo
         return driven
 
     ours = run()
-    assert ours.launches["friction_adam"] == 5  # float32, bfloat16, mixed, float64, packed
+    assert ours.launches["friction_adam"] == 5  # float32, bfloat16, mixed, float64, quantized
     assert ours.bits() == on_the_processor(run).bits()
 
 
 @pytest.mark.parametrize("grad", [math.nan, math.inf, -math.inf, 1e30, 0.0])
-@pytest.mark.parametrize("states", [PACKED, MIXED_STATES[0]])
+@pytest.mark.parametrize("states", [QUANTIZED, MIXED_STATES[0]])
 def test_extreme_gradients_give_the_processors_bits(states, grad, on_the_processor):
     def run() -> Driven:
         driven = Driven("friction_adam", [Form((3000,), states=states)] * 2)
@@ -115,10 +114,10 @@ def test_extreme_gradients_give_the_processors_bits(states, grad, on_the_process
 
 
 @pytest.mark.parametrize("delta", [0.0, 0.1, 3.0, 100.0])
-@pytest.mark.parametrize(("param", "grad", "companion", "stochastic"), PARAMS)
-@pytest.mark.parametrize("states", [FLOAT, PACKED, MIXED_STATES[0]])
-def test_adamp_of_every_form(states, param, grad, companion, stochastic, delta, on_the_processor):
-    forms = [Form(shape, param, grad, states, companion, stochastic) for shape in MATRICES]
+@pytest.mark.parametrize(("param", "grad", "master", "stochastic"), PARAMS)
+@pytest.mark.parametrize("states", [FLOAT, QUANTIZED, MIXED_STATES[0]])
+def test_adamp_of_every_form(states, param, grad, master, stochastic, delta, on_the_processor):
+    forms = [Form(shape, param, grad, states, master, stochastic) for shape in MATRICES]
     settings = {"delta": delta, "grad_factor": 0.125}
     ours = after("friction_adamp", forms, **settings)
     theirs = on_the_processor(lambda: after("friction_adamp", forms, **settings))
@@ -132,7 +131,7 @@ def test_adamp_of_every_form(states, param, grad, companion, stochastic, delta, 
 # Stochastic rounding.
 
 
-@pytest.mark.parametrize("states", [FLOAT, PACKED])
+@pytest.mark.parametrize("states", [FLOAT, QUANTIZED])
 @pytest.mark.parametrize("param", [BFLOAT, HALF])
 @pytest.mark.parametrize(
     "shard", [(0, 5000, 5000), (3, 5000, 5000), (16, 100, 128), (7, 96, 288), (2**33 + 5, 50, 99)]
@@ -166,22 +165,22 @@ def test_shards_are_rounded_as_the_whole_is():
 # What is known on the device alone.
 
 
-def guard(value, dtype=FLOAT) -> torch.Tensor:
+def number(value, dtype=FLOAT) -> torch.Tensor:
     return torch.tensor([value], dtype=dtype)
 
 
 RULES = ["friction_adam", "rsgdm", "friction_adamp"]
 GUARDED = [
     Form((40, 60), group=0),
-    Form((3, 700), BFLOAT, states=PACKED, companion="split", group=1),
+    Form((3, 700), BFLOAT, states=QUANTIZED, master="split", group=1),
     Form((300,), HALF, states=(FLOAT,), stochastic=True, group=1),
 ]
 
 
-def guarded_forms(rule) -> list[Form]:
+def scaled_forms(rule) -> list[Form]:
     return [
-        Form(f.shape, f.param, states=f.states if f.states == PACKED else FLOAT, group=f.group,
-             companion=f.companion, stochastic=f.stochastic)
+        Form(f.shape, f.param, states=f.states if f.states == QUANTIZED else FLOAT, group=f.group,
+             master=f.master, stochastic=f.stochastic)
         for f in GUARDED
     ]  # fmt: skip
 
@@ -189,17 +188,17 @@ def guarded_forms(rule) -> list[Form]:
 @pytest.mark.parametrize("max_norm", [0.5, 1e6, math.inf])
 @pytest.mark.parametrize("grad_scale", [None, 1024.0, 3.0])
 @pytest.mark.parametrize("rule", RULES)
-def test_guards_scale_and_clip_as_the_processor_is_told_to(
+def test_gradients_are_scaled_and_clipped_as_the_processor_is_told_to(
     rule, grad_scale, max_norm, on_the_processor
 ):
-    forms = guarded_forms(rule)
+    forms = scaled_forms(rule)
     ours = Driven(rule, forms)
     ours.new_gradients()
     squared = sum(param.grad.double().square().sum().item() for param in ours.params)
-    scale_guard = None if grad_scale is None else guard(grad_scale)
-    guards = [(0, guard(squared, DOUBLE), scale_guard, None, False)]
+    scale = None if grad_scale is None else number(grad_scale)
+    scaling = [(0, number(squared, DOUBLE), scale, None, False)]
     # The first group alone is clipped.
-    assert ours.step({"max_norm": max_norm, "grad_factor": 0.7}, {}, guards=guards) is None
+    assert ours.step({"max_norm": max_norm, "grad_factor": 0.7}, {}, scaling=scaling) is None
 
     scale = grad_scale or 1.0
     clip = min(1.0, max_norm / (math.sqrt(squared) / scale + 1e-6))
@@ -222,75 +221,75 @@ def test_guards_scale_and_clip_as_the_processor_is_told_to(
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    "guards",
+    "scaling",
     [
-        lambda value: (None, None, guard(float(not math.isfinite(value))), False),
-        lambda value: (guard(value, DOUBLE), guard(2.0), None, True),
-        lambda value: (guard(value, DOUBLE), None, guard(0.0), True),
+        lambda value: (None, None, number(float(not math.isfinite(value))), False),
+        lambda value: (number(value, DOUBLE), number(2.0), None, True),
+        lambda value: (number(value, DOUBLE), None, number(0.0), True),
     ],
     ids=["found_inf", "squared", "both"],
 )
 @pytest.mark.parametrize("bad", [math.inf, math.nan])
-def test_a_skipped_step_changes_nothing_and_counts_no_step(rule, guards, bad):
-    driven = Driven(rule, guarded_forms(rule), on_device=True)
+def test_a_skipped_step_changes_nothing_and_counts_no_step(rule, scaling, bad):
+    driven = Driven(rule, scaled_forms(rule), on_device=True)
     driven.new_gradients()
     assert driven.step() is None
     before = driven.bits()
     driven.new_gradients()
-    assert driven.step(guards=[(0, *guards(bad))]) is None
+    assert driven.step(scaling=[(0, *scaling(bad))]) is None
     assert driven.bits() == before
-    assert driven.step(guards=[(0, *guards(2.0))]) is None
+    assert driven.step(scaling=[(0, *scaling(2.0))]) is None
     after_it = driven.bits()
     assert all(a != b for a, b in zip(after_it, before, strict=True))
     assert [state["step"].item() for state in driven.state.values()] == [2.0] * len(GUARDED)
 
 
 def test_steps_counted_on_the_device_give_the_bits_of_those_counted_here():
-    forms = [Form((size,), BFLOAT, None, PACKED, None, True) for size in SIZES]
+    forms = [Form((size,), BFLOAT, None, QUANTIZED, None, True) for size in SIZES]
     ours, theirs = (after("friction_adam", forms, on_device=flag) for flag in (True, False))
     assert ours.bits() == theirs.bits()
 
 
-@pytest.mark.parametrize("skip", [(None, None, guard(0.0), False), (None, None, None, True)])
+@pytest.mark.parametrize("skip", [(None, None, number(0.0), False), (None, None, None, True)])
 def test_a_step_that_may_be_skipped_must_be_counted_on_the_device(skip):
     driven = Driven("friction_adam", [Form((5,))])
     driven.new_gradients()
     before = driven.bits()
-    entry, what = driven.step(guards=[(0, *skip)])
+    entry, what = driven.step(scaling=[(0, *skip)])
     assert entry == 0 and "capturable=True" in what
     assert driven.bits() == before
-    assert driven.step(guards=[(0, guard(1.0, DOUBLE), guard(2.0), None, False)]) is None
+    assert driven.step(scaling=[(0, number(1.0, DOUBLE), number(2.0), None, False)]) is None
 
 
-def test_guards_of_other_types_or_devices_are_refused():
+def test_scaling_of_other_types_or_devices_are_refused():
     driven = Driven("friction_adam", [Form((5,))])
     driven.new_gradients()
     for wrong in (
-        (0, guard(1.0), None, None, False),
-        (0, None, guard(1.0, DOUBLE), None, False),
+        (0, number(1.0), None, None, False),
+        (0, None, number(1.0, DOUBLE), None, False),
         (0, None, None, torch.zeros(2), False),
-        (1, None, guard(1.0), None, False),
+        (1, None, number(1.0), None, False),
     ):
-        with pytest.raises(ValueError, match="a guard is one number on its device"):
-            driven.step(guards=[wrong])
+        with pytest.raises(ValueError, match="a scaling number is one number on its device"):
+            driven.step(scaling=[wrong])
 
 
 # The norm.
 
 
 def squared_norm(driven, counted) -> float:
-    target = guard(-1.0, DOUBLE)
+    target = number(-1.0, DOUBLE)
     problem = driven.squared_norm(counted, [(0, target)])
     assert problem is None
     return target.item()
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])
-@pytest.mark.parametrize("companion", [None, "split"])
-def test_one_launch_sums_gradients_of_all_types_and_groups(layout, companion):
+@pytest.mark.parametrize("master", [None, "split"])
+def test_one_launch_sums_gradients_of_all_types_and_groups(layout, master):
     types = [FLOAT, BFLOAT, HALF, DOUBLE]
     forms = [
-        Form((size,), BFLOAT, grad, PACKED, companion, layout=layout, group=i % 3)
+        Form((size,), BFLOAT, grad, QUANTIZED, master, layout=layout, group=i % 3)
         for i, (size, grad) in enumerate((size, grad) for size in SIZES for grad in types)
     ]
     driven = Driven("friction_adam", forms)
@@ -359,10 +358,10 @@ def test_states_of_types_without_kernels_are_refused():
     [
         ("friction_adam", FLOAT, 36),
         ("friction_adam", (FLOAT, FLOAT, BFLOAT), 32),
-        ("friction_adam", (FLOAT, FLOAT, PACKED), 30),
-        ("friction_adam", PACKED, 18),
+        ("friction_adam", (FLOAT, FLOAT, QUANTIZED), 30),
+        ("friction_adam", QUANTIZED, 18),
         ("rsgdm", FLOAT, 20),
-        ("rsgdm", PACKED, 14),
+        ("rsgdm", QUANTIZED, 14),
     ],
 )
 def test_lists_move_as_many_bytes_as_designed(rule, states, expected):
@@ -373,7 +372,7 @@ def test_lists_move_as_many_bytes_as_designed(rule, states, expected):
     [param], [state] = driven.params, driven.state.values()
     lists = [param, *(state[key] for key in STATES[rule])]
     moved = param.grad.nbytes + sum(2 * tensor.nbytes for tensor in lists)
-    scales = sum(2 * (packed_bytes(numel) - numel) for key in STATES[rule]
-                 if state[key].dtype == PACKED)  # fmt: skip
+    scales = sum(2 * (quantized_bytes(numel) - numel) for key in STATES[rule]
+                 if state[key].dtype == QUANTIZED)  # fmt: skip
     assert (moved - scales) / numel == expected
     assert scales / numel <= 3 * 8 / BLOCK

@@ -14,24 +14,23 @@ constexpr int64_t kBlocks = 5;
 }  // namespace
 
 template <class Rule>
-void update(const Launch<Rule>& launch, Storage storage, const Target&) {
-  with_host_storage(int(storage), [&](auto type) { update_all<decltype(type)>(launch, kBlocks); });
+void update(const Launch<Rule>& launch, DtypeConfig config, const Target&) {
+  with_host_config(int(config), [&](auto type) { update_all<decltype(type)>(launch, kBlocks); });
   count_launch(Rule::kName);
 }
 
 template <class Rule>
-void update_projected(const Launch<Rule>& launch, Storage storage, const Target&) {
-  with_host_storage(int(storage),
-                    [&](auto type) { update_projected_all<decltype(type)>(launch, kBlocks); });
+void update_projected(const Launch<Rule>& launch, DtypeConfig config, const Target&) {
+  with_host_config(int(config),
+                   [&](auto type) { update_projected_all<decltype(type)>(launch, kBlocks); });
   static const std::string name = Rule::kName;
   static const std::string names[] = {name + "_reduce", name + "_decide", name + "_apply"};
   for (const std::string& launched : names) count_launch(launched.c_str());
 }
 
 template <class Rule>
-void statistic(const Launch<Rule>& launch, Storage storage, const Target&) {
-  with_host_storage(int(storage),
-                    [&](auto type) { statistic_all<decltype(type)>(launch, kBlocks); });
+void statistic(const Launch<Rule>& launch, DtypeConfig config, const Target&) {
+  with_host_config(int(config), [&](auto type) { statistic_all<decltype(type)>(launch, kBlocks); });
   count_launch("friction_stats");
 }
 
@@ -51,7 +50,7 @@ void store(const void* bytes, size_t count, void* to, const Target&) {
 
 bool is_capturing(const Target&) { return std::getenv("FRICTION_HOST_CAPTURES") != nullptr; }
 void probe(int) {}
-std::string why_not(int) { return ""; }
+std::string unavailable_reason(int) { return ""; }
 std::vector<std::string> architectures() { return {"host"}; }
 
 }  // namespace friction::cuda

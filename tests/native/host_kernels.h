@@ -16,7 +16,7 @@ typename Rule::Settings settings_of(const Launch<Rule>& launch, int64_t tensor) 
   typename Rule::Settings settings;
   for (int i = 0; i < GroupStep<Rule>::kSettings; ++i)
     reinterpret_cast<double*>(&settings)[i] = launch.group_step(tensor).resolve(i);
-  return guarded(launch, settings);
+  return scaled(launch, settings);
 }
 
 template <class Rule, class T>
@@ -37,10 +37,10 @@ void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
 }
 
 // A part's threads in their phases, warp by warp.
-template <class Storage, class Rule>
-void update_mixture(const Launch<Rule>& launch, const Part& part,
+template <class Config, class Rule>
+void update_dynamic(const Launch<Rule>& launch, const Part& part,
                     const Shared<Rule, float>& shared) {
-  using Update = MixtureUpdate<Storage, Launch<Rule>>;
+  using Update = DynamicUpdate<Config, Launch<Rule>>;
   for (int warp = 0; warp < kThreads / kWarp; ++warp) {
     std::vector<Update> lanes;
     for (int lane = 0; lane < kWarp; ++lane)
@@ -49,12 +49,12 @@ void update_mixture(const Launch<Rule>& launch, const Part& part,
     for (Update& lane : lanes)
       if (by_vectors)
         lane.compute();
-      else if (lane.packs())
+      else if (lane.quantizes())
         lane.one_by_one(false);
-    for (int list = 0; list < Rule::kLists; ++list) {
+    for (int operand = 0; operand < Rule::kOperands; ++operand) {
       uint32_t largest = 0;
-      for (const Update& lane : lanes) largest = std::max(largest, lane.largest[list]);
-      for (Update& lane : lanes) lane.largest[list] = largest;
+      for (const Update& lane : lanes) largest = std::max(largest, lane.largest[operand]);
+      for (Update& lane : lanes) lane.largest[operand] = largest;
     }
     for (Update& lane : lanes)
       if (by_vectors)
@@ -65,36 +65,36 @@ void update_mixture(const Launch<Rule>& launch, const Part& part,
   }
 }
 
-template <class Storage, class Rule>
+template <class Config, class Rule>
 void update_all(const Launch<Rule>& launch, int64_t blocks) {
-  using T = typename Storage::Arithmetic;
-  if (launch.guards.skip()) return;
+  using T = typename Config::Arithmetic;
+  if (launch.scaling.skip()) return;
   for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
-    if constexpr (Storage::kLookedUp)
-      update_mixture<Storage>(launch, part, shared);
+    if constexpr (Config::kLookedUp)
+      update_dynamic<Config>(launch, part, shared);
     else
       for (int thread = 0; thread < kThreads; ++thread)
-        update_part<Storage>(launch, part, thread, shared);
+        update_part<Config>(launch, part, thread, shared);
   });
   if (launch.blocks_done == nullptr) return;
   for (int64_t tensor = 0; tensor < launch.count; ++tensor)
     if (float* step = launch.extras[tensor].step) *step += 1;
 }
 
-template <class Storage, class Rule>
+template <class Config, class Rule>
 void statistic_all(const Launch<Rule>& launch, int64_t blocks) {
-  using T = typename Storage::Arithmetic;
+  using T = typename Config::Arithmetic;
   for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
     std::vector<Moments> moments;
     for (int thread = 0; thread < kThreads; ++thread)
-      moments.push_back(statistic_of_part<Storage>(launch, part, thread, shared));
+      moments.push_back(statistic_of_part<Config>(launch, part, thread, shared));
     launch.statistics[chunk] = team_sum_on_host(moments.data(), kThreads);
   });
 }
 
-template <class T, class Storage, class Rule>
+template <class T, class Config, class Rule>
 void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
   for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& whole) {
     const Extra& extra = launch.extras[whole.tensor];
@@ -106,7 +106,7 @@ void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
       const Part part{whole.tensor, whole.begin + staged,
                       rest < Stage<T>::kSize ? rest : Stage<T>::kSize, whole.numel};
       for (int thread = 0; thread < kThreads; ++thread)
-        stage_directions<Storage>(launch, part, thread, shared, *stage);
+        stage_directions<Config>(launch, part, thread, shared, *stage);
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
       const int team = rows.team();
       for (int row = 0; row < rows.count; ++row) {
@@ -156,13 +156,13 @@ void decide_all(const Launch<Rule>& launch) {
   }
 }
 
-template <class Storage, class Rule>
+template <class Config, class Rule>
 void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
-  using T = typename Storage::Arithmetic;
-  if (launch.guards.skip()) return;
-  reduce_all<T, Storage>(launch, blocks);
+  using T = typename Config::Arithmetic;
+  if (launch.scaling.skip()) return;
+  reduce_all<T, Config>(launch, blocks);
   decide_all<T>(launch);
-  update_all<Storage>(launch, blocks);
+  update_all<Config>(launch, blocks);
 }
 
 inline double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
@@ -177,14 +177,14 @@ inline double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
   return team_sum_on_host(threads.data(), kThreads);
 }
 
-// 0: float32, 1: bfloat16, 2: mixed, 3: float64, 4: packed, as Storage of driver.h counts them.
+// 0: float32, 1: bfloat16, 2: mixed, 3: float64, 4: quantized, as Config of driver.h counts them.
 template <class F>
-void with_host_storage(int number, F&& f) {
-  if (number == 0) return f(Float32Storage());
-  if (number == 1) return f(BFloat16Storage());
-  if (number == 2) return f(MixedStorage());
-  if (number == 3) return f(Float64Storage());
-  return f(PackedStorage());
+void with_host_config(int number, F&& f) {
+  if (number == 0) return f(Float32Config());
+  if (number == 1) return f(BFloat16Config());
+  if (number == 2) return f(MixedConfig());
+  if (number == 3) return f(Float64Config());
+  return f(QuantizedConfig());
 }
 
 }  // namespace friction::cuda

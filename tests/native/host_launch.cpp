@@ -3,7 +3,7 @@
 #include <memory>
 #include <vector>
 
-#include "../../csrc/cuda/pack.h"
+#include "../../csrc/cuda/fill_launch.h"
 #include "host_kernels.h"
 
 using namespace friction;
@@ -11,12 +11,12 @@ using namespace friction::cuda;
 
 // What Python says of a tensor.
 struct HostTensor {
-  void* data[kMaxLists];
-  const int64_t* sizes;    // of its walk where it has gaps, else null
-  const int64_t* strides;  // [lists, dims]
+  void* data[kMaxOperands];
+  const int64_t* sizes;    // of its element order where it has gaps, else null
+  const int64_t* strides;  // [operands, dims]
   float* step;
   int64_t numel, rows, dims;
-  uint8_t dtype[kMaxLists];
+  uint8_t dtype[kMaxOperands];
   int32_t group_step;
 };
 
@@ -25,7 +25,7 @@ namespace {
 // Visits each element and changes it by one.
 struct Count {
   static constexpr const char* kName = "count";
-  enum List { kParam, kLists };
+  enum Operand { kParam, kOperands };
   static constexpr States<1> kStates{};
   static constexpr bool kProjects = false, kHasStatistic = false;
   struct Settings {
@@ -40,17 +40,17 @@ struct Count {
     FRICTION_INLINE Scalars(const Settings&, double) {}
   };
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&) {
+  static FRICTION_INLINE void update(T (&x)[kOperands], const Scalars<T>&) {
     x[kParam] += T(1);
   }
 };
 
-// The same of states, which may be packed; the parameter is left as it is.
+// The same of states, which may be quantized; the parameter is left as it is.
 struct CountStates : Count {
-  enum List { kParam, kGrad, kSigned, kUnsigned, kLists };
+  enum Operand { kParam, kGrad, kSigned, kUnsigned, kOperands };
   static constexpr States<2> kStates{{"signed", "unsigned"}, {StateKind::copy, StateKind::square}};
   template <int kVariant, class T>
-  static FRICTION_INLINE void update(T (&x)[kLists], const Scalars<T>&) {
+  static FRICTION_INLINE void update(T (&x)[kOperands], const Scalars<T>&) {
     x[kSigned] -= T(1);
     x[kUnsigned] += T(1);
   }
@@ -62,7 +62,7 @@ template <class Rule>
 struct Table {
   std::vector<Layout> layouts;
   std::vector<TensorEntry> tensors;
-  std::vector<Entry<Rule::kLists>> entries;
+  std::vector<Entry<Rule::kOperands>> entries;
   std::vector<GroupStep<Rule>> group_steps;
   std::vector<char> extras;
   std::vector<Moments> statistics;
@@ -75,10 +75,10 @@ struct Table {
     for (int64_t i = 0; i < count; ++i) {
       const HostTensor& host = given[i];
       TensorEntry tensor{};
-      for (int list = 0; list < Rule::kLists; ++list) {
-        tensor.data[list] = host.data[list];
-        tensor.dtype[list] = DType(host.dtype[list]);
-        tensor.packed = tensor.packed || tensor.dtype[list] == DType::kPacked;
+      for (int operand = 0; operand < Rule::kOperands; ++operand) {
+        tensor.data[operand] = host.data[operand];
+        tensor.dtype[operand] = DType(host.dtype[operand]);
+        tensor.quantized = tensor.quantized || tensor.dtype[operand] == DType::kQuantized;
       }
       if (host.sizes != nullptr) {
         layouts[size_t(i)] = {int(host.dims), host.sizes, host.strides};
@@ -96,7 +96,7 @@ struct Table {
       tensors.push_back(tensor);
     }
     launch.count = count;
-    entries = entries_of<Rule::kLists>(tensors);
+    entries = entries_of<Rule::kOperands>(tensors);
     constexpr int kSettings = GroupStep<Rule>::kSettings;
     for (int64_t pair = 0; pair < pairs; ++pair) {
       GroupStep<Rule>& made = group_steps.emplace_back();
@@ -113,7 +113,7 @@ struct Table {
       launch.stored_entries = entries.data();
       launch.stored_group_steps = group_steps.data();
     }
-    extras = extras_of<Rule::kLists>(tensors);
+    extras = extras_of<Rule::kOperands>(tensors);
     refer_to_extras(launch, tensors, extras.data());
     statistics.resize(size_t(launch.chunks));
     launch.statistics = statistics.data();
@@ -144,33 +144,32 @@ void walk(const int64_t* numels, int64_t count, int64_t blocks, bool stored, int
   });
 }
 
-void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int storage,
-                  bool stored) {
+void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int config, bool stored) {
   const double step = 1;
   const auto table =
       std::make_unique<Table<Count>>(given, count, &kCountSettings.grad_factor, &step, 1, stored);
-  with_host_storage(storage, [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });
+  with_host_config(config, [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });
 }
 
-// Their states are packed or not, so that only kernels that look types up serve them.
-void count_visits_of_states(const HostTensor* given, int64_t count, int64_t blocks, bool packed,
+// Their states are quantized or not, so that only kernels that look types up serve them.
+void count_visits_of_states(const HostTensor* given, int64_t count, int64_t blocks, bool quantized,
                             bool stored) {
   const double step = 1;
   const auto table = std::make_unique<Table<CountStates>>(given, count, &kCountSettings.grad_factor,
                                                           &step, 1, stored);
-  if (packed)
-    update_all<PackedStorage>(table->launch, blocks);
+  if (quantized)
+    update_all<QuantizedConfig>(table->launch, blocks);
   else
-    update_all<MixedStorage>(table->launch, blocks);
+    update_all<MixedConfig>(table->launch, blocks);
 }
 
 #define FRICTION_DEFINE_UPDATE(name, Rule)                                                       \
   void name(const HostTensor* given, int64_t count, const double* settings, const double* steps, \
-            int64_t pairs, int64_t blocks, int storage, bool stored) {                           \
+            int64_t pairs, int64_t blocks, int config, bool stored) {                            \
     const auto table =                                                                           \
         std::make_unique<Table<Rule>>(given, count, settings, steps, pairs, stored);             \
-    with_host_storage(storage,                                                                   \
-                      [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });    \
+    with_host_config(config,                                                                     \
+                     [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });     \
   }
 
 FRICTION_DEFINE_UPDATE(friction_adam, FrictionAdam)
@@ -178,12 +177,12 @@ FRICTION_DEFINE_UPDATE(rsgdm, Rsgdm)
 
 // moments: sum and sum of squares of the friction's deviation.
 void friction_stats(const HostTensor* given, int64_t count, const double* settings,
-                    const double* steps, int64_t pairs, int64_t blocks, int storage,
+                    const double* steps, int64_t pairs, int64_t blocks, int config,
                     double* moments) {
   const auto table =
       std::make_unique<Table<FrictionAdam>>(given, count, settings, steps, pairs, false);
-  with_host_storage(storage,
-                    [&](auto type) { statistic_all<decltype(type)>(table->launch, blocks); });
+  with_host_config(config,
+                   [&](auto type) { statistic_all<decltype(type)>(table->launch, blocks); });
   Moments all;
   for (const Moments& of_chunk : table->statistics) all += of_chunk;
   moments[0] = all.sum, moments[1] = all.square_sum;
@@ -191,14 +190,14 @@ void friction_stats(const HostTensor* given, int64_t count, const double* settin
 
 // projected: [count] out; coefficients: [rows of all] out.
 void friction_adamp(const HostTensor* given, int64_t count, const double* settings,
-                    const double* steps, int64_t pairs, int64_t blocks, int storage,
-                    bool* projected, double* coefficients) {
+                    const double* steps, int64_t pairs, int64_t blocks, int config, bool* projected,
+                    double* coefficients) {
   const auto table =
       std::make_unique<Table<FrictionAdamP>>(given, count, settings, steps, pairs, false);
   std::vector<ProjectionSums> sums(size_t(sums_slots(table->rows, table->launch.chunks)));
   table->launch.projection = {sums.data(), coefficients, projected};
-  with_host_storage(
-      storage, [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });
+  with_host_config(config,
+                   [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });
 }
 
 // Each gradient of whatever type.

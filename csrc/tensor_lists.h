@@ -1,35 +1,35 @@
-// The list of tensors one launch walks, and the walk: chunk -> (tensor, elements).
+// The list of tensors one launch goes through, in chunks: chunk -> (tensor, elements).
 //
-// A tensor has up to kMaxLists parallel lists (parameter, gradient, states). Its elements are
+// A tensor has up to kMaxOperands parallel operands (parameter, gradient, states). Its elements are
 // walked in chunks of kChunk, and chunks are numbered through all tensors, so that a launch of any
 // number of workers is balanced by elements. A chunk never depends on who walks it: sums taken per
 // chunk (and per row within a chunk) are the same for every launch shape.
 #pragma once
 
-#include "random.h"
+#include "formats/random.h"
 
 namespace friction {
 
-constexpr int kMaxLists = 6;  // with a parameter's companion
+constexpr int kMaxOperands = 6;  // with a parameter's master
 constexpr int64_t kChunk = 2048;
 
-// Where the lists of a tensor lie that is not contiguous, or not alike, in all of them:
-// sizes and strides (in elements) of the walk's dimensions, outermost first.
+// Where the operands of a tensor lie that is not contiguous, or not alike, in all of them:
+// sizes and strides (in elements) of the dimensions in element order, outermost first.
 struct Layout {
   int dims;
   const int64_t* sizes;    // [dims]
-  const int64_t* strides;  // [lists, dims]
+  const int64_t* strides;  // [operands, dims]
 };
 
 struct TensorEntry {
-  void* data[kMaxLists];  // the rule's lists, then the companion
-  DType dtype[kMaxLists];
-  int8_t companion;      // its list; 0: none
-  bool packed;           // whether some list is
+  void* data[kMaxOperands];  // the rule's operands, then the master
+  DType dtype[kMaxOperands];
+  int8_t master;         // its operand; 0: none
+  bool quantized;        // whether some operand is
   bool stochastic;       // how the parameter is rounded
   uint32_t parameter;    // its number, for stochastic rounding
   GlobalIndex global;    // likewise
-  const Layout* layout;  // null where every list is contiguous in the walk's order
+  const Layout* layout;  // null where every operand is contiguous in element order
   int64_t numel;
   int64_t first_chunk;  // chunks of all tensors before this one
   int32_t scalars;      // which (group, step) the update's scalars belong to
@@ -71,7 +71,7 @@ struct TensorTable {
 
   // Calls visit(tensor, begin, end) for every chunk in [first, last).
   template <class Visit>
-  FRICTION_INLINE void walk(int64_t first, int64_t last, Visit&& visit) const {
+  FRICTION_INLINE void for_each_chunk(int64_t first, int64_t last, Visit&& visit) const {
     int64_t tensor = tensor_of(first);
     for (int64_t chunk = first; chunk < last; ++chunk) {
       while (tensor + 1 < count && tensors[tensor + 1].first_chunk <= chunk) ++tensor;

@@ -35,7 +35,7 @@ struct AccessOf<16> {
 #endif
 };
 
-// Lists lie in global memory; the compiler cannot know it of addresses that it finds in a table.
+// Operands lie in global memory; the compiler cannot know it of addresses that it finds in a table.
 template <class T>
 FRICTION_INLINE T* global(T* pointer) {
 #if defined(__CUDA_ARCH__)

@@ -6,10 +6,10 @@ import ctypes
 import numpy as np
 import pytest
 import torch
-from host_launch import STORAGES, describe, pointer
+from host_launch import DTYPE_CONFIGS, describe, pointer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plan_driver import BLOCK, CHUNK, packed_bytes
+from plan_driver import BLOCK, CHUNK, quantized_bytes
 
 EXAMPLES = 200  # the host runs every thread of a launch, one after another
 GUARD = 64  # elements around each tensor that nobody may touch
@@ -99,7 +99,7 @@ def guarded(numel, dtype, offset, gap):
             ("mixed", torch.float16),
             ("mixed", torch.bfloat16),
             ("float64", torch.float64),
-            ("packed", torch.bfloat16),
+            ("quantized", torch.bfloat16),
         ]
     ),
     blocks=st.integers(1, 9),
@@ -111,7 +111,7 @@ def test_threads_touch_every_element_once_and_no_other(host, cases, storage, blo
     given_tensors, _alive = describe([[inner] for _, inner in memories])
     host.count_visits(
         *(given_tensors, ctypes.c_int64(len(cases)), ctypes.c_int64(blocks)),
-        *(STORAGES[kind], ctypes.c_bool(stored)),
+        *(DTYPE_CONFIGS[kind], ctypes.c_bool(stored)),
     )
     for whole, inner in memories:
         assert torch.equal(inner, torch.ones_like(inner))
@@ -119,10 +119,10 @@ def test_threads_touch_every_element_once_and_no_other(host, cases, storage, blo
         assert torch.equal(whole, torch.full_like(whole, 7.0))
 
 
-def packed_state(numel):
+def quantized_state(numel):
     """Zeros in 8 bits between guards of 7: the whole, and the state, at 16 bytes' alignment."""
-    whole = torch.full((2 * GUARD + packed_bytes(numel),), 7, dtype=torch.uint8)
-    state = whole[GUARD - whole.data_ptr() % 16 :][: packed_bytes(numel)]
+    whole = torch.full((2 * GUARD + quantized_bytes(numel),), 7, dtype=torch.uint8)
+    state = whole[GUARD - whole.data_ptr() % 16 :][: quantized_bytes(numel)]
     state.zero_()
     return whole, state
 
@@ -158,8 +158,8 @@ def test_warps_pack_every_code_and_scale_once_and_no_other(
     for numel, offset, gap in cases:
         made = [guarded(numel, dtype, offset, gap) for _ in range(2)]
         for kind in kinds:
-            packed = kind == torch.uint8
-            made.append(packed_state(numel) if packed else guarded(numel, kind, offset, gap))
+            quantized = kind == torch.uint8
+            made.append(quantized_state(numel) if quantized else guarded(numel, kind, offset, gap))
         wholes.append([whole for whole, _ in made])
         lists.append([inner for _, inner in made])
     given_tensors, _alive = describe(lists)
@@ -174,10 +174,10 @@ def test_warps_pack_every_code_and_scale_once_and_no_other(
                 inner.fill_(7)
                 continue
             blocks_of = -(-numel // BLOCK)
-            scales, codes = inner[: 4 * blocks_of], inner[packed_bytes(numel) - numel :]
+            scales, codes = inner[: 4 * blocks_of], inner[quantized_bytes(numel) - numel :]
             assert torch.equal(scales.view(torch.float32), torch.ones(blocks_of))
             assert (codes == 255).all()  # the largest; of a signed list with its sign, -1
-            assert not inner[4 * blocks_of : packed_bytes(numel) - numel].any()
+            assert not inner[4 * blocks_of : quantized_bytes(numel) - numel].any()
             inner.fill_(7)
         for whole in memory:
             assert torch.equal(whole, torch.full_like(whole, 7))

@@ -15,12 +15,13 @@ std::vector<char> bytes_of(const std::vector<Value>& values) {
   return bytes;
 }
 
-template <int kLists>
-std::vector<Entry<kLists>> entries_of(const std::vector<TensorEntry>& tensors) {
-  std::vector<Entry<kLists>> entries(tensors.size());
+template <int kOperands>
+std::vector<Entry<kOperands>> entries_of(const std::vector<TensorEntry>& tensors) {
+  std::vector<Entry<kOperands>> entries(tensors.size());
   for (size_t i = 0; i < entries.size(); ++i) {
     const TensorEntry& tensor = tensors[i];
-    for (int list = 0; list < kLists; ++list) entries[i].data[list] = tensor.data[list];
+    for (int operand = 0; operand < kOperands; ++operand)
+      entries[i].data[operand] = tensor.data[operand];
     entries[i].first_chunk = static_cast<uint32_t>(tensor.first_chunk);
     entries[i].last_count =
         static_cast<uint16_t>(tensor.numel > 0 ? (tensor.numel - 1) % kChunk + 1 : 0);
@@ -32,7 +33,7 @@ std::vector<Entry<kLists>> entries_of(const std::vector<TensorEntry>& tensors) {
 // Puts entries and group steps into the launch. Where both do not fit, `store` brings one to where
 // it is to be read: the entries, since they change less often. store(bytes, is_entries) -> address.
 template <class Rule, class Store>
-void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kLists>>& entries,
+void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kOperands>>& entries,
           const std::vector<GroupStep<Rule>>& group_steps, Store&& store) {
   const std::vector<char> entry_bytes = bytes_of(entries), step_bytes = bytes_of(group_steps);
   const bool steps_fit = step_bytes.size() <= sizeof launch.room;
@@ -42,7 +43,7 @@ void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kLists>>& entries,
     std::copy(entry_bytes.begin(), entry_bytes.end(), launch.room);
     used = entry_bytes.size();
   } else {
-    launch.stored_entries = static_cast<const Entry<Rule::kLists>*>(store(entry_bytes, true));
+    launch.stored_entries = static_cast<const Entry<Rule::kOperands>*>(store(entry_bytes, true));
   }
   if (steps_fit) {
     std::copy(step_bytes.begin(), step_bytes.end(), launch.room + used);
@@ -54,23 +55,23 @@ void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kLists>>& entries,
 
 inline Types types_of(const TensorEntry& tensor) {
   Types types{};
-  std::copy(tensor.dtype, tensor.dtype + kMaxLists, types.list);
-  types.companion = tensor.companion != 0;
-  types.packed = tensor.packed;
+  std::copy(tensor.dtype, tensor.dtype + kMaxOperands, types.operand);
+  types.master = tensor.master != 0;
+  types.quantized = tensor.quantized;
   types.stochastic = tensor.stochastic;
   return types;
 }
 
 inline bool needs_extras(const std::vector<TensorEntry>& tensors) {
   for (const TensorEntry& tensor : tensors)
-    if (tensor.layout != nullptr || tensor.step != nullptr || tensor.companion != 0 ||
+    if (tensor.layout != nullptr || tensor.step != nullptr || tensor.master != 0 ||
         tensor.stochastic)
       return true;
   return false;
 }
 
 // One block of memory: the extras, the count of blocks that are done (0), the layouts.
-template <int kLists>
+template <int kOperands>
 std::vector<char> extras_of(const std::vector<TensorEntry>& tensors) {
   std::vector<Extra> extras(tensors.size());
   std::vector<int64_t> rest{0};
@@ -78,15 +79,15 @@ std::vector<char> extras_of(const std::vector<TensorEntry>& tensors) {
     const TensorEntry& tensor = tensors[i];
     extras[i] = {tensor.step,      kContiguous, tensor.rows,   tensor.row_length,
                  tensor.first_row, nullptr,     tensor.global, tensor.parameter};
-    if (tensor.companion != 0) extras[i].companion = tensor.data[tensor.companion];
+    if (tensor.master != 0) extras[i].master = tensor.data[tensor.master];
     if (tensor.layout == nullptr) continue;
     const Layout& layout = *tensor.layout;
-    const int64_t known = layout.dims * (kLists + (tensor.companion != 0 ? 1 : 0));
+    const int64_t known = layout.dims * (kOperands + (tensor.master != 0 ? 1 : 0));
     extras[i].layout = static_cast<int64_t>(rest.size()) - 1;
     rest.push_back(layout.dims);
     rest.insert(rest.end(), layout.sizes, layout.sizes + layout.dims);
     rest.insert(rest.end(), layout.strides, layout.strides + known);
-    rest.resize(rest.size() + size_t(layout.dims * (kLists + 1) - known));
+    rest.resize(rest.size() + size_t(layout.dims * (kOperands + 1) - known));
   }
   std::vector<char> bytes = bytes_of(extras);
   const std::vector<char> more = bytes_of(rest);

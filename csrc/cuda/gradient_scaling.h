@@ -8,7 +8,7 @@
 
 namespace friction::cuda {
 
-struct Guards {
+struct GradientScaling {
   const double* squared;    // the squared norm of all gradients as they are; null: not asked for
   const float* grad_scale;  // what they were scaled by; null: 1
   const float* found_inf;   // not 0: some of them are not finite

@@ -12,17 +12,17 @@ constexpr const char* kAbsent =
 }  // namespace
 
 template <class Rule>
-void update(const Launch<Rule>&, Storage, const Target&) {
+void update(const Launch<Rule>&, DtypeConfig, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
 template <class Rule>
-void update_projected(const Launch<Rule>&, Storage, const Target&) {
+void update_projected(const Launch<Rule>&, DtypeConfig, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
 template <class Rule>
-void statistic(const Launch<Rule>&, Storage, const Target&) {
+void statistic(const Launch<Rule>&, DtypeConfig, const Target&) {
   throw std::runtime_error(kAbsent);
 }
 
@@ -34,7 +34,7 @@ void squared_norm(const Launch<Gradients>&, const Target&) { throw std::runtime_
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }
 bool is_capturing(const Target&) { throw std::runtime_error(kAbsent); }
 void probe(int) { throw std::runtime_error(kAbsent); }
-std::string why_not(int) { return kAbsent; }
+std::string unavailable_reason(int) { return kAbsent; }
 std::vector<std::string> architectures() { return {}; }
 
 }  // namespace friction::cuda

@@ -1,16 +1,16 @@
-// A list of a state in 8 bits an element: blocks of 256 elements, each with a float32 scale, the
-// largest magnitude in it. In memory: the scales, padded to 16 bytes, then the codes.
+// An operand of a state in 8 bits an element: blocks of 256 elements, each with a float32 scale,
+// the largest magnitude in it. In memory: the scales, padded to 16 bytes, then the codes.
 //
 // With r in [0, 1] an element's share of the scale, its code is the upper bits of the float32
 // r + d: logarithmic where r is above d, even below, as mu-law companding is, with the exponent and
 // the mantissa of a float for the logarithm, 16 codes an octave. d is such that the codes reach
-// from d to 1 + d. Signed lists have 8 octaves and keep the sign in the code's upper bit, lists
-// that are never negative have 16; docs/numerics.md compares maps. A block with a NaN or an
-// infinity does not decode to numbers: what went wrong is not hidden.
+// from d to 1 + d. Signed operands have 8 octaves and keep the sign in the code's upper bit,
+// operands that are never negative have 16; docs/numerics.md compares maps. A block with a NaN or
+// an infinity does not decode to numbers: what went wrong is not hidden.
 //
 // An average moves less than half a code in a step, and rounding to nearest would freeze it. So the
 // threshold from which a step rounds up runs through [0, 1) evenly, from step to step. With 1/2,
-// packing what was unpacked gives the same bytes.
+// quantizing what was dequantized gives the same bytes.
 #pragma once
 
 #include "random.h"
@@ -22,7 +22,7 @@ constexpr int kBlock = 256;
 FRICTION_INLINE int64_t blocks_of(int64_t numel) { return (numel + kBlock - 1) / kBlock; }
 // Where the codes begin, in bytes.
 FRICTION_INLINE int64_t codes_begin(int64_t numel) { return (4 * blocks_of(numel) + 15) / 16 * 16; }
-FRICTION_INLINE int64_t packed_bytes(int64_t numel) { return codes_begin(numel) + numel; }
+FRICTION_INLINE int64_t quantized_bytes(int64_t numel) { return codes_begin(numel) + numel; }
 
 // What elements are multiplied by before they are encoded; 0 where that would overflow.
 FRICTION_INLINE float inverse_of(float scale) {

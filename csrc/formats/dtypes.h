@@ -1,22 +1,22 @@
-// The storage types of a list and their conversion to and from the type arithmetic runs in.
+// The types an operand is stored in and their conversion to and from the type arithmetic runs in.
 #pragma once
 
-#include "rules/portable.h"
+#include "../rules/portable.h"
 
 namespace friction {
 
-// kPacked: 8 bits an element (packed.h). The integers are residuals (companion.h).
-enum class DType : uint8_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt8, kInt16, kPacked };
+// kQuantized: 8 bits an element (blockwise.h). The integers are residuals (master_weight.h).
+enum class DType : uint8_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt8, kInt16, kQuantized };
 
 FRICTION_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }
 
-// Of an element; a packed list has scales besides.
+// Of an element; a quantized operand has scales besides.
 FRICTION_INLINE int64_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64: return 8;
     case DType::kFloat32: return 4;
     case DType::kInt8:
-    case DType::kPacked: return 1;
+    case DType::kQuantized: return 1;
     default: return 2;
   }
 }
@@ -81,9 +81,9 @@ FRICTION_INLINE Stored narrow(T x) {
   }
 }
 
-// Calls f with a null pointer of a floating list's storage type.
+// Calls f with a null pointer of a floating operand's type.
 template <class F>
-FRICTION_INLINE void with_storage(DType dtype, F&& f) {
+FRICTION_INLINE void with_stored_type(DType dtype, F&& f) {
   switch (dtype) {
     case DType::kFloat16: return f(static_cast<Half*>(nullptr));
     case DType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));

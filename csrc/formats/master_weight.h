@@ -1,4 +1,4 @@
-// A parameter of 16 bits with a companion: what its rounding took away (the residual), in 8 or 16
+// A parameter of 16 bits with a master: what its rounding took away (the residual), in 8 or 16
 // bits more, or all of it in float32 (the master). Both together are the value that the arithmetic
 // sees.
 //

@@ -8,9 +8,9 @@ from float_cases import EDGES, both_types, float32_of_bits, random_float32, same
 from hypothesis import given
 from hypothesis import strategies as st
 
-from friction_kernels.optim.companions import join, split
-from friction_kernels.optim.packed import BLOCK, pack, packed_size, unpack
-from friction_kernels.optim.walk import Walk
+from friction_kernels.optim.blockwise import BLOCK, dequantize, quantize, quantized_size
+from friction_kernels.optim.element_order import ElementOrder
+from friction_kernels.optim.master_weights import join, split
 
 both_residuals = pytest.mark.parametrize("residual", [torch.int16, torch.int8], ids=str)
 signed_or_not = pytest.mark.parametrize("signed", [True, False], ids=["signed", "unsigned"])
@@ -136,19 +136,19 @@ SIZES = [0, 1, 2, 255, 256, 257, 1000, 1024, 1025, 5000]
 
 @signed_or_not
 @pytest.mark.parametrize("count", SIZES)
-def test_packed_size_is_that_of_codes_and_aligned_scales(count, signed):
-    packed = pack(states(count, signed), signed=signed)
+def test_quantized_size_is_that_of_codes_and_aligned_scales(count, signed):
+    quantized = quantize(states(count, signed), signed=signed)
     blocks = math.ceil(count / BLOCK)
-    assert packed.dtype == torch.uint8 and packed.shape == (packed_size(count),)
-    assert packed_size(count) == 16 * math.ceil(blocks / 4) + count
-    assert not packed[4 * blocks : packed_size(count) - count].any()
-    assert unpack(packed, count, signed=signed).shape == (count,)
+    assert quantized.dtype == torch.uint8 and quantized.shape == (quantized_size(count),)
+    assert quantized_size(count) == 16 * math.ceil(blocks / 4) + count
+    assert not quantized[4 * blocks : quantized_size(count) - count].any()
+    assert dequantize(quantized, count, signed=signed).shape == (count,)
 
 
 @signed_or_not
-def test_packing_is_as_near_as_sixteen_codes_an_octave_can_be(signed):
+def test_quantizing_is_as_near_as_sixteen_codes_an_octave_can_be(signed):
     values = states(50_000, signed)
-    ours = unpack(pack(values, signed=signed), len(values), signed=signed)
+    ours = dequantize(quantize(values, signed=signed), len(values), signed=signed)
     scale = torch.cat([b.abs().max().expand(len(b)) for b in values.split(BLOCK)])
     d = 1 / 240 if signed else 1.0625 / 65535
     half_a_code = (values.abs() + d * scale) / 16 / 2
@@ -160,18 +160,18 @@ def test_packing_is_as_near_as_sixteen_codes_an_octave_can_be(signed):
 
 
 def check_twice(values, signed):
-    """What was unpacked packs to the same numbers, and to the same bytes where no code stands for zero."""
-    packed = pack(values, signed=signed)
-    numbers = unpack(packed, len(values), signed=signed)
-    again = pack(numbers, signed=signed)
-    assert same_bits(unpack(again, len(values), signed=signed), numbers)
-    return same_bits(again, packed)
+    """Quantizing again gives the same numbers, and the same bytes where no code stands for zero."""
+    quantized = quantize(values, signed=signed)
+    numbers = dequantize(quantized, len(values), signed=signed)
+    again = quantize(numbers, signed=signed)
+    assert same_bits(dequantize(again, len(values), signed=signed), numbers)
+    return same_bits(again, quantized)
 
 
 @signed_or_not
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0, 6.0])
 @pytest.mark.parametrize("exponent", [-90, -60, -20, 0, 20, 60])
-def test_packing_twice_is_packing_once(signed, spread, exponent):
+def test_quantizing_twice_is_quantizing_once(signed, spread, exponent):
     values = (states(20_000, signed, spread) * 2.0**exponent).clamp(-3e38, 3e38)
     assert check_twice(values, signed)
 
@@ -183,13 +183,13 @@ def test_every_code_of_every_scale_packs_to_itself(signed):
     for exponent in (40, 127, 200, 254):
         scales = ((exponent << 23) + mantissas).int().view(torch.float32)
         blocks = len(scales)
-        start = packed_size(blocks * BLOCK) - blocks * BLOCK
-        packed = torch.zeros(packed_size(blocks * BLOCK), dtype=torch.uint8)
-        packed[: 4 * blocks] = scales.view(torch.uint8)
-        packed[start:] = codes.repeat(blocks)
-        numbers = unpack(packed, blocks * BLOCK, signed=signed)
+        start = quantized_size(blocks * BLOCK) - blocks * BLOCK
+        quantized = torch.zeros(quantized_size(blocks * BLOCK), dtype=torch.uint8)
+        quantized[: 4 * blocks] = scales.view(torch.uint8)
+        quantized[start:] = codes.repeat(blocks)
+        numbers = dequantize(quantized, blocks * BLOCK, signed=signed)
         assert torch.equal(numbers.view(blocks, BLOCK).amax(dim=1), scales)
-        assert same_bits(pack(numbers, signed=signed), packed)
+        assert same_bits(quantize(numbers, signed=signed), quantized)
 
 
 @signed_or_not
@@ -197,7 +197,7 @@ def test_every_code_of_every_scale_packs_to_itself(signed):
     bits=st.lists(st.integers(0, 0x7F7FFFFF), min_size=1, max_size=600),
     negative=st.booleans(),
 )
-def test_packing_twice_gives_the_same_numbers(signed, bits, negative):
+def test_quantizing_twice_gives_the_same_numbers(signed, bits, negative):
     values = float32_of_bits(bits)
     check_twice(-values if signed and negative else values, signed)
 
@@ -209,24 +209,26 @@ def test_what_is_not_finite_stays_in_its_block(signed, bad):
         return
     values = states(3 * BLOCK, signed)
     values[BLOCK + 7] = bad
-    ours = unpack(pack(values, signed=signed), len(values), signed=signed)
+    ours = dequantize(quantize(values, signed=signed), len(values), signed=signed)
     assert not ours[BLOCK + 7].isfinite()
     assert ours[:BLOCK].isfinite().all() and ours[2 * BLOCK :].isfinite().all()
 
 
 @signed_or_not
 def test_zeros_are_zero_bytes_and_small_numbers_become_zero_only_where_nothing_else_can_be(signed):
-    assert not pack(torch.zeros(1000), signed=signed).any()
-    assert not unpack(torch.zeros(packed_size(1000), dtype=torch.uint8), 1000, signed=signed).any()
+    assert not quantize(torch.zeros(1000), signed=signed).any()
+    assert not dequantize(
+        torch.zeros(quantized_size(1000), dtype=torch.uint8), 1000, signed=signed
+    ).any()
     subnormal = torch.full((BLOCK,), 2.0**-130)
-    assert not unpack(pack(subnormal, signed=signed), BLOCK, signed=signed).any()
+    assert not dequantize(quantize(subnormal, signed=signed), BLOCK, signed=signed).any()
     if not signed:
         values = torch.full((BLOCK,), 1e-20)
         values[0] = 1.0
-        assert (unpack(pack(values, signed=False), BLOCK, signed=False) > 0).all()
+        assert (dequantize(quantize(values, signed=False), BLOCK, signed=False) > 0).all()
 
 
-# The walk.
+# The order.
 
 
 @pytest.mark.parametrize("rows_first", [False, True])
@@ -235,14 +237,14 @@ def test_a_walk_goes_through_memory_and_comes_back(rows_first):
     for dims in ((0, 1, 2, 3), (0, 2, 3, 1), (3, 2, 1, 0), (1, 0, 2, 3)):
         shape = [(2, 3, 4, 5)[d] for d in dims]
         tensor = base.view(shape).permute(sorted(range(4), key=dims.__getitem__))
-        walk = Walk.of(tensor, rows_first)
-        flat = walk.flatten(tensor)
-        assert torch.equal(walk.unflatten(flat, tensor.shape), tensor)
+        order = ElementOrder.of(tensor, rows_first)
+        flat = order.flatten(tensor)
+        assert torch.equal(order.unflatten(flat, tensor.shape), tensor)
         assert torch.equal(flat, base) == (not rows_first or dims[0] == 0)
-        assert walk.is_flat == (dims == (0, 1, 2, 3) or walk.order == (0, 1, 2, 3))
+        assert order.is_flat == (dims == (0, 1, 2, 3) or order.dims == (0, 1, 2, 3))
         pairs = torch.stack([tensor, -tensor], dim=-1)
-        assert torch.equal(walk.flatten(pairs).view(-1, 2)[:, 0], flat)
-        assert torch.equal(walk.unflatten(walk.flatten(pairs), pairs.shape), pairs)
+        assert torch.equal(order.flatten(pairs).view(-1, 2)[:, 0], flat)
+        assert torch.equal(order.unflatten(order.flatten(pairs), pairs.shape), pairs)
         if rows_first:
             assert torch.equal(flat.view(2, -1).sum(1), tensor.sum((1, 2, 3)))
 
@@ -250,9 +252,9 @@ def test_a_walk_goes_through_memory_and_comes_back(rows_first):
 @pytest.mark.parametrize("strides", [(1, 100), (0, 1), (100, 1)])
 def test_strides_of_dimensions_of_size_one_do_not_matter(strides):
     tensor = torch.arange(400.0).as_strided((4, 1) if strides[0] else (1, 4), strides)
-    assert Walk.of(tensor, False).is_flat
+    assert ElementOrder.of(tensor, False).is_flat
 
 
 def test_a_scalar_has_a_walk():
-    walk = Walk.of(torch.tensor(3.0), True)
-    assert walk.is_flat and walk.unflatten(walk.flatten(torch.tensor(3.0)), ()) == 3
+    order = ElementOrder.of(torch.tensor(3.0), True)
+    assert order.is_flat and order.unflatten(order.flatten(torch.tensor(3.0)), ()) == 3

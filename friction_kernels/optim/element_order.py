@@ -1,4 +1,4 @@
-"""The order in which packed states and random numbers run through a tensor."""
+"""The order in which quantized states and random numbers run through a tensor."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Walk(NamedTuple):
+class ElementOrder(NamedTuple):
     """Elements as they lie in a parameter's memory; pairs of complex numbers stay together."""
 
-    order: tuple[int, ...]  # every dimension, outermost first
+    dims: tuple[int, ...]  # every dimension, outermost first
 
     @classmethod
-    def of(cls, param: Tensor, rows_first: bool) -> Walk:
+    def of(cls, param: Tensor, rows_first: bool) -> ElementOrder:
         """By falling stride; `rows_first`: dimension 0 stays outermost, whatever its stride."""
         # Dimensions of size one come last, where their strides cannot tell equal orders apart.
         stride = param.stride()
@@ -27,15 +27,15 @@ class Walk(NamedTuple):
     @property
     def is_flat(self) -> bool:
         """Whether this is the order of a contiguous tensor."""
-        return self.order == tuple(range(len(self.order)))
+        return self.dims == tuple(range(len(self.dims)))
 
     def flatten(self, tensor: Tensor) -> Tensor:
         """A tensor of the parameter's shape, or of pairs of reals, as one dimension."""
-        pairs = range(len(self.order), tensor.dim())
-        return tensor.permute((*self.order, *pairs)).reshape(-1)
+        pairs = range(len(self.dims), tensor.dim())
+        return tensor.permute((*self.dims, *pairs)).reshape(-1)
 
     def unflatten(self, flat: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Undo `flatten` of a tensor of that shape."""
-        dims = (*self.order, *range(len(self.order), len(shape)))
+        dims = (*self.dims, *range(len(self.dims), len(shape)))
         places = sorted(range(len(dims)), key=dims.__getitem__)
         return flat.view([shape[d] for d in dims]).permute(places)

@@ -1,10 +1,10 @@
-"""State lists in 8 bits: codes and, for each block of 256 elements, a scale, in one uint8 tensor.
+"""States in 8 bits: codes and, for each block of 256 elements, a scale, in one uint8 tensor.
 
 States span many orders of magnitude. With r in [0, 1] an element's share of its block's scale, the code
 is the upper bits of the float32 r + d: logarithmic above d, even below, as mu-law companding is. Codes of a
-signed list reach 8 octaves down from the block's largest, others 16, each in 16 steps. An average moves less
+signed state reach 8 octaves down from the block's largest, others 16, each in 16 steps. An average moves less
 than half a code in a step, and rounding to nearest would freeze it; so a step rounds up from a threshold that
-runs through [0, 1) from step to step. With 1/2, packing what `unpack` gave loses nothing.
+runs through [0, 1) from step to step. With 1/2, quantizing what `dequantize` gave loses nothing.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 256
-# The key under which a state notes the shape of the parameter that its packed tensors are of: they have
+# The key under which a state notes the shape of the parameter that its quantized tensors are of: they have
 # none themselves.
-PACKED_SHAPE = "packed_shape"
-# In which order packed states walk their parameter, where that is not a contiguous tensor's.
+QUANTIZED_SHAPE = "packed_shape"
+# In which order quantized states go through their parameter, where that is not a contiguous tensor's.
 ORDER = "packed_order"
 _ALIGNMENT = 16
 _SMALLEST_NORMAL = 2.0**-126
@@ -85,13 +85,13 @@ def _scale_bytes(count: int) -> int:
     return -(-4 * blocks // _ALIGNMENT) * _ALIGNMENT
 
 
-def packed_size(count: int) -> int:
-    """Bytes of a packed list of so many elements."""
+def quantized_size(count: int) -> int:
+    """Bytes of a quantized state of so many elements."""
     return _scale_bytes(count) + count
 
 
-def pack(values: Tensor, *, signed: bool, threshold: float = 0.5) -> Tensor:
-    """float32 values in walk order as bytes: scales, zeros up to a multiple of 16 bytes, codes."""
+def quantize(values: Tensor, *, signed: bool, threshold: float = 0.5) -> Tensor:
+    """float32 values in element order as bytes: scales, zeros up to a multiple of 16 bytes, codes."""
     count, blocks = values.numel(), -(-values.numel() // BLOCK)
     x = pad(values, (0, blocks * BLOCK - count)).view(blocks, BLOCK)
     # Compared as integers, NaN is the largest.
@@ -104,20 +104,20 @@ def pack(values: Tensor, *, signed: bool, threshold: float = 0.5) -> Tensor:
     )
 
 
-def unpack(packed: Tensor, count: int, *, signed: bool) -> Tensor:
-    """What `pack` kept of `count` values, as float32 in walk order."""
+def dequantize(quantized: Tensor, count: int, *, signed: bool) -> Tensor:
+    """What `quantize` kept of `count` values, as float32 in element order."""
     blocks, start = -(-count // BLOCK), _scale_bytes(count)
-    scales = packed[: 4 * blocks].view(torch.float32)
-    codes = pad(packed[start:], (0, blocks * BLOCK - count)).view(blocks, BLOCK)
+    scales = quantized[: 4 * blocks].view(torch.float32)
+    codes = pad(quantized[start:], (0, blocks * BLOCK - count)).view(blocks, BLOCK)
     return (_signed_values if signed else _unsigned_values)(codes, scales[:, None]).view(-1)[:count]
 
 
-def packed_otherwise(param: Tensor, state: Mapping[str, Any]) -> str | None:
+def quantized_mismatch(param: Tensor, state: Mapping[str, Any]) -> str | None:
     """Why a state in 8 bits is not this parameter's any more; None where it is."""
     remedy = "delete its state, or load one with load_state_dict()"
-    shape, order = state.get(PACKED_SHAPE, param.shape), state.get(ORDER, range(param.dim()))
+    shape, order = state.get(QUANTIZED_SHAPE, param.shape), state.get(ORDER, range(param.dim()))
     if not isinstance(shape, (tuple, list)):
-        return f"has {shape!r} as '{PACKED_SHAPE}' in its state, and not a shape; {remedy}"
+        return f"has {shape!r} as '{QUANTIZED_SHAPE}' in its state, and not a shape; {remedy}"
     if tuple(shape) != tuple(param.shape):
         return f"has a state in 8 bits of a parameter of shape {tuple(shape)}; {remedy}"
     is_order = isinstance(order, (tuple, list, range)) and len(order) == param.dim()

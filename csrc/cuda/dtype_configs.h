@@ -1,0 +1,58 @@
+// The storages that kernels are compiled for.
+#pragma once
+
+#include "../formats/blockwise.h"
+#include "launch.h"
+
+namespace friction::cuda {
+
+// How a launch's operands are stored. kVector: elements to a vector; kVectors: how many of them a
+// thread has in flight. with_operand calls f with a null pointer of what an operand is stored as;
+// kAtLeastFloat32: the operand is a state that is kept in float32 at least.
+struct Float32Config {
+  using Arithmetic = float;
+  static constexpr bool kLookedUp = false;
+  static constexpr int kVector = 4, kVectors = 2;
+  template <int kOperand, bool kAtLeastFloat32, class F>
+  static FRICTION_INLINE void with_operand(DType, F&& f) {
+    f(static_cast<float*>(nullptr));
+  }
+};
+
+struct BFloat16Config {
+  using Arithmetic = float;
+  static constexpr bool kLookedUp = false;
+  static constexpr int kVector = 8, kVectors = 1;
+  template <int kOperand, bool kAtLeastFloat32, class F>
+  static FRICTION_INLINE void with_operand(DType, F&& f) {
+    f(static_cast<std::conditional_t<kAtLeastFloat32, float, BFloat16>*>(nullptr));
+  }
+};
+
+struct Float64Config {
+  using Arithmetic = double;
+  static constexpr bool kLookedUp = false;
+  static constexpr int kVector = 2, kVectors = 1;
+  template <int kOperand, bool kAtLeastFloat32, class F>
+  static FRICTION_INLINE void with_operand(DType dtype, F&& f) {
+    if constexpr (kOperand == 1)
+      with_stored_type(dtype, std::forward<F>(f));
+    else
+      f(static_cast<double*>(nullptr));
+  }
+};
+
+// Mixtures, looked up as the launch runs; all threads branch alike. A gradient may have any type, a
+// parameter any but float64, with a master or without, a state also 8 bits (dynamic_dtypes.h).
+struct MixedConfig {
+  using Arithmetic = float;
+  static constexpr bool kLookedUp = true, kStatesQuantized = false;
+};
+
+// All states in 8 bits; parameter and gradient looked up, float64 not among them.
+struct QuantizedConfig {
+  using Arithmetic = float;
+  static constexpr bool kLookedUp = true, kStatesQuantized = true;
+};
+
+}  // namespace friction::cuda
