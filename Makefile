@@ -6,13 +6,16 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test test-integrations sanitize torch-suite bench bench-report gpu-report lint format docs wheel
+.PHONY: example test test-deep test-integrations sanitize torch-suite bench bench-report gpu-report lint format docs wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
 
-test: .venv/installed  ## run every test, on all cores
-	$(BIN)/pytest -n auto --dist loadfile $(ARGS)
+test: .venv/installed  ## run the tests that take minutes, on all cores; says what it leaves out
+	$(BIN)/pytest -n auto --dist worksteal -m 'not deep' $(ARGS)
+
+test-deep: .venv/installed  ## run the others: compilers, interpreter, torch.compile, processes, trainings
+	$(BIN)/pytest -n auto --dist loadfile -m deep $(ARGS)
 
 test-integrations: .venv/installed  ## run what needs other libraries, too; installs some 800 MB
 	$(BIN)/pip install --quiet 'friction-kernels[integrations]'

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TYPED_PROGRAM = ROOT / "tests" / "typed_program.py"
+TYPED_PROGRAM = ROOT / "tests" / "support" / "typed_program.py"
 # torch by name: a range may take a build of several GB. The same that is tested.
 TORCH = f"torch=={version('torch').partition('+')[0]}"
 A_STEP = """

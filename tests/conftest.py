@@ -30,6 +30,14 @@ settings.register_profile(
 )
 settings.load_profile("ours")
 
+DEEP = """what needs compilers, Triton's interpreter, torch.compile, several processes or a training, the
+programs of the documents, the benchmark suite, and long searches; `make test-deep` runs it"""
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if config.option.markexpr == "not deep":
+        terminalreporter.write_line(f"LEFT OUT: {DEEP}")
+
 
 @pytest.fixture(autouse=True)
 def leave_global_settings_alone():

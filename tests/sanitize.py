@@ -13,6 +13,9 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
 
 from built_package import ROOT, TESTS, build, run_pytest
 from test_cuda_plan import OTHERWISE_ON_A_GPU

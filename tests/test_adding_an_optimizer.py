@@ -34,10 +34,13 @@ for gradient in gradients:
 torch.testing.assert_close(ours, sgd, rtol=1e-12, atol=1e-12)
 """
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("FRICTION_COMPILE") != "all",
-    reason="FRICTION_COMPILE=all builds the optimizer that docs/adding-an-optimizer.md adds",
-)
+pytestmark = [
+    pytest.mark.deep,
+    pytest.mark.skipif(
+        os.environ.get("FRICTION_COMPILE") != "all",
+        reason="FRICTION_COMPILE=all builds the optimizer that docs/adding-an-optimizer.md adds",
+    ),
+]
 
 
 def changed(path: Path, shown: str) -> str:
@@ -96,7 +99,7 @@ def tree(tmp_path_factory) -> Path:
 
 
 def run_in(tree: Path, *arguments: str) -> str:
-    folders = (tree, tree / "triton_kernels", tree / "tests", tree / "tests/host_gpu")
+    folders = (tree, tree / "triton_kernels", tree / "tests/support", tree / "tests")
     environment = {**os.environ, "PYTHONPATH": ":".join(map(str, folders))}
     for name in ("CI", "FRICTION_COMPILE"):
         environment.pop(name, None)

@@ -23,12 +23,9 @@ from bench.gloss_forms import Problem, authors, make_problem
 from bench.scenarios import GraphScenario
 from friction_kernels import label_propagation
 
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
+
 by_name = {contender.name: contender for contender in CONTENDERS}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("name", (LEAN, FP32, OURS))

@@ -10,7 +10,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from bench import __main__ as command
@@ -21,12 +20,9 @@ from bench.goals import GOALS, Goal, judge, of_graph
 from bench.records import ROOT
 from bench.scenarios import SUITES, scenarios_of
 
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
+
 HEAD = {"device": "a machine", "kind": "cpu", "torch threads": 1, "copy_gb_s": 10.0}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -16,12 +16,9 @@ from bench.shapes import MODELS, elements
 from bench.states import ALL_8BIT, CLIPPED, CLIPPED_UNSCALED, GRAD_8BIT, PLAIN, SPLIT, WAYS
 from bench.steps import Entry, Field, Pool, measure_steps, tensors_of
 
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
+
 by_name = {c.name: c for c in (*OPTIMIZERS, *WAYS, *peers.OF_OPTIMIZERS)}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
 
 
 def measured(*chosen, seconds=60.0):

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from scale_cases import (
+from optimizer_cases import (
     assert_same_bits,
     assert_same_states,
     both_backends,

@@ -8,6 +8,8 @@ from torch._dynamo.utils import counters
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW
 
+pytestmark = pytest.mark.deep
+
 INPUT = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 
 

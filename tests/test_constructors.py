@@ -5,14 +5,11 @@ import pickle
 
 import pytest
 import torch
+from optimizer_cases import FRICTION, every_optimizer
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, TanhSignAdamP
 from friction_kernels.integrations.torchtitan import ParamGroupConfig, build_optimizers
-from friction_kernels.optim.friction_adam import FrictionAdam
-
-FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 def make_params():

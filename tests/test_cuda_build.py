@@ -10,6 +10,8 @@ import pytest
 
 from friction_kernels import _native, backends
 
+pytestmark = pytest.mark.deep
+
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100-real", "100-virtual")
 KERNELS = 34  # to an architecture
 # A multiprocessor has 65,536 registers: two blocks of 256 threads of the hot kernels find room, and one

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plan_driver import BLOCK, CHUNK, quantized_bytes
 
+pytestmark = pytest.mark.deep
+
 EXAMPLES = 200  # the host runs every thread of a launch, one after another
 GUARD = 64  # elements around each tensor that nobody may touch
 

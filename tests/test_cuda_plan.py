@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from built_package import TESTS, build, run_pytest
 
+pytestmark = pytest.mark.deep
+
 # A GPU takes a launch for each list of types, and does not let the host wait. torch would have to make the
 # sums for max_grad_norm and skip_nonfinite on it: scale_checks does without.
 OTHERWISE_ON_A_GPU = (

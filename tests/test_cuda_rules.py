@@ -20,6 +20,8 @@ from test_native import ADAM_OPTIONS, ADAMP_OPTIONS, CHUNK, RSGDM_OPTIONS
 
 from friction_kernels import OPTIMIZERS, friction_stats
 
+pytestmark = pytest.mark.deep
+
 EXAMPLES = 200  # the host runs every thread of a launch, one after another
 # The storage of a launch: the parameter's, the gradient's type.
 KINDS = {

@@ -10,25 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from optimizer_cases import FRICTION, Odd, both_backends, every_optimizer, noise
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, backends
 from friction_kernels.optim import checks
-from friction_kernels.optim.friction_adam import FrictionAdam
 
-FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
-
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 warm_or_not = pytest.mark.parametrize("warm", [0, 2], ids=["at the first step", "after two steps"])
-
-
-class Odd(torch.Tensor):
-    """A tensor subclass, whose memory only torch knows."""
-
-
-def noise(shape, seed):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def make_params():

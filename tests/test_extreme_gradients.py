@@ -6,7 +6,7 @@ import math
 import adamp
 import pytest
 import torch
-from scale_cases import FRICTION, both_backends
+from optimizer_cases import FRICTION, both_backends
 
 from friction_kernels import (
     OPTIMIZERS,

@@ -13,6 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
+pytestmark = pytest.mark.deep
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "finetune_text.py"
 
 

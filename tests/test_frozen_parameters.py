@@ -4,19 +4,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optimizer_cases import Odd, both_backends, every_optimizer
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, friction_stats
 from friction_kernels.optim import checks
 from friction_kernels.optim.friction_adam import FrictionAdam
 from friction_kernels.optim.planning import StepPlan, _scaling_settings
-
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
-
-
-class Odd(torch.Tensor):
-    """A tensor subclass, whose memory only torch knows."""
 
 
 def frozen(tensor):

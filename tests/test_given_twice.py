@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 import torch
+from optimizer_cases import every_optimizer
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, TanhSignAdamW, release_gradients
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_backend = pytest.mark.parametrize("backend", ["auto", "reference"])
 pytestmark = pytest.mark.filterwarnings(
     "ignore:optimizer contains a parameter group with duplicate", "ignore:.*it is given twice"

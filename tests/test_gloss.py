@@ -120,6 +120,7 @@ def test_draws_a_rounded_up_share_of_the_known_labels(gamma, expected):
     assert loss_fn.last.num_scored == 50 - expected
 
 
+@pytest.mark.deep
 def test_every_call_draws_anew_uniformly_and_as_the_generator_says():
     e, labels, _ = batch(num_nodes=12)
     scored = torch.zeros(12)
@@ -202,6 +203,7 @@ def test_gradcheck(form, backend):
         assert torch.autograd.gradcheck(loss, (e, sigma))
 
 
+@pytest.mark.deep
 def test_training_brings_classes_apart():
     torch.manual_seed(0)
     e, labels = clusters(90, 8, 3, spread=3.0)
@@ -237,6 +239,7 @@ def test_autocast_leaves_the_loss_in_float32():
         assert torch.equal(torch.autograd.grad(loss, e)[0], expected)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("solver", ("cg", "iterate"))
 def test_compiled_training_step_equals_the_eager_one(solver):
     torch.manual_seed(0)
@@ -665,11 +668,12 @@ assert len(said) == 1 and said[0].startswith("4 of 12 unlabelled nodes are reach
 """
 
 
+@pytest.mark.deep
 def test_triton_backend_equals_the_others():
     """In the interpreter, which must be chosen before Triton is imported."""
     pytest.importorskip("triton")
-    tests = Path(__file__).parent
-    path = os.pathsep.join(map(str, (tests, tests.parent / "triton_kernels")))
+    root = Path(__file__).parents[1]
+    path = os.pathsep.join(map(str, (root / "tests/support", root / "triton_kernels")))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
     run = subprocess.run(
         [sys.executable, "-c", TRITON], capture_output=True, text=True, timeout=300, env=environment

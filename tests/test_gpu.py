@@ -31,19 +31,18 @@ from gpu_cases import (
 from gpu_graphs import MANY, check_eager_steps_between, check_schedule, on_device
 from gpu_scale_cases import FORMS, check_form, check_gradient_scaling, check_squared_norm
 from hypothesis import assume, given, settings
+from optimizer_cases import every_optimizer
 from test_native import LAYOUTS
 
 from friction_kernels import OPTIMIZERS, count_launches
 from friction_kernels.backends import cuda_unavailable_reason
 
-WHY_NOT = (
+UNAVAILABLE = (
     "torch finds no CUDA device" if not torch.cuda.is_available() else cuda_unavailable_reason()
 )
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(WHY_NOT is not None, reason=f"needs a GPU: {WHY_NOT}"),
-]
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+if UNAVAILABLE is not None:
+    pytest.skip(f"needs a GPU: {UNAVAILABLE}", allow_module_level=True)
+pytestmark = pytest.mark.gpu
 with_friction = pytest.mark.parametrize("name", FRICTION)
 eager_and_capturable = pytest.mark.parametrize("capturable", [False, True])
 

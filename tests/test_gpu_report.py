@@ -29,18 +29,14 @@ from gpu_cases import (
 from gpu_graphs import check_eager_steps_between, check_schedule
 from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
+from optimizer_cases import every_optimizer
 
 from bench import __main__, gpu_report
 from bench.gpu_report import APART, as_markdown, counted, faults
 from bench.scenarios import scenarios_of
 from friction_kernels import OPTIMIZERS
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
 
 
 # The GPU's checks, on the processor.

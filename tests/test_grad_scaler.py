@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scale_cases import (
+from optimizer_cases import (
     assert_same_bits,
     both_backends,
     copies,

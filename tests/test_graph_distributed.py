@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.deep
+
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
@@ -141,7 +143,7 @@ def ranks(tmp_path_factory):
     """What each scenario returned or raised: one dictionary a rank. Processes are started once."""
     scenarios = (GATHERED, DRAWN, AVERAGED, REMEMBERED, IDENTIFIED, REFUSED)
     program = "".join((PRELUDE, *scenarios, EPILOGUE))
-    program = program.replace("TESTS", repr(str(Path(__file__).parent)))
+    program = program.replace("TESTS", repr(str(Path(__file__).parent / "support")))
     store = tmp_path_factory.mktemp("ranks") / "store"
     processes = [
         subprocess.Popen(

@@ -72,12 +72,14 @@ def test_half_precision_embeddings_are_computed_with_in_float32(golden_dir, dtyp
     assert relative(e.grad, golden.grad) <= bound
 
 
+@pytest.mark.deep
 @FEW_EXAMPLES
 @given(graph=graphs())
 def test_float64_equals_the_dense_equations(graph):
     assert_right_or_reported(graph, MATRIX_FREE, torch.float64, tol=1e-12, max_iter=500)
 
 
+@pytest.mark.deep
 @SOME_EXAMPLES
 @given(graph=graphs())
 def test_float32_equals_the_dense_equations(graph):
@@ -277,6 +279,7 @@ print((run(20_000) - before) * 1024)
 """
 
 
+@pytest.mark.deep
 def test_memory_at_20000_nodes_is_far_below_a_matrix():
     run = subprocess.run(
         [sys.executable, "-c", PEAK_MEMORY], capture_output=True, text=True, timeout=300, check=True

@@ -15,6 +15,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from friction_kernels import RSGDM, SigSignAdamW
 from friction_kernels.integrations.torchtitan import ParamGroupConfig, build_optimizers
 
+pytestmark = pytest.mark.deep
+
 NEW_MODULES = """
 import sys, torch
 before = set(sys.modules)

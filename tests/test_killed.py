@@ -9,9 +9,9 @@ from pathlib import Path
 import killed_run
 import pytest
 import torch
-from scale_cases import assert_same_bits, assert_same_states
+from optimizer_cases import assert_same_bits, assert_same_states
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
 
 
 def start(folder, steps):

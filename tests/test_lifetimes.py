@@ -7,11 +7,12 @@ import weakref
 
 import pytest
 import torch
+from optimizer_cases import both_backends
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW, release_gradients
 
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
+pytestmark = pytest.mark.deep
 
 
 def by_hook(param, opt):

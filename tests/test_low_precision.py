@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from scale_cases import FRICTION, both_backends, every_optimizer, make_params, noise, run
+from optimizer_cases import FRICTION, both_backends, every_optimizer, make_params, noise, run
 from torch import nn
 
 from bench.shapes import vit_b_16
@@ -154,6 +154,7 @@ def test_the_table_of_a_report_can_be_read(backend):
     assert len({len(line) for line in lines[:-1]}) == 1 and math.isfinite(total)
 
 
+@pytest.mark.deep
 @both_backends
 @pytest.mark.parametrize("state_dtype", ["bf16", "8bit"])
 def test_averages_in_few_bits_do_not_freeze(state_dtype, backend):

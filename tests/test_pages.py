@@ -29,6 +29,11 @@ PYPROJECT = (ROOT / "pyproject.toml").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+readme_first = pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=() if p.name == "README.md" else pytest.mark.deep) for p in PAGES],
+    ids=name_of,
+)
 
 
 def assert_printed(block, printed: str, page) -> None:
@@ -48,7 +53,7 @@ def test_languages_are_known(page):
     assert {block.language for block in blocks_of(page)} <= LANGUAGES
 
 
-@page_by_page
+@readme_first
 def test_programs_run_and_print_what_the_page_says(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # some write files
     programs = [block for block in blocks_of(page) if block.is_program]
@@ -81,7 +86,7 @@ def run_by_torchrun(page, program, folder) -> None:
 # Commands.
 
 
-@page_by_page
+@readme_first
 def test_commands_exist_with_their_flags(page):
     for block in blocks_of(page):
         if block.language != "sh":

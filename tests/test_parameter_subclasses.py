@@ -5,12 +5,11 @@ import weakref
 
 import pytest
 import torch
+from optimizer_cases import every_optimizer
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW, count_launches
 from friction_kernels.backends import native_fallback_reason
-
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
 class Tagged(nn.Parameter):

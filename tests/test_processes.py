@@ -16,6 +16,8 @@ if not torch.distributed.is_available():
 import processes
 import torch.distributed as dist
 
+pytestmark = pytest.mark.deep
+
 SESSION = """
 import sys
 import processes, test_processes

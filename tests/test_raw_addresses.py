@@ -9,46 +9,30 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from optimizer_cases import (
+    assert_same_bits,
+    both_backends,
+    every_optimizer,
+    make_params,
+    noise,
+    run,
+)
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, TanhSignAdamW
 
 SHAPES = [(3, 4), (5,), (2, 3, 2)]
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
-
-
-def noise(shape, seed, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def make_params(shapes=SHAPES):
-    return [nn.Parameter(noise(shape, index)) for index, shape in enumerate(shapes)]
-
-
-def run(opt, params, steps):
-    for step in steps:
-        for index, param in enumerate(params):
-            param.grad = noise(param.shape, 100 * (step + 1) + index, param.dtype)
-        opt.step()
-
 
 def stepped_twins(name, backend="native", steps=2):
     """Two optimizers that took the same steps: (parameters, optimizer) twice."""
     twins = []
     for _ in range(2):
-        params = make_params()
+        params = make_params(SHAPES)
         opt = OPTIMIZERS[name](params, lr=0.05, backend=backend)
         run(opt, params, range(steps))
         twins.append((params, opt))
     return twins
-
-
-def assert_same_bits(left, right):
-    for a, b in zip(left, right, strict=True):
-        assert torch.equal(a, b)
 
 
 def changed(tensor):
@@ -390,7 +374,7 @@ def test_gradients_are_freed_after_a_step_that_failed():
     [("parameter", 0), ("gradient", 0), ("state", 0), ("parameter", 0.9), ("state", 0.9)],
 )
 @every_optimizer
-def test_state_formats_resized_to_less_is_an_error(name, lost, share):
+def test_storage_resized_to_less_is_an_error(name, lost, share):
     (params, opt), (twins, twin_opt) = stepped_twins(name)
     lose = {
         "parameter": lambda: params[1],
@@ -427,7 +411,7 @@ except RuntimeError as error:
 """
 
 
-def test_state_formats_resized_to_nothing_under_a_view_is_an_error():
+def test_storage_resized_to_nothing_under_a_view_is_an_error():
     # Its address is an offset from nothing, and not null; in a process of its own, lest it crash.
     process = subprocess.run(
         [sys.executable, "-c", LOST_BEHIND_A_VIEW], capture_output=True, encoding="utf-8"
@@ -456,7 +440,7 @@ def test_backward_through_a_graph_from_before_the_step_raises(name, backend):
 @both_backends
 @every_optimizer
 def test_versions_count_the_updates_of_a_parameter_and_nothing_else(name, backend):
-    params = make_params()
+    params = make_params(SHAPES)
     opt = OPTIMIZERS[name](params, backend=backend)
     with_gradient = [(0, 1, 2), (0, 2), (), (1,), (), (0, 1, 2)]
     for step, updated in enumerate(with_gradient):
@@ -470,7 +454,7 @@ def test_versions_count_the_updates_of_a_parameter_and_nothing_else(name, backen
 
 @both_backends
 def test_a_step_without_gradients_after_a_failed_one_changes_no_version(backend):
-    params = make_params()
+    params = make_params(SHAPES)
     opt = TanhSignAdamW(params, backend=backend)
     run(opt, params, range(2))
     params[1].grad = params[1].grad.to_sparse()

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from scale_cases import (
+from optimizer_cases import (
     FRICTION,
     assert_same_bits,
     assert_same_states,

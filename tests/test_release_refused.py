@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scale_cases import assert_same_bits, backward, copies, make_params, network, noise
+from optimizer_cases import assert_same_bits, backward, copies, make_params, network, noise
 from torch import nn
 
 from friction_kernels import SigSignAdamW, release_gradients

@@ -9,6 +9,7 @@ if not torch.distributed.is_available():
 import sharded_checkpoints
 
 pytestmark = [
+    pytest.mark.deep,
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
 ]

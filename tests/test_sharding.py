@@ -10,6 +10,8 @@ import sharded_cases
 
 from friction_kernels import OPTIMIZERS
 
+pytestmark = pytest.mark.deep
+
 REORDERED = 1e-6  # where a sum is taken in another order
 BLOCKS = [(10, 256), (3, 512), (1024,)]  # whose parts are whole blocks of 8-bit state
 LOW_PRECISION = [

@@ -8,6 +8,8 @@ if not torch.distributed.is_available():
 
 import sharded_faults
 
+pytestmark = pytest.mark.deep
+
 PARAMETER = "parameter 1 of group 0 (shape (9, 4, 2))"
 
 

@@ -7,10 +7,12 @@ if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
 
 import sharded_parts
-from scale_cases import noise
+from optimizer_cases import noise
 from sharded_parts import KINDS
 
 from friction_kernels import RSGDM, TanhSignAdamP, clip_grad_norm_
+
+pytestmark = pytest.mark.deep
 
 SPREAD = ["flat", "originals", "gradients only"]
 REORDERED = 1e-12

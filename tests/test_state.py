@@ -5,50 +5,25 @@ import io
 
 import pytest
 import torch
+from optimizer_cases import (
+    FRICTION,
+    assert_same_bits,
+    assert_same_states,
+    both_backends,
+    copies,
+    every_optimizer,
+    noise,
+    run,
+)
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, SigSignGrad, TanhSignAdamW
-from friction_kernels.optim.friction_adam import FrictionAdam
 
-FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
 SHAPES = [(3, 4), (5,), (2, 3, 2), ()]
-
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
-
-
-def noise(shape, seed, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def make_params(dtype=torch.float32):
     return [nn.Parameter(noise(shape, index, dtype)) for index, shape in enumerate(SHAPES)]
-
-
-def run(opt, params, steps):
-    for step in steps:
-        for index, param in enumerate(params):
-            param.grad = noise(param.shape, 100 * (step + 1) + index, param.dtype)
-        opt.step()
-
-
-def copies(params):
-    return [nn.Parameter(param.detach().clone()) for param in params]
-
-
-def assert_same_bits(left, right):
-    for a, b in zip(left, right, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-
-
-def assert_same_states(opt, params, other, other_params):
-    for param, other_param in zip(params, other_params, strict=True):
-        assert opt.state[param].keys() == other.state[other_param].keys()
-        assert_same_bits(
-            opt.state[param].values(), [other.state[other_param][k] for k in opt.state[param]]
-        )
 
 
 def saved_and_loaded(state_dict):

@@ -4,6 +4,7 @@ from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
+from optimizer_cases import both_backends, every_optimizer, noise
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW
@@ -16,14 +17,7 @@ OPTIONS = {
     "master": (torch.bfloat16, {"master": "fp32"}),
 }
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 every_option = pytest.mark.parametrize("kind", OPTIONS)
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
-
-
-def noise(shape, seed, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def step(opt, params, seed):
@@ -377,6 +371,7 @@ def test_a_tuple_of_parameters_is_a_group(backend):
     assert_same(opt, params, other, others)
 
 
+@pytest.mark.deep
 def test_as_many_groups_as_there_are_parameters():
     params = [nn.Parameter(torch.ones(1)) for _ in range(65_537)]
     opt = RSGDM(params[:1], lr=1.0, momentum=0.0, backend="native")

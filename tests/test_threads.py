@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from friction_kernels import SigSignAdamW, _native
+
+pytestmark = pytest.mark.deep
 
 
 def test_regions_run_on_the_openmp_that_torch_uses():

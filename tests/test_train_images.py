@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.deep
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_images.py"
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.deep
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "train_low_precision.py"
 
 

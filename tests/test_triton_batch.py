@@ -25,6 +25,8 @@ from friction_triton.launches import counts  # noqa: E402
 
 from friction_kernels.graph import dense  # noqa: E402
 
+pytestmark = pytest.mark.deep
+
 IGNORED = -100
 
 

@@ -23,6 +23,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.deep
+
 ARCHITECTURES = (80, 90, 100)
 DIMS, CLASSES = (384, 768, 1024), (8, 52)
 PRECISIONS = ("fp32", "tf32", "bf16")

@@ -32,6 +32,8 @@ from friction_kernels.graph.harmonic import propagate  # noqa: E402
 from friction_kernels.graph.route import Route, Settings  # noqa: E402
 from friction_kernels.scores.backend import Term  # noqa: E402
 
+pytestmark = pytest.mark.deep
+
 SHAPES = [  # N, d, K: none a multiple of a tile, d below a tile's, exactly one, and beyond
     (2, 1, 2),
     (3, 17, 3),

@@ -28,10 +28,11 @@ ROOT = Path(__file__).parents[1]
 STUB = ast.parse((ROOT / "friction_kernels" / "_native.pyi").read_text())
 
 
+@pytest.mark.deep
 def test_a_users_program_passes_a_strict_type_checker():
     """And what that program imports of the package does."""
     pytest.importorskip("mypy", reason="mypy is not installed: types are not checked")
-    mypy = [sys.executable, "-m", "mypy", "tests/typed_program.py"]
+    mypy = [sys.executable, "-m", "mypy", "tests/support/typed_program.py"]
     found = subprocess.run(mypy, cwd=ROOT, capture_output=True, encoding="utf-8")
     assert found.returncode == 0, found.stdout + found.stderr
 

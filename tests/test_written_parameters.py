@@ -2,11 +2,10 @@
 
 import pytest
 import torch
+from optimizer_cases import both_backends, every_optimizer
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW
 
-both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 MASTERS = {"split": "residual", "split8": "residual", "fp32": "master"}
 
 

@@ -5,7 +5,7 @@ Every process calls these functions beside a twin that is whole; differences are
 
 import torch
 import torch.distributed as dist
-from scale_cases import noise
+from optimizer_cases import noise
 from sharded_cases import (
     batches,
     compiled_step,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).parent / "native" / "host_launch.cpp"
+SOURCE = Path(__file__).parents[1] / "native" / "host_launch.cpp"
 COMPILERS = {
     "g++": ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC"],
     "nvcc": [

@@ -9,7 +9,7 @@ from functools import cache
 
 import torch
 import torch.distributed as dist
-from scale_cases import noise
+from optimizer_cases import noise
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard

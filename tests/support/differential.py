@@ -9,7 +9,7 @@ import itertools
 import pickle
 
 import torch
-from scale_cases import noise
+from optimizer_cases import noise
 from test_native import lay_out
 from tolerances import CHANGE_ULPS, STORED_ULPS, arithmetic
 

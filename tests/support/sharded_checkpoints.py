@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from scale_cases import noise
+from optimizer_cases import noise
 from sharded_cases import fully_sharded, spread, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
-from scale_cases import copies, give_gradients, make_params
+from optimizer_cases import copies, give_gradients, make_params
 
 from friction_kernels import RSGDM, SigSignAdamW, TanhSignAdamP
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pybind11
 
-TESTS = Path(__file__).parent
+SUPPORT = Path(__file__).parent
+TESTS = SUPPORT.parent
 ROOT = TESTS.parent
 
 
@@ -34,9 +35,7 @@ def run_pytest(folder: Path, *arguments: str | Path, **environment: str) -> tupl
 
     In that folder: Python looks first into the one it runs in, and the project has the package, too.
     """
-    path = os.pathsep.join(
-        map(str, (folder, ROOT / "triton_kernels", TESTS / "host_gpu", TESTS, ROOT))
-    )
+    path = os.pathsep.join(map(str, (folder, ROOT / "triton_kernels", SUPPORT, TESTS, ROOT)))
     run = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),

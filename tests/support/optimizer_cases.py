@@ -1,4 +1,4 @@
-"""What the tests of precision, clipping, checkpoints and gradient release share."""
+"""What tests of optimizers share: every class and backend, numbers, parameters, steps, comparisons."""
 
 import math
 
@@ -17,9 +17,14 @@ every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 
 
+class Odd(torch.Tensor):
+    """A tensor subclass, whose memory only torch knows."""
+
+
 def noise(shape, seed, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(shape, generator=generator).to(dtype)
+    """The same numbers for the same shape and seed, rounded to the type."""
+    wide = torch.complex128 if dtype.is_complex else torch.float64
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=wide).to(dtype)
 
 
 def make_params(shapes=SHAPES, dtype=torch.float32):
@@ -43,10 +48,12 @@ def norm_of(params):
     return math.sqrt(sum(param.grad.abs().double().square().sum().item() for param in params))
 
 
-def run(opt, params, steps):
+def run(opts, params, steps):
+    """Steps of one optimizer, or of several that share the parameters."""
     for step in steps:
         give_gradients(params, step)
-        opt.step()
+        for opt in opts if isinstance(opts, list) else [opts]:
+            opt.step()
 
 
 def backward(params, step):

@@ -10,7 +10,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
-from scale_cases import noise
+from optimizer_cases import noise
 from sharded_cases import batches, compiled_step, loss_of, mesh, network
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy

@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import torch
 
-FOLDER = Path(__file__).parents[1] / "examples" / "integrations"
+FOLDER = Path(__file__).parents[2] / "examples" / "integrations"
 
 
 def example(name):
