@@ -89,6 +89,7 @@ def test_float32_equals_the_dense_equations(graph):
 SMALL = clusters(12, 4, 3, seed=3)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("options", MATRIX_FREE)
 @pytest.mark.parametrize("sigma", (0.2, 0.6))
 @pytest.mark.parametrize("solver", ({"tol": 1e-14}, {"solver": "iterate", "num_iters": 4}))
