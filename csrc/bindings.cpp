@@ -4,7 +4,6 @@
 
 #include "launches.h"
 #include "python/rule_plan.h"
-#include "python/tensor_list.h"
 
 namespace py = pybind11;
 using namespace friction;
@@ -187,9 +186,9 @@ PYBIND11_MODULE(_native, m) {
       [](const TensorReader& reader, const py::list& tensors, const py::list& targets, int threads,
          py::object allocate, py::list keep) {
         const DeviceAllocator allocator{std::move(allocate), std::move(keep)};
-        const TensorList operand(reader, tensors);
+        std::map<int, OperandList> of_device = read_tensors(reader, tensors);
         for (const NormTarget& target : targets_of(reader, targets))
-          operand.squared_norm(target, threads, reader, allocator);
+          squared_norm(of_device[target.device], target, threads, reader, allocator);
       },
       py::arg("reader"), py::arg("tensors"), py::arg("targets"), py::arg("threads"),
       py::arg("allocate"), py::arg("keep"));

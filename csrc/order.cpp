@@ -44,6 +44,24 @@ ElementOrder stride_order(const std::vector<int64_t>& shape,
   return order;
 }
 
+void as_pairs(std::vector<int64_t>& shape, std::vector<std::vector<int64_t>>& strides) {
+  shape.push_back(2);
+  for (auto& operand : strides) {
+    for (int64_t& stride : operand) stride *= 2;
+    operand.push_back(1);
+  }
+}
+
+void OwnedLayout::keep(const ElementOrder& order) {
+  sizes_.clear();
+  strides_.clear();
+  if (order.contiguous()) return;
+  sizes_ = order.sizes;
+  for (const auto& operand : order.strides)
+    strides_.insert(strides_.end(), operand.begin(), operand.end());
+  layout_ = {static_cast<int>(sizes_.size()), sizes_.data(), strides_.data()};
+}
+
 std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size(); d-- > 1;) strides[d - 1] = strides[d] * sizes[d];

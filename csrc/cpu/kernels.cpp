@@ -170,19 +170,18 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
   }
 }
 
-// The sum of a chunk's squared gradients.
+// The sum of a chunk's squares.
 template <class T>
 double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
-  Stage<T, Gradients, Gradients::kOperands> stage;
-  stage.load_operand(t, Gradients::kGrad, begin, count);
-  const T* g = stage.x[Gradients::kGrad];
-  return dot(g, g, count);
+  Stage<T, SingleOperand> stage;
+  stage.load(t, begin, count);
+  return dot(stage.x[0], stage.x[0], count);
 }
 
 void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
   int64_t chunk = first;
   r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
-    r.squares[chunk++] = t.dtype[Gradients::kGrad] == DType::kFloat64
+    r.squares[chunk++] = t.dtype[0] == DType::kFloat64
                              ? squares_of_chunk<double>(t, begin, end - begin)
                              : squares_of_chunk<float>(t, begin, end - begin);
   });

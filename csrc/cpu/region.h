@@ -40,9 +40,9 @@ struct StatisticRegion : Region<Rule> {
   Moments* of_chunk;  // [chunks]
 };
 
-// What a look at the gradients alone sees of a tensor's operands.
-struct Gradients {
-  enum Operand { kParam, kGrad, kOperands };
+// In a rule's place where tensors have one operand, of which no rule knows.
+struct SingleOperand {
+  enum Operand { kParam, kOperands };
   static constexpr States<1> kStates{};
 };
 

@@ -30,7 +30,9 @@ FRICTION_INSTANTIATE(update, !Rule::kProjects);
 FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
 FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
-void squared_norm(const Launch<Gradients>&, const Target&) { throw std::runtime_error(kAbsent); }
+void squared_norm(const Launch<SingleOperand>&, const Target&) {
+  throw std::runtime_error(kAbsent);
+}
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }
 bool is_capturing(const Target&) { throw std::runtime_error(kAbsent); }
 void probe(int) { throw std::runtime_error(kAbsent); }

@@ -52,7 +52,7 @@ auto of_rules(RuleList<Rule...>, Choose choose) {
 
 // One launch: launch.norm.squared becomes the sum of all gradients' squares, the same bits on every
 // card. launch.blocks_done must lead to a zero.
-void squared_norm(const Launch<Gradients>& launch, const Target& target);
+void squared_norm(const Launch<SingleOperand>& launch, const Target& target);
 
 // Writes bytes to device memory, in stream order, without keeping the host's memory: they travel as
 // kernel parameters, so a captured graph holds them too.

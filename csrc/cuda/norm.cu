@@ -4,7 +4,7 @@
 namespace friction::cuda {
 
 __global__ void __launch_bounds__(kThreads)
-    squared_norm_kernel(const __grid_constant__ Launch<Gradients> launch) {
+    squared_norm_kernel(const __grid_constant__ Launch<SingleOperand> launch) {
   __shared__ Scratch<double, kWarps> scratch;
   int64_t tensor = 0;
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
@@ -20,7 +20,7 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) *launch.norm.squared = sum;
 }
 
-void squared_norm(const Launch<Gradients>& launch, const Target& target) {
+void squared_norm(const Launch<SingleOperand>& launch, const Target& target) {
   launch_kernel("squared_norm", squared_norm_kernel, launch, launch.chunks > 0 ? launch.chunks : 1,
                 kThreads, over_tensors(launch), target);
 }

@@ -1,4 +1,4 @@
-// The squared norm of all gradients together, thread by thread: each chunk's sum first, then the
+// The squared norm of a list of tensors, thread by thread: each chunk's sum first, then the
 // sum of the chunks, both in a fixed order.
 #pragma once
 
@@ -7,24 +7,23 @@
 
 namespace friction::cuda {
 
-// A launch that reads gradients and nothing else. They have no group: Entry::group_step is a
-// gradient's DType.
-struct Gradients {
-  enum Operand { kGrad, kOperands };
+// In a rule's place where tensors have one operand. They have no group: Entry::group_step is a
+// tensor's DType.
+struct SingleOperand {
+  enum Operand { kParam, kOperands };
   static constexpr bool kProjects = false;
   struct Settings {
     double unused;
   };
 };
 
-// The squares of a thread's eight consecutive elements of a part, in the gradient's own type or in
+// The squares of a thread's eight consecutive elements of a part, in the tensor's own type or in
 // float32; anew in double where that sum is not finite.
 template <class Stored>
-FRICTION_INLINE double squares_of_eight(const Launch<Gradients>& launch, const Part& part,
+FRICTION_INLINE double squares_of_eight(const Launch<SingleOperand>& launch, const Part& part,
                                         int thread) {
   using T = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-  const auto* data =
-      static_cast<const Stored*>(launch.entries()[part.tensor].data[Gradients::kGrad]);
+  const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[0]);
   const int64_t* layout = layout_of(launch, part.tensor);
   const int rest = part.count - thread * kVec8, count = rest < kVec8 ? rest : kVec8;
   const int64_t first = part.begin + thread * kVec8;
@@ -43,9 +42,9 @@ FRICTION_INLINE double squares_of_eight(const Launch<Gradients>& launch, const P
   double wide = 0;
   FRICTION_NO_UNROLL
   for (int i = 0; i < count; ++i) {
-    int64_t offsets[Gradients::kOperands];
+    int64_t offsets[SingleOperand::kOperands];
     find_offsets(layout, first + i, offsets);
-    const T x = T(widen(read_one(data + offsets[Gradients::kGrad])));
+    const T x = T(widen(read_one(data + offsets[0])));
     sum += x * x;
     wide += double(x) * double(x);
   }
@@ -53,7 +52,7 @@ FRICTION_INLINE double squares_of_eight(const Launch<Gradients>& launch, const P
 }
 
 // A thread's share of a part's sum.
-FRICTION_INLINE double squares_of_part(const Launch<Gradients>& launch, const Part& part,
+FRICTION_INLINE double squares_of_part(const Launch<SingleOperand>& launch, const Part& part,
                                        int thread) {
   double sum = 0;
   with_stored_type(DType(launch.entries()[part.tensor].group_step), [&](auto* type) {

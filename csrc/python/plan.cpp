@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "../formats/blockwise.h"
+#include "../rules/states.h"
 
 namespace friction {
 namespace py = pybind11;
@@ -226,51 +227,41 @@ const char* Plan::read_states(PlanEntry& entry, const TensorView& param) {
 }
 
 const char* Plan::find_order(PlanEntry& entry, const TensorView& param) const {
-  const size_t dims = entry.shape.size();
-  const int64_t per_element = entry.is_complex ? 2 : 1;
-  entry.numel = param.numel() * per_element;
+  const auto dims = static_cast<std::ptrdiff_t>(entry.shape.size());
+  entry.numel = param.numel() * (entry.is_complex ? 2 : 1);
   const bool matrix = projects_rows_ && dims > 1 && entry.numel > 0;
   entry.rows = matrix ? entry.shape[0] : 0;
-  entry.contiguous = true;
-  entry.order_sizes.clear();
-  entry.order_strides.clear();
-  if (entry.numel > 0) {
-    std::vector<int64_t> shape = entry.shape;
-    if (entry.is_complex) shape.push_back(2);
-    const size_t operands = operands_ + entry.has_master;
-    std::vector<std::vector<int64_t>> strides;
-    for (size_t operand = 0; operand < operands; ++operand) {
-      if (entry.quantized[operand]) continue;
-      const auto begin = entry.strides.begin() + static_cast<std::ptrdiff_t>(operand * dims);
-      auto& real = strides.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(dims));
-      for (int64_t& stride : real) stride *= per_element;
-      if (entry.is_complex) real.push_back(1);
-    }
-    if (std::any_of(entry.quantized, entry.quantized + operands,
-                    [](bool quantized) { return quantized; })) {
-      std::vector<int64_t>& known = entry.quantized_strides;
-      if (known.empty()) known.assign(entry.strides.begin(), entry.strides.begin() + int64_t(dims));
-      if (!std::equal(known.begin(), known.end(), entry.strides.begin()))
-        return "its memory layout is not the one its state of 8 bits was quantized in";
-    }
-    ElementOrder order = stride_order(shape, strides, matrix);
-    for (size_t operand = 0; operand < operands; ++operand)
-      if (entry.quantized[operand])
-        order.strides.insert(order.strides.begin() + static_cast<std::ptrdiff_t>(operand),
-                             dense_strides(order.sizes));
-    for (size_t operand = 0; operand < operands; ++operand)
-      if (operand != 1 && overlaps(order, operand))
-        return "elements of it or of its state share memory; make it of a clone()";
-    entry.contiguous = order.contiguous();
-    if (!entry.contiguous) {
-      entry.order_sizes = order.sizes;
-      for (const auto& operand : order.strides)
-        entry.order_strides.insert(entry.order_strides.end(), operand.begin(), operand.end());
-      entry.layout = {static_cast<int>(order.sizes.size()), entry.order_sizes.data(),
-                      entry.order_strides.data()};
+  entry.layout = {};
+  entry.order_known = true;
+  if (entry.numel == 0) return nullptr;
+
+  std::vector<int64_t> shape = entry.shape;
+  const size_t operands = operands_ + entry.has_master;
+  std::vector<std::vector<int64_t>> strides;
+  for (size_t operand = 0; operand < operands; ++operand) {
+    const auto begin = entry.strides.begin() + static_cast<std::ptrdiff_t>(operand) * dims;
+    if (!entry.quantized[operand]) strides.emplace_back(begin, begin + dims);
+  }
+  if (strides.size() < operands) {
+    std::vector<int64_t>& known = entry.quantized_strides;
+    if (known.empty()) known.assign(entry.strides.begin(), entry.strides.begin() + dims);
+    if (!std::equal(known.begin(), known.end(), entry.strides.begin())) {
+      entry.order_known = false;
+      return "its memory layout is not the one its state of 8 bits was quantized in";
     }
   }
-  entry.order_known = true;
+  if (entry.is_complex) as_pairs(shape, strides);
+  ElementOrder order = stride_order(shape, strides, matrix);
+  for (size_t operand = 0; operand < operands; ++operand)
+    if (entry.quantized[operand])
+      order.strides.insert(order.strides.begin() + static_cast<std::ptrdiff_t>(operand),
+                           dense_strides(order.sizes));
+  for (size_t operand = 0; operand < operands; ++operand)
+    if (operand != kGradOperand && overlaps(order, operand)) {
+      entry.order_known = false;
+      return "elements of it or of its state share memory; make it of a clone()";
+    }
+  entry.layout.keep(order);
   return nullptr;
 }
 
@@ -293,7 +284,8 @@ const char* Plan::read_entry(size_t index) {
 
   // torch may keep a conjugation or a minus sign as a flag on a view. Asking costs more than
   // reading, so it is asked where a view is likely, and of memory that was not there before.
-  const bool may_be_view = entry.is_complex || !entry.contiguous || entry.numel == 1 || entry.moved;
+  const bool may_be_view =
+      entry.is_complex || entry.layout.get() != nullptr || entry.numel == 1 || entry.moved;
   if (may_be_view) {
     bool found = reader_->is_lazy_view(entry.part.ptr(), entry.is_complex);
     for (size_t i = first_state; i < held_.size(); ++i)
@@ -360,7 +352,7 @@ void Plan::lay_out_tables() {
     for (size_t i = 0; i < table.tensors.size(); ++i) {
       TensorEntry& tensor = table.tensors[i];
       const PlanEntry& entry = entries_[active_[table.active[i]]];
-      tensor.layout = entry.contiguous ? nullptr : &entry.layout;
+      tensor.layout = entry.layout.get();
       tensor.numel = entry.numel;
       tensor.first_chunk = table.chunks;
       tensor.rows = entry.rows;

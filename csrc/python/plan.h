@@ -43,7 +43,6 @@ struct PlanEntry {
   int device = kCpu;
   std::vector<int64_t> shape;
   bool order_known = false;
-  bool contiguous = true;
   StateAddress states[kMaxStates];
   // Whether memory is another than at the step before, which is compared and never followed.
   bool moved = true;
@@ -54,9 +53,7 @@ struct PlanEntry {
   std::vector<int64_t> strides;            // [operands, dims], the master's last
   bool quantized[kMaxOperands] = {};       // operands that lie in element order
   std::vector<int64_t> quantized_strides;  // the parameter's, whose order quantized operands are in
-  // The element order. Empty vectors where it is contiguous.
-  std::vector<int64_t> order_sizes, order_strides;
-  Layout layout{};
+  OwnedLayout layout;
   int64_t numel = 0, rows = 0;
 };
 

@@ -92,13 +92,13 @@ class RulePlan : public Plan {
         if (counted.at(active_[table.active[i]])) found->second.push_back(table.tensors[i]);
     }
     for (const NormTarget& target : targets) {
-      const std::vector<TensorEntry>& tensors = of_device[target.device];
+      const OperandList gradients(of_device[target.device], kGradOperand);
       if (target.device == kCpu) {
-        *target.address = squared_norm_on_cpu(tensors, threads);
+        *target.address = squared_norm_on_cpu(gradients, threads);
         continue;
       }
-      if (chunks_of(tensors) > kMostChunks) return kTooManyElements;
-      norms_[target.device].launch(tensors, target.address, allocator_,
+      if (gradients.chunks() > kMostChunks) return kTooManyElements;
+      norms_[target.device].launch(gradients, target.address, allocator_,
                                    {target.device, reader_->current_stream(target.device)});
     }
     return {};

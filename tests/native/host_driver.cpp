@@ -38,7 +38,7 @@ FRICTION_INSTANTIATE(update, !Rule::kProjects);
 FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
 FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
-void squared_norm(const Launch<Gradients>& launch, const Target&) {
+void squared_norm(const Launch<SingleOperand>& launch, const Target&) {
   *launch.norm.squared = squared_norm_of(launch, kBlocks);
   count_launch("squared_norm");
 }

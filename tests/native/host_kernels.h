@@ -165,7 +165,7 @@ void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
   update_all<Config>(launch, blocks);
 }
 
-inline double squared_norm_of(const Launch<Gradients>& launch, int64_t blocks) {
+inline double squared_norm_of(const Launch<SingleOperand>& launch, int64_t blocks) {
   std::vector<double> of_chunk(size_t(launch.chunks)), threads(kThreads);
   for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
     for (int thread = 0; thread < kThreads; ++thread)

@@ -203,7 +203,8 @@ void friction_adamp(const HostTensor* given, int64_t count, const double* settin
 // Each gradient of whatever type.
 double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {
   for (int64_t i = 0; i < count; ++i) given[i].group_step = given[i].dtype[0];
-  const auto table = std::make_unique<Table<Gradients>>(given, count, nullptr, nullptr, 0, false);
+  const auto table =
+      std::make_unique<Table<SingleOperand>>(given, count, nullptr, nullptr, 0, false);
   return squared_norm_of(table->launch, blocks);
 }
 
