@@ -1,16 +1,11 @@
-"""Everything that only a GPU settles, in one command: less than 8 minutes for the optimizers, and for G-Loss.
+"""Everything that only a GPU can settle, in one command: under 8 minutes for the optimizers, and for G-Loss.
 
-``python bench/gpu_report.py`` builds for the card found, runs the tests marked ``gpu``, measures the suite
-`optimizers`, runs compute-sanitizer, measures `scale` (90 seconds), tests G-Loss's kernels and measures
-`gloss`; it writes each suite's results, the report about them (``report.md``) and what became of every part
-(``gpu_report.json`` and ``.md``) to ``bench/results/<device>/``. A part that fails is reported and the rest
-goes on; the exit status says whether all went well. Nothing is installed, and the card's settings are left
-alone.
-
-Where a command may not take that long, two share the work: ``--only build tests benchmarks sanitizers``
-and ``--only build scale gloss``. Anything less than a full run of the optimizers, or of a later part, on
-a card (fewer parts, ``--quick``, ``--device cpu``) writes to ``build/gpu_report`` instead. Where $OUT is
-set, results and logs are copied there as well; pictures are made of them by ``python -m bench report``.
+``python bench/gpu_report.py`` builds for the card, runs the tests marked ``gpu``, the suite `optimizers`,
+compute-sanitizer, the suite `scale`, and G-Loss's tests and suite. Results, their report and the fate of each
+part go to ``bench/results/<device>/``; a run that is not whole (fewer parts, ``--quick``, ``--device cpu``)
+writes to ``build/gpu_report``. The exit status says whether every part went well. Two commands may share the
+work: ``--only build tests benchmarks sanitizers`` and ``--only build scale gloss``. Results and logs are
+copied to $OUT where it is set. Nothing is installed, and the card's settings stay as they are.
 """
 
 import argparse
@@ -179,10 +174,7 @@ class Report:
                 return
         if self.dry:
             return self.note("build", start, True, "dry run: configured, not built")
-        build_check = (
-            "import sys; from friction_kernels.backends import cuda_unavailable_reason as reason; "
-            "sys.exit(reason() or 0)"
-        )
+        build_check = "from friction_kernels import backends; exit(backends.cuda_unavailable_reason())"
         if self.do("build", [sys.executable, "-c", build_check], 60, "build.log")[0]:
             self.note("build", start, True, f"for sm_{capability}")
 
