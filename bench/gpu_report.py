@@ -174,7 +174,9 @@ class Report:
                 return
         if self.dry:
             return self.note("build", start, True, "dry run: configured, not built")
-        build_check = "from friction_kernels import backends; exit(backends.cuda_unavailable_reason())"
+        build_check = (
+            "from friction_kernels import backends; exit(backends.cuda_unavailable_reason())"
+        )
         if self.do("build", [sys.executable, "-c", build_check], 60, "build.log")[0]:
             self.note("build", start, True, f"for sm_{capability}")
 

@@ -11,15 +11,7 @@ import matplotlib.pyplot as plt
 from PIL import Image
 
 from bench.contenders import ADAMW_FUSED, COPY
-from bench.report import (
-    Report,
-    contenders_in,
-    curve,
-    full_graphs,
-    measured,
-    milliseconds,
-    slope,
-)
+from bench.records import Report, contenders_in, curve, full_graphs, measured, milliseconds, slope
 
 OURS, THEIRS, EDGE = "#D55E00", "#8C9BA8", "#333333"
 # The Okabe-Ito colours, told apart by all readers; more lines than these differ in their strokes.

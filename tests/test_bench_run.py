@@ -305,11 +305,11 @@ def test_curves_are_of_one_shape():
         shape = {"nodes": nodes, "dim": dim, "classes": 8, "precision": "fp32"}
         return {"name": of_graph(nodes, dim), **shape, "rows": {OURS: {}}}
 
-    found = report.full_graphs({"scenarios": [graph(128), graph(64), graph(64, dim=768)]})
+    found = records.full_graphs({"scenarios": [graph(128), graph(64), graph(64, dim=768)]})
     assert [s["nodes"] for s in found] == [64, 128]
 
 
 def test_slopes():
-    assert report.slope([(n, 3 * n**2.5) for n in (2, 10, 64)]) == pytest.approx(2.5)
-    assert report.slope([(64, 1.0)]) is None
-    assert report.slope([(64, 0.0), (128, 1.0)]) is None
+    assert records.slope([(n, 3 * n**2.5) for n in (2, 10, 64)]) == pytest.approx(2.5)
+    assert records.slope([(64, 1.0)]) is None
+    assert records.slope([(64, 0.0), (128, 1.0)]) is None
