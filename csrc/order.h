@@ -8,8 +8,7 @@
 
 namespace friction {
 
-// Sizes and strides in element order: dimensions outermost first, strides [operands][dims] in
-// elements.
+// Sizes and strides in element order, outermost dimension first; strides: [operands][dims].
 struct ElementOrder {
   std::vector<int64_t> sizes;
   std::vector<std::vector<int64_t>> strides;

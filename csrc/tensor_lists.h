@@ -25,7 +25,7 @@ struct TensorEntry {
   void* data[kMaxOperands];  // the rule's operands, then the master
   DType dtype[kMaxOperands];
   int8_t master;         // index of the master operand; 0: none
-  bool quantized;        // whether any operand is
+  bool quantized;        // whether any operand is quantized
   bool stochastic;       // whether the parameter is rounded stochastically
   uint32_t parameter;    // the parameter's number, for stochastic rounding
   GlobalIndex global;    // likewise

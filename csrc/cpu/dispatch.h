@@ -14,8 +14,7 @@ std::vector<std::string> instruction_sets();
 // The kernels in use.
 const KernelSet& kernels();
 
-// Selects by name; throws std::invalid_argument if it is not in instruction_sets(). For tests and
-// benchmarks.
+// Selects by name, for tests and benchmarks. Throws std::invalid_argument for an unknown name.
 void use_instruction_set(const std::string& name);
 
 }  // namespace friction

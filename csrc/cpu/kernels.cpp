@@ -1,7 +1,6 @@
 // The CPU driver: how a worker processes its part of the table. Compiled once per instruction set
 // (FRICTION_ISA) with the same arithmetic in each: no fused multiply-adds, no library functions,
-// and sums in a fixed number of lanes. So every instruction set and thread count gives the same
-// bits.
+// sums in a fixed number of lanes. So every instruction set and thread count gives the same bits.
 #include <utility>
 
 #include "region.h"

@@ -42,9 +42,8 @@ struct Float64Config {
   }
 };
 
-// Dtypes looked up at run time, without divergent branches. A gradient may have any type, a
-// parameter any but float64, with or without a master, and a state may also have 8 bits
-// (dynamic_dtypes.h).
+// Dtypes looked up at run time, without divergence (dynamic_dtypes.h). A gradient may have any
+// type, a parameter any but float64, with or without a master. A state may also have 8 bits.
 struct MixedConfig {
   using Arithmetic = float;
   static constexpr bool kLookedUp = true, kStatesQuantized = false;

@@ -1,5 +1,5 @@
 // The gradient scaling of a step on a GPU: the gradients' norm, the loss scale, and whether to skip
-// the step. The numbers are in device memory, so that the host never waits for them.
+// the step. Device memory holds them, so that the host never waits.
 #pragma once
 
 #include <cmath>
@@ -16,7 +16,6 @@ struct GradientScaling {
 
   FRICTION_INLINE bool may_skip() const { return found_inf != nullptr || skip_nonfinite; }
 
-  // Whether to leave everything unchanged.
   FRICTION_INLINE bool skip() const {
     if (found_inf != nullptr && *found_inf != 0.0f) return true;
     return skip_nonfinite && squared != nullptr && !std::isfinite(*squared);

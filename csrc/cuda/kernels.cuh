@@ -6,8 +6,7 @@
 
 namespace friction::cuda {
 
-// Two blocks per multiprocessor leave 128 registers per thread, enough for elements of five
-// operands.
+// Two blocks per multiprocessor leave a thread 128 registers, enough for elements of five operands.
 constexpr int kBlocksEach = 2;
 constexpr int kDecideThreads = 1024;
 

@@ -28,7 +28,7 @@ struct Entry {
 struct Types {
   DType operand[kMaxOperands];  // the rule's operands, then the master
   bool master;                  // the parameter has one
-  uint8_t quantized : 1;        // any operand is
+  uint8_t quantized : 1;        // any operand is quantized
   uint8_t stochastic : 1;       // rounding of the parameter
 };
 static_assert(sizeof(Types) == 8);

@@ -29,7 +29,7 @@ struct RandomBits {
     return (place % 4 < 2 ? low : high) >> (16 * (place % 2)) & 0xffffu;
   }
 
-  // The bits of eight elements, starting at `first` in element order. One call if they are one
+  // The bits of eight elements, starting at `first` in element order; one call if they form a
   // block.
   FRICTION_INLINE RandomBlock of_eight(int64_t first) const {
     const int64_t column = first - row_of(first, global.row_length) * global.row_length;

@@ -1,6 +1,6 @@
 // The master of a 16-bit parameter: either its rounding error in 8 or 16 further bits (the
-// residual), or the whole value in float32 (the master weight). The arithmetic sees the value of
-// parameter and master together.
+// residual), or the whole value in float32 (the master weight). Together they give the value that
+// the arithmetic sees.
 //
 // bfloat16 with 16 error bits represents every float32 exactly; with 8, it has 16 significant bits.
 // float16 with 16 error bits represents every float32 in float16's normal range exactly.
@@ -10,9 +10,8 @@
 
 namespace friction {
 
-// bfloat16: the pair is an integer, the float32's upper 24 or 32 bits. A zero parameter has a
-// negative residual only if the user zeroed it. Borrowing would make it NaN, so the residual is
-// ignored.
+// bfloat16: the pair is an integer, the float32's upper 24 or 32 bits. A negative residual of a
+// zero means that the user zeroed the parameter. It is ignored, because borrowing would give NaN.
 template <class Residual>
 FRICTION_INLINE float join(BFloat16 param, Residual residual) {
   constexpr int kBits = 8 * int(sizeof(Residual));
@@ -21,7 +20,7 @@ FRICTION_INLINE float join(BFloat16 param, Residual residual) {
   return float_of(upper << (16 - kBits));
 }
 
-// A float32's upper 24 or 32 bits, rounded half up in magnitude, not to even: so the residual fits.
+// A float32's upper 24 or 32 bits, rounded half up in magnitude (not to even): the residual fits.
 template <class Residual>
 FRICTION_INLINE uint32_t upper_bits(float x) {
   constexpr int kDropped = 16 - 8 * int(sizeof(Residual));

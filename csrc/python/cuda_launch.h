@@ -93,8 +93,7 @@ class LaunchMaker {
     return made;
   }
 
-  // The launch over a table; copies what it refers to into device memory. Valid until the next
-  // call.
+  // Builds a table's launch and what it refers to in device memory. Valid until the next call.
   Launch& make(Table& table, const std::vector<GroupStep>& group_steps,
                const cuda::GradientScaling& scaling, const DeviceAllocator& allocator,
                const cuda::Target& target) {

@@ -76,8 +76,7 @@ void Plan::clear() {
   tables_.clear();
 }
 
-// Checks that the groups hold the planned parameters in the planned order, with the planned state
-// dicts.
+// Checks that the groups hold the planned parameters in order, with the planned state dicts.
 Problem Plan::check_structure(const py::dict& state, const py::list& param_groups) const {
   static const py::str& params_key = *new py::str("params");
   constexpr Problem changed{-1, "the parameter groups are not as planned"};

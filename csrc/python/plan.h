@@ -44,8 +44,7 @@ struct PlanEntry {
   std::vector<int64_t> shape;
   bool order_known = false;
   StateAddress states[kMaxStates];
-  // Whether an address differs from the previous step's, which is only compared, never
-  // dereferenced.
+  // Whether an address has changed since the last step. Old ones are only compared, never followed.
   bool moved = true;
   const void* param_data = nullptr;
   bool device_counts = false;  // the step counter is on the parameter's GPU
@@ -58,8 +57,7 @@ struct PlanEntry {
   int64_t numel = 0, rows = 0;
 };
 
-// The tensors that one launch updates: all on the CPU, or those on one GPU that the same kernels
-// serve.
+// The tensors that one launch updates: those on the CPU, or those on one GPU with the same kernels.
 struct Table {
   int device = kCpu;
   int kernels = 0;  // for a GPU, see Plan::kernels_of
@@ -133,7 +131,7 @@ class Plan {
   bool counts_steps_, projects_rows_;
   size_t operands_;
   RunningProcess running_{0};
-  std::vector<pybind11::object> held_;  // tensors of the current step, kept alive without the GIL
+  std::vector<pybind11::object> held_;  // tensors of the current step, which runs without the GIL
   pybind11::list updated_;
   std::vector<size_t> updated_entries_;  // the entries in updated_
 };

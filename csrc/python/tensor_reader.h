@@ -1,5 +1,4 @@
-// Reads a torch tensor's address, type and strides, and a parameter's gradient, in tens of
-// nanoseconds.
+// Reads a tensor's address, dtype and strides, and a parameter's gradient, in tens of nanoseconds.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -54,8 +53,7 @@ class TensorReader {
   // Whether a tensor's storage, which may have been resized, holds all its elements. Slow.
   bool is_within_storage(PyObject* tensor) const;
 
-  // Whether a tensor is a view that conjugates or negates its memory. Only complex tensors can be
-  // conjugated.
+  // Whether a tensor is a view that negates or (only if complex) conjugates its memory.
   bool is_lazy_view(PyObject* tensor, bool is_complex) const {
     return is_true(is_neg_, tensor) || (is_complex && is_true(is_conj_, tensor));
   }

@@ -3,8 +3,7 @@
 //   if |cos(p_row, g_row)| < delta / sqrt(length) for every row:
 //     u_row <- u_row - p^_row (p^_row . u_row),   p^ = p / (|p| + eps)
 //     decay <- decay * wd_ratio
-// Rows (channels) are tried first, then the whole tensor. A tensor that passes neither test is not
-// projected.
+//   rows (channels) are tried first, then the whole tensor as one row; otherwise no projection
 #pragma once
 
 #include "friction_adam.h"

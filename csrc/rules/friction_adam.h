@@ -52,7 +52,7 @@ struct FrictionAdam {
   template <class T>
   struct Scalars {
     T grad_scale;     // factor of the gradient, negative if the objective is maximized
-    T coupled_decay;  // times the parameter is added to the gradient
+    T coupled_decay;  // multiple of the parameter that is added to the gradient
     T decay;          // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
     T m_coefficient,

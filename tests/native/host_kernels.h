@@ -1,5 +1,4 @@
-// Runs CUDA launches on the host, block by block and thread by thread, using the same functions as
-// the kernels.
+// Runs CUDA launches on the host, block by block and thread by thread, with the kernels' functions.
 #pragma once
 
 #include <algorithm>

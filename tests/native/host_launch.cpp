@@ -1,5 +1,4 @@
-// Runs CUDA launches on the host, for tests that call them through ctypes. Compiled by g++ and
-// nvcc.
+// Runs CUDA launches on the host for tests, through ctypes. Compiled by g++ and nvcc.
 #include <algorithm>
 #include <memory>
 #include <vector>
