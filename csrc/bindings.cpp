@@ -1,4 +1,4 @@
-// Every native entry point. Plans and their settings come from the list in rules.h.
+// All native entry points. Plans and their settings are generated from the list in rules.h.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -10,8 +10,8 @@ using namespace friction;
 
 namespace {
 
-// A group's settings arrive in the order of kSettings, each a number or a one-element tensor on a
-// GPU, which the launch reads there.
+// A group's settings, in the order of kSettings. Each is a number or a one-element tensor on a GPU,
+// which the launch reads there.
 template <class Rule>
 std::vector<SettingValue> settings_of(const TensorReader& reader, const py::handle& group) {
   std::vector<SettingValue> settings;
@@ -45,7 +45,7 @@ std::vector<std::vector<SettingValue>> groups_of(const TensorReader& reader,
   return groups;
 }
 
-// Numbers that squared norms go to: (device, tensor of one float64 there).
+// The targets of squared norms: (device, tensor of one float64 on it).
 std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& tensors) {
   std::vector<NormTarget> targets;
   for (const py::handle item : tensors) {
@@ -59,7 +59,7 @@ std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& t
   return targets;
 }
 
-// One number on a device; null for None.
+// The address of one number on a device; null for None.
 template <class Number>
 const Number* scaling_number(const TensorReader& reader, const py::handle& tensor, int device,
                              DType dtype) {
@@ -72,7 +72,7 @@ const Number* scaling_number(const TensorReader& reader, const py::handle& tenso
   return static_cast<const Number*>(view.data);
 }
 
-// (device, squared norm, grad_scale, found_inf, skip_nonfinite) of each GPU.
+// (device, squared norm, grad_scale, found_inf, skip_nonfinite) for each GPU.
 std::vector<DeviceScaling> scaling_of(const TensorReader& reader, const py::list& tuples) {
   std::vector<DeviceScaling> scaling;
   for (const py::handle item : tuples) {
@@ -92,13 +92,13 @@ py::object problem_or_none(const Problem& problem) {
   return py::make_tuple(problem.entry, problem.what);
 }
 
-// The plan of a Python object; null while it is not constructed.
+// The plan in a Python object; null before it is constructed.
 Plan* plan_of(PyObject* object) {
   const auto found = reinterpret_cast<py::detail::instance*>(object)->get_value_and_holder();
   return found.holder_constructed() ? &py::cast<Plan&>(py::handle(object)) : nullptr;
 }
 
-// Has Python's garbage collector see what a plan refers to.
+// Lets Python's garbage collector traverse what a plan refers to.
 void take_part_in_collection(PyHeapTypeObject* heap_type) {
   PyTypeObject& type = heap_type->ht_type;
   type.tp_flags |= Py_TPFLAGS_HAVE_GC;
@@ -164,7 +164,7 @@ void bind_rules(py::module_& m, RuleList<Rule...>) {
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
-  // What is found once is found before anything can fork.
+  // Initialized on import, before the process can fork.
   kernels();
   thread_source();
   m.doc() = "Native kernels of friction_kernels; its classes are the public interface.";

@@ -7,7 +7,7 @@
 namespace friction {
 namespace {
 
-// Without a lock: a process may be forked while a thread launches.
+// Lock-free, because the process may be forked while another thread launches.
 struct Counter {
   std::atomic<const char*> kernel{nullptr};
   std::atomic<int64_t> launches{0};

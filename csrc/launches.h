@@ -1,4 +1,4 @@
-// How often each kernel was launched: the claim that a step is one launch, made checkable.
+// Counts the launches of each kernel, so that the claim of one launch per step can be checked.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace friction {
 
-// A launch on a GPU, a parallel region on the processor. kernel: a name that lasts.
+// Counts a launch on a GPU or a parallel region on the CPU. `kernel` must stay valid forever.
 void count_launch(const char* kernel);
 
 // Launches so far, by kernel name.

@@ -73,7 +73,7 @@ bool overlaps(const ElementOrder& order, size_t operand) {
   std::vector<size_t> dims(order.sizes.size());
   std::iota(dims.begin(), dims.end(), size_t{0});
   std::sort(dims.begin(), dims.end(), [&](size_t a, size_t b) { return strides[a] < strides[b]; });
-  int64_t extent = 1;  // elements the dimensions so far reach over
+  int64_t extent = 1;  // elements spanned by the dimensions so far
   for (const size_t d : dims) {
     if (strides[d] < extent) return true;
     extent = strides[d] * (order.sizes[d] - 1) + extent;

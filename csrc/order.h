@@ -1,5 +1,5 @@
-// Element order: in which order a launch goes through a tensor's operands, and where their elements
-// lie.
+// Element order: the order in which a launch visits a tensor's elements, and the strides of each
+// operand in that order.
 #pragma once
 
 #include <vector>
@@ -8,33 +8,32 @@
 
 namespace friction {
 
-// Sizes and strides in element order: dimensions outermost first, strides [operands][dims] in
-// elements.
+// Sizes and strides in element order, outermost dimension first; strides: [operands][dims].
 struct ElementOrder {
   std::vector<int64_t> sizes;
   std::vector<std::vector<int64_t>> strides;
 
-  // Every operand is contiguous in this order: one run of elements.
+  // Whether every operand is one contiguous run in this order.
   bool contiguous() const;
 };
 
-// Orders the dimensions as the first operand (the parameter) lies in memory, so that most tensors
+// Sorts the dimensions by the strides of the first operand (the parameter), so that most tensors
 // become one contiguous run whatever their layout. With rows_first, dimension 0 stays outermost, so
-// that rows are consecutive. Dimensions that all operands lay out as one are merged; those of size
-// 1 are dropped.
+// that rows are consecutive. Adjacent dimensions are merged where every operand allows it, and
+// those of size 1 are dropped.
 ElementOrder stride_order(const std::vector<int64_t>& shape,
                           const std::vector<std::vector<int64_t>>& strides, bool rows_first);
 
-// Shape and strides of complex tensors as those of their reals: pairs are the innermost dimension.
+// Views complex tensors as real ones, with (real, imaginary) as the innermost dimension.
 void as_pairs(std::vector<int64_t>& shape, std::vector<std::vector<int64_t>>& strides);
 
-// Strides of an operand whose elements follow each other in element order.
+// The strides of an operand that is contiguous in element order.
 std::vector<int64_t> dense_strides(const std::vector<int64_t>& sizes);
 
-// Whether two indices of an operand may name the same memory.
+// Whether two indices of an operand may refer to the same memory.
 bool overlaps(const ElementOrder& order, size_t operand);
 
-// A tensor's layout, with the memory that it refers to.
+// A Layout that owns its sizes and strides.
 class OwnedLayout {
  public:
   OwnedLayout() = default;
@@ -43,7 +42,7 @@ class OwnedLayout {
 
   void keep(const ElementOrder& order);
 
-  // Null where every operand is contiguous in element order.
+  // Null if every operand is contiguous in element order.
   const Layout* get() const { return sizes_.empty() ? nullptr : &layout_; }
 
  private:

@@ -1,4 +1,4 @@
-// Every rule. The drivers, the plans and the bindings are made from this list.
+// The list of all rules. Drivers, plans and bindings are generated from it.
 #pragma once
 
 #include "rules/adamp.h"

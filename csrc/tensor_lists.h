@@ -1,20 +1,20 @@
-// The list of tensors one launch goes through, in chunks: chunk -> (tensor, elements).
+// The list of tensors that one launch processes in chunks: chunk -> (tensor, elements).
 //
 // A tensor has up to kMaxOperands parallel operands (parameter, gradient, states). Its elements are
-// walked in chunks of kChunk, and chunks are numbered through all tensors, so that a launch of any
-// number of workers is balanced by elements. A chunk never depends on who walks it: sums taken per
-// chunk (and per row within a chunk) are the same for every launch shape.
+// split into chunks of kChunk, numbered consecutively across all tensors, so that any number of
+// workers can share the elements evenly. Chunks do not depend on the workers, so sums per chunk
+// (and per row within a chunk) are the same for every launch shape.
 #pragma once
 
 #include "formats/random.h"
 
 namespace friction {
 
-constexpr int kMaxOperands = 6;  // with a parameter's master
+constexpr int kMaxOperands = 6;  // including the parameter's master
 constexpr int64_t kChunk = 2048;
 
-// Where the operands of a tensor lie that is not contiguous, or not alike, in all of them:
-// sizes and strides (in elements) of the dimensions in element order, outermost first.
+// The layout of a tensor whose operands are not all contiguous in the same order: sizes and strides
+// (in elements) in element order, outermost dimension first.
 struct Layout {
   int dims;
   const int64_t* sizes;    // [dims]
@@ -24,23 +24,23 @@ struct Layout {
 struct TensorEntry {
   void* data[kMaxOperands];  // the rule's operands, then the master
   DType dtype[kMaxOperands];
-  int8_t master;         // its operand; 0: none
-  bool quantized;        // whether some operand is
-  bool stochastic;       // how the parameter is rounded
-  uint32_t parameter;    // its number, for stochastic rounding
+  int8_t master;         // index of the master operand; 0: none
+  bool quantized;        // whether any operand is quantized
+  bool stochastic;       // whether the parameter is rounded stochastically
+  uint32_t parameter;    // the parameter's number, for stochastic rounding
   GlobalIndex global;    // likewise
-  const Layout* layout;  // null where every operand is contiguous in element order
+  const Layout* layout;  // null if every operand is contiguous in element order
   int64_t numel;
-  int64_t first_chunk;  // chunks of all tensors before this one
-  int32_t scalars;      // which (group, step) the update's scalars belong to
-  float* step;          // where the device counts the steps; null: the host does
+  int64_t first_chunk;  // number of chunks in the tensors before this one
+  int32_t scalars;      // index of the scalars of its (group, step)
+  float* step;          // step counter on the device; null: the host counts
   // Rows of a matrix that may be projected; 0 rows: never.
   int64_t rows, row_length;
-  int64_t first_row;  // rows of all tensors before this one
+  int64_t first_row;  // number of rows in the tensors before this one
 };
 
-// The tensor that holds a chunk: the last one, from `low` on, that starts at or before it. (One of
-// no elements starts where the next one does, and is never found.)
+// The tensor that contains a chunk: the last one, from `low` on, that starts at or before it. (An
+// empty tensor starts at the same chunk as the next one, so it is never found.)
 template <class Entries>
 FRICTION_INLINE int64_t tensor_of(const Entries& entries, int64_t count, int64_t chunk,
                                   int64_t low = 0) {
@@ -82,8 +82,8 @@ struct TensorTable {
   }
 };
 
-// A row's partial sums, one slot for each (row, chunk) that meet. Both only ever grow along a
-// tensor, so row + chunk numbers the pairs without a gap for another pair.
+// The slot of a row's partial sums within a chunk. Along a tensor, each overlapping (row, chunk)
+// pair advances the row, the chunk or both, so row + chunk is unique.
 FRICTION_INLINE int64_t row_slot(const TensorEntry& t, int64_t row, int64_t element) {
   return (t.first_row + row) + (t.first_chunk + element / kChunk);
 }

@@ -1,4 +1,4 @@
-// Which instruction set serves: the widest one this processor has, or one asked for by name.
+// Selects the instruction set: the widest one that this CPU supports, or one chosen by name.
 #pragma once
 
 #include <string>
@@ -8,14 +8,13 @@
 
 namespace friction {
 
-// Names of the instruction sets built in that this processor can run, widest last.
+// The names of the compiled instruction sets that this CPU supports, widest last.
 std::vector<std::string> instruction_sets();
 
 // The kernels in use.
 const KernelSet& kernels();
 
-// Chooses by name (throws std::invalid_argument for one not in instruction_sets()). For tests and
-// benchmarks.
+// Selects by name, for tests and benchmarks. Throws std::invalid_argument for an unknown name.
 void use_instruction_set(const std::string& name);
 
 }  // namespace friction

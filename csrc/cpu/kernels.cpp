@@ -1,5 +1,5 @@
-// The processor's driver: how a worker walks its part of the table. Compiled once per instruction
-// set (FRICTION_ISA) with the same arithmetic in all: no fused multiply-adds, no library functions,
+// The CPU driver: how a worker processes its part of the table. Compiled once per instruction set
+// (FRICTION_ISA) with the same arithmetic in each: no fused multiply-adds, no library functions,
 // sums in a fixed number of lanes. So every instruction set and thread count gives the same bits.
 #include <utility>
 
@@ -9,10 +9,10 @@
 namespace friction {
 namespace {
 
-constexpr int64_t kStaged = 512;  // elements at a time that go through buffers: they stay in L1
-constexpr int kLanes = 16;        // partial sums side by side: one AVX-512 register of floats
+constexpr int64_t kStaged = 512;  // elements per pass through buffers, which then stay in L1
+constexpr int kLanes = 16;        // parallel partial sums: one AVX-512 register of floats
 
-// Sum of f(i) for i in [0, count) in kLanes interleaved partial sums, added up as a tree.
+// The sum of f(i) for i in [0, count), in kLanes interleaved partial sums that are added in a tree.
 template <class T, class F>
 FRICTION_INLINE double lane_sum(int64_t count, F&& f) {
   if (count <= kLanes) {  // a short row: the tree would cost more than the sum
@@ -38,7 +38,7 @@ template <class T>
   return lane_sum<double>(count, [&](int64_t i) { return double(a[i]) * double(b[i]); });
 }
 
-// The same in T; only one that is not finite in T is summed in double.
+// The same in T, or in double if the sum is not finite in T.
 template <class T>
 FRICTION_INLINE double dot(const T* a, const T* b, int64_t count) {
   const double sum = lane_sum<T>(count, [&](int64_t i) { return a[i] * b[i]; });
@@ -66,7 +66,7 @@ constexpr auto all_operands() {
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
-// Calls f(null pointer of the arithmetic's type, variant as a constant) for a tensor.
+// Calls f(null pointer to the arithmetic type, variant as a constant) for a tensor.
 template <class Rule, int kVariant = 0, class F>
 FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>& s, F&& f) {
   if constexpr (kVariant + 1 < Rule::kVariants)
@@ -77,8 +77,7 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
     f(static_cast<float*>(nullptr), Constant<kVariant>{});
 }
 
-// The loop over plain arrays that the compiler vectorises. Operands never overlap but for equal
-// indices.
+// The loop over plain arrays that the compiler vectorises. Operands overlap only at equal indices.
 template <class Rule, int kVariant, class T, size_t... kOperand>
 FRICTION_INLINE void update_elements(T* const (&operands)[Rule::kOperands], int64_t count,
                                      const typename Rule::template Scalars<T> s,
@@ -138,7 +137,7 @@ FRICTION_INLINE void find_statistics(T* const (&operands)[Rule::kOperands], T* v
   }
 }
 
-// The moments of a chunk's statistic at the step that an update would make. Changes nothing.
+// Computes the moments of each chunk's statistic at the step that an update would make.
 template <class Rule>
 void statistic(const StatisticRegion<Rule>& r, int64_t first, int64_t last) {
   int64_t chunk = first;
@@ -159,7 +158,7 @@ void statistic(const StatisticRegion<Rule>& r, int64_t first, int64_t last) {
   });
 }
 
-// Calls visit(row, begin, end) for every part of a row among the elements [begin, end).
+// Calls visit(row, begin, end) for every part of a row within the elements [begin, end).
 template <class Visit>
 FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t end, Visit&& visit) {
   for (int64_t row = begin / t.row_length; begin < end; ++row) {
@@ -170,7 +169,6 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
   }
 }
 
-// The sum of a chunk's squares.
 template <class T>
 double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
   Stage<T, SingleOperand> stage;
@@ -187,7 +185,7 @@ void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
   });
 }
 
-// A projection, first pass: sums what the decision needs of each row.
+// First pass of a projection: the sums of each row that the decision needs.
 template <class Rule, class T>
 void reduce_chunk(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t begin,
                   int64_t end) {
@@ -222,7 +220,7 @@ RowSums row_sums(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t r
   return sums;
 }
 
-// The direction of each of the staged elements, which changes nothing.
+// Computes the directions of the staged elements without changing any operand.
 template <class Rule, int kVariant, class T, size_t... kOperand>
 void find_directions(T* const (&operands)[Rule::kOperands], int64_t count,
                      const typename Rule::template Scalars<T> s, T* directions,
@@ -235,7 +233,7 @@ void find_directions(T* const (&operands)[Rule::kOperands], int64_t count,
   }
 }
 
-// parameter . direction of the elements [begin, end).
+// parameter . direction over the elements [begin, end).
 template <class Rule, int kVariant, class T>
 double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
                        const typename Rule::template Scalars<T>& scalars) {
@@ -251,8 +249,8 @@ double param_direction(const TensorEntry& t, int64_t begin, int64_t end,
   return sum;
 }
 
-// Between the passes: one item is one tensor. Few tensors are projected as a whole, so that
-// one worker may sum param . direction for all of it.
+// Decides between the passes; one item is one tensor. Few tensors are projected as a whole, so one
+// worker may sum parameter . direction over all of such a tensor.
 template <class Rule>
 void decide(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   for (int64_t index = first; index < last; ++index) {
@@ -282,7 +280,7 @@ void decide(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   }
 }
 
-// Advances the states of the staged elements and leaves each one's direction in `directions`.
+// Advances the states of the staged elements and writes their directions to `directions`.
 template <class Rule, int kVariant, class T, size_t... kOperand>
 FRICTION_INLINE void advance_states(T* const (&operands)[Rule::kOperands], int64_t count,
                                     const typename Rule::template Scalars<T> s, T* directions,
@@ -304,8 +302,8 @@ FRICTION_INLINE void descend_projected(T* param, const T* direction, int64_t cou
     param[i] = param[i] * decay - (direction[i] - coefficient * param[i]);
 }
 
-// Where a tensor with quantized states is projected row by row: chunks own its blocks, so that
-// rows are not handled whole, and what each row's coefficient needs is summed before.
+// For tensors with quantized states that are projected row by row. Chunks own their blocks, so rows
+// are not processed whole, and parameter . direction of each row is summed beforehand.
 template <class Rule>
 void sum_directions(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
   r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
@@ -328,7 +326,7 @@ void sum_directions(const ProjectedRegion<Rule>& r, int64_t first, int64_t last)
   });
 }
 
-// parameter . direction of a row, of sum_directions.
+// parameter . direction of a row, from sum_directions.
 template <class Rule>
 double direction_sum(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t row) {
   const int64_t begin = row * t.row_length, last_element = begin + t.row_length - 1;
@@ -338,8 +336,8 @@ double direction_sum(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   return sum;
 }
 
-// Second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, and
-// the decay scaled. They are whole rows where rows are projected one by one.
+// Second pass, for the elements [begin, end) of a projected tensor: u_row - c_row p_row, with the
+// projected decay. They are whole rows if rows are projected one by one.
 template <class Rule, int kVariant, class T>
 void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64_t begin,
                      int64_t end, const StepScalars<Rule>& step,
@@ -355,7 +353,7 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   const T of_all = long_row ? coefficient(begin / t.row_length,
                                           param_direction<Rule, kVariant, T>(t, begin, end, s))
                             : T(decision.coefficient);
-  // Short rows share a stage, as many as it holds.
+  // A stage holds as many whole short rows as fit.
   const bool whole_rows = by_rows && !t.quantized && !long_row;
   const int64_t block = whole_rows ? kChunk / t.row_length * t.row_length : kChunk;
   Stage<T, Rule> stage;
@@ -386,14 +384,14 @@ void apply(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
     if (decision.kind == ProjectionDecision::kNone) return update_chunk_of<Rule>(r, t, begin, end);
     const bool by_rows = decision.kind == ProjectionDecision::kRows && !t.quantized;
     if (by_rows) {
-      // A chunk is answerable for the rows that begin in it.
+      // A chunk processes the rows that begin in it.
       begin = (begin + t.row_length - 1) / t.row_length * t.row_length;
       end = (end + t.row_length - 1) / t.row_length * t.row_length;
     }
     const StepScalars<Rule>& s = r.scalars[t.scalars];
     with_instance<Rule>(t, s, [&](auto* type, auto variant) {
       using T = std::remove_pointer_t<decltype(type)>;
-      // Long rows one by one: each has a coefficient of its own.
+      // Long rows are processed one by one, since each has its own coefficient.
       const int64_t stride = by_rows && t.row_length > kChunk ? t.row_length : end - begin;
       for (int64_t at = begin; at < end; at += stride)
         apply_projected<Rule, decltype(variant)::value, T>(r, t, at, at + stride, s, decision);

@@ -13,13 +13,13 @@ namespace {
 
 // A second pool of threads would compete with torch's, whose workers spin for a while after each
 // operator. So the region runs on torch's own pool, through the entry point that every OpenMP
-// runtime for gcc-compatible code exports. It asks for as many threads as torch does, always:
-// libgomp ends the threads that a smaller region leaves over, and torch's next operator would start
-// them anew.
+// runtime for gcc-compatible code exports. It always asks for as many threads as torch does:
+// libgomp ends the threads that a smaller region does not use, and torch's next operator would have
+// to restart them.
 using GompParallel = void (*)(void (*)(void*), void*, unsigned threads, unsigned flags);
 
 GompParallel find_torch_openmp() {
-  // RTLD_NOLOAD: torch is in the process already, or there is nothing to share.
+  // RTLD_NOLOAD: if torch is not loaded yet, there is no pool to share.
   void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
   if (torch == nullptr) return nullptr;
   return reinterpret_cast<GompParallel>(dlsym(torch, "GOMP_parallel"));

@@ -1,4 +1,4 @@
-// What one parallel region on the processor reads and writes, and the kernels that can run in one.
+// The data of a parallel region on the CPU, and the kernels that run in one.
 #pragma once
 
 #include <tuple>
@@ -10,7 +10,7 @@
 
 namespace friction {
 
-// A group's settings at one step, ready for either arithmetic.
+// A group's settings at one step, for float64 and float32 arithmetic.
 template <class Rule>
 struct StepScalars {
   typename Rule::Settings settings;
@@ -31,16 +31,16 @@ struct StepScalars {
 template <class Rule>
 struct Region {
   TensorTable table;
-  const StepScalars<Rule>* scalars;  // [TensorEntry::scalars]
+  const StepScalars<Rule>* scalars;  // indexed by TensorEntry::scalars
 };
 
-// What a rule's statistic is over each chunk.
+// Writes the moments of a rule's statistic over each chunk.
 template <class Rule>
 struct StatisticRegion : Region<Rule> {
   Moments* of_chunk;  // [chunks]
 };
 
-// In a rule's place where tensors have one operand, of which no rule knows.
+// Stands in for a rule if tensors have a single operand.
 struct SingleOperand {
   enum Operand { kParam, kOperands };
   static constexpr States<1> kStates{};
@@ -51,7 +51,7 @@ struct NormRegion {
   double* squares;  // [chunks]
 };
 
-// What a projection decided for a tensor.
+// How a tensor is projected.
 struct ProjectionDecision {
   enum Kind : uint8_t { kNone, kRows, kTensor } kind = kNone;
   double coefficient = 0;  // of the whole tensor, for kTensor
@@ -60,18 +60,18 @@ struct ProjectionDecision {
 template <class Rule>
 struct ProjectedRegion : Region<Rule> {
   RowSums* slots;                 // [rows + chunks], see row_slot
-  double* directions;             // likewise: parameter . direction, where states are quantized
+  double* directions;             // likewise: parameter . direction, if states are quantized
   ProjectionDecision* decisions;  // [tensors]
 };
 
-// Each kernel works on the items [first, last) of its region: chunks, or tensors where it decides.
+// A kernel processes the items [first, last) of its region: chunks, or tensors for `decide`.
 template <class RegionType>
 using Kernel = void (*)(const RegionType&, int64_t first, int64_t last);
 
 template <class Rule>
 struct RuleKernels {
-  Kernel<StatisticRegion<Rule>> statistic;  // null where the rule has none
-  Kernel<Region<Rule>> update;              // one region, but for rules that project
+  Kernel<StatisticRegion<Rule>> statistic;  // null if the rule has none
+  Kernel<Region<Rule>> update;              // the only region, unless the rule projects
   Kernel<ProjectedRegion<Rule>> reduce, decide, directions, apply;
 };
 

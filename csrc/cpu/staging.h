@@ -1,6 +1,6 @@
-// Brings a chunk of every operand before a rule as plain arrays of the type the arithmetic runs in.
-// An operand that lies so already is used in place; any other is converted, gathered or dequantized
-// into a buffer, and put back if the rule writes it. Included by kernels.cpp alone.
+// Stages a chunk of every operand for a rule, as plain arrays of the arithmetic type. An operand
+// that is stored like that is used in place. Any other is converted, gathered or dequantized into a
+// buffer, and written back if the rule writes it. Included only by kernels.cpp.
 #pragma once
 
 #include "../formats/blockwise.h"
@@ -10,8 +10,8 @@
 namespace friction {
 namespace {
 
-// Calls visit(offset of the first element, stride, first position, count) for every run along the
-// innermost dimension that the elements [begin, begin + count) of a tensor consist of.
+// Splits the elements [begin, begin + count) of a tensor into runs along the innermost dimension,
+// and calls visit(offset of the first element, stride, first position, count) for each.
 template <class Visit>
 inline void for_each_run(const Layout& layout, int operand, int64_t begin, int64_t count,
                          Visit&& visit) {
@@ -32,8 +32,8 @@ inline void for_each_run(const Layout& layout, int operand, int64_t begin, int64
   }
 }
 
-// Calls f(codes, scale, count, position) for every block of a quantized operand among the elements
-// [begin, begin + count); begin is a multiple of kBlock.
+// Calls f(codes, scale, count, position) for every block of a quantized operand within the elements
+// [begin, begin + count); begin must be a multiple of kBlock.
 template <class F>
 inline void for_each_block(const TensorEntry& t, int operand, int64_t begin, int64_t count, F&& f) {
   auto* memory = static_cast<char*>(t.data[operand]);
@@ -43,7 +43,7 @@ inline void for_each_block(const TensorEntry& t, int operand, int64_t begin, int
     f(codes + at, scales[at / kBlock], count - at < kBlock ? count - at : kBlock, at);
 }
 
-// The loops over plain arrays, which the compiler vectorises; nothing overlaps.
+// Loops over plain arrays, which do not overlap and which the compiler vectorises.
 template <class Stored, class T>
 inline void widen_all(const Stored* __restrict from, int64_t count, T* __restrict to) {
 #pragma GCC ivdep
@@ -73,7 +73,7 @@ inline void dequantize_block(const uint8_t* __restrict codes, float scale, int64
 
 template <class T>
 inline float largest_magnitude(const T* __restrict x, int64_t count) {
-  uint32_t largest = 0;  // magnitudes compare as their bits do, NaN above all
+  uint32_t largest = 0;  // magnitudes compare like their bits, NaN being the largest
   for (int64_t i = 0; i < count; ++i) {
     const uint32_t magnitude = bits_of(static_cast<float>(x[i])) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
@@ -118,7 +118,7 @@ inline void round_all(const T* __restrict from, const uint16_t* __restrict rando
     to[i] = narrow_stochastically<Stored>(static_cast<float>(from[i]), random[i]);
 }
 
-// Copies between an operand's memory, in whatever layout, and an array.
+// Copy between an operand of any layout and an array.
 template <class Stored>
 inline void gather(const TensorEntry& t, int operand, int64_t begin, int64_t count, Stored* to) {
   const auto* data = static_cast<const Stored*>(t.data[operand]);
@@ -138,7 +138,7 @@ inline void scatter(const Stored* from, const TensorEntry& t, int operand, int64
                });
 }
 
-// An operand's elements as they are stored: where they lie if that is one run, or else copied, and
+// An operand's elements as they are stored: in place if the operand is contiguous, else copied, and
 // copied back by `put`.
 template <class Stored>
 class ContiguousRun {
@@ -167,7 +167,7 @@ class ContiguousRun {
 // 16 random bits for each of the elements [begin, begin + count).
 inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int64_t count,
                  uint16_t* random) {
-  constexpr int kBatch = 32;  // calls side by side, which the compiler makes vectors of
+  constexpr int kBatch = 32;  // Philox calls at a time, which the compiler vectorises
   for (int64_t done = 0; done < count;) {
     const int64_t column = (begin + done) % t.global.row_length;
     const int64_t to_row_end = t.global.row_length - column;
@@ -194,8 +194,8 @@ inline void draw(const TensorEntry& t, const RandomKey& key, int64_t begin, int6
   }
 }
 
-// Asks for the elements [begin, begin + count) of an operand, as far as there are so many: what is
-// staged is read and computed by turns, and the processor does not look ahead across these.
+// Prefetches the elements [begin, begin + count) of an operand, up to its end. Staging alternates
+// between reading and computing, and the CPU does not prefetch across passes by itself.
 inline void prefetch(const TensorEntry& t, int operand, int64_t begin, int64_t count) {
   constexpr int64_t kLine = 64;
   const int64_t size = bytes_of(t.dtype[operand]), rest = t.numel - begin;
@@ -205,13 +205,13 @@ inline void prefetch(const TensorEntry& t, int operand, int64_t begin, int64_t c
   for (int64_t at = 0; at < bytes; at += kLine) __builtin_prefetch(data + at, 1);
 }
 
-// How a step rounds what it stores in few bits.
+// How a step rounds what it stores in fewer bits.
 struct Rounding {
   RandomKey key;
-  float threshold;  // of averages in 8 bits or bfloat16
+  float threshold;  // for averages in 8 bits or bfloat16
 };
 
-// A chunk of a rule's operands, or of its first kOperands. x: where they lie.
+// A chunk of a rule's operands, or of its first kOperands; x points to their elements.
 template <class T, class Rule, int kOperands = Rule::kOperands>
 struct Stage {
   static constexpr DType kDType = std::is_same_v<T, double> ? DType::kFloat64 : DType::kFloat32;
@@ -227,7 +227,7 @@ struct Stage {
     return !in_place;
   }
 
-  // Those that the next load will bring.
+  // Prefetches the elements of the next load.
   static void look_ahead(const TensorEntry& t, int64_t begin, int64_t count) {
     if (t.layout != nullptr || begin >= t.numel) return;
     for (int operand = 0; operand < kOperands; ++operand) prefetch(t, operand, begin, count);
@@ -255,7 +255,7 @@ struct Stage {
   }
 
   void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
-    // Of all operands before any is quantized, which waits for them.
+    // Finds the scales of all operands first, because quantizing waits for them.
     for (int operand = 0; operand < kOperands; ++operand)
       if (is_written(operand) && t.dtype[operand] == DType::kQuantized)
         find_scales(t, operand, begin, count);
@@ -279,7 +279,7 @@ struct Stage {
   }
 
  private:
-  // Calls f with null pointers of a parameter's and its master weight's types.
+  // Calls f with null pointers to the types of a parameter and its master.
   template <class F>
   static void with_pair(const TensorEntry& t, F&& f) {
     const auto with_master = [&](auto* param) {

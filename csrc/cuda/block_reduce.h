@@ -1,9 +1,9 @@
-// Sums over threads in a fixed order, so that the same inputs give the same bits. On the device
-// values travel between threads; the host functions add in the same order, for the tests.
+// Sums over threads in a fixed order, so that the same inputs give the same bits. The host
+// functions add in the same order as the device, for tests.
 //
-// A team of 1, kWarp or kThreads threads sums a row: its threads take elements in turn, each adds
-// its own in order, and the threads' sums meet in a tree: value i takes value i + half, for half =
-// team / 2, ..., 1 within a warp, then in the same way over the warps.
+// A team of 1, kWarp or kThreads threads sums a row. The elements are dealt to its threads in turn,
+// and each thread adds its own in order. The threads' sums are added in a tree: value i += value
+// i + half, for half = team / 2, ..., 1 within a warp, then likewise across the warps.
 #pragma once
 
 #include "launch.h"
@@ -12,7 +12,7 @@ namespace friction::cuda {
 
 constexpr int kWarps = kThreads / kWarp;
 
-// The tree over `count` values, a power of two.
+// Adds `count` values, a power of two, in a tree.
 template <class Sums>
 FRICTION_INLINE Sums halving_sum(Sums* values, int count) {
   for (int half = count / 2; half > 0; half /= 2)
@@ -20,7 +20,7 @@ FRICTION_INLINE Sums halving_sum(Sums* values, int count) {
   return values[0];
 }
 
-// As the device does it: within warps first, then over them.
+// Sums as the device does: within warps first, then across them.
 template <class Sums>
 inline Sums team_sum_on_host(Sums* values, int team) {
   if (team <= kWarp) return halving_sum(values, team);
@@ -52,7 +52,7 @@ __device__ __forceinline__ Moments from_lane(const Moments& moments, int distanc
   return {shuffle_down(moments.sum, distance), shuffle_down(moments.square_sum, distance)};
 }
 
-// The whole sum in the first lane. Every lane of the warp must take part.
+// Returns the whole sum in the first lane. Every lane of the warp must participate.
 template <class Sums>
 __device__ __forceinline__ Sums warp_sum(Sums value) {
   FRICTION_UNROLL
@@ -60,7 +60,7 @@ __device__ __forceinline__ Sums warp_sum(Sums value) {
   return value;
 }
 
-// The largest of a warp's values, in all lanes. Every lane must take part.
+// Returns the largest of a warp's values, in all lanes. Every lane must participate.
 __device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
 #if __CUDA_ARCH__ >= 800
   return __reduce_max_sync(0xffffffffu, value);
@@ -74,8 +74,8 @@ __device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
 #endif
 }
 
-// The whole sum in thread 0. Every thread of the block must take part; `scratch` is shared memory,
-// [kSize / kWarp], free to be written again after the next barrier.
+// Returns the whole sum in thread 0. Every thread of the block must participate. `scratch` is
+// shared memory [kSize / kWarp], which may be reused after the next barrier.
 template <int kSize = kThreads, class Sums>
 __device__ __forceinline__ Sums block_sum(Sums value, Sums* scratch) {
   value = warp_sum(value);

@@ -1,6 +1,5 @@
-// How an operand's elements are stored, where kernels look that up: plain numbers,
-// 8-bit codes, a parameter with its master. Each form reads and writes eight consecutive
-// elements, or one.
+// Codecs for the formats that kernels look up at run time: plain numbers, 8-bit codes, a parameter
+// with its master. Each codec reads and writes eight consecutive elements, or one.
 #pragma once
 
 #include "../formats/blockwise.h"
@@ -16,13 +15,13 @@ constexpr bool kIsCode = std::is_same_v<Stored, SignedCode> || std::is_same_v<St
 template <class Stored>
 constexpr bool kIsHalf = std::is_same_v<Stored, BFloat16> || std::is_same_v<Stored, Half>;
 
-// Which element of an operand, or the first of vec8.
+// Refers to one element of an operand, or to the first of eight.
 struct ElementRef {
   char* data;
   int64_t at;  // in elements
   char* master;
   int64_t master_at;
-  int64_t numel;  // of the tensor: tells where codes begin
+  int64_t numel;  // of the tensor: determines where codes begin
 
   template <class Stored>
   FRICTION_INLINE Stored* operand() const {
@@ -34,8 +33,8 @@ struct ElementRef {
   }
 };
 
-// Eight elements as they come from memory. Fetching and widening are apart, so that every operand
-// is on its way before the first is looked at.
+// Eight elements as loaded from memory. Fetching is separate from widening, so that the loads of
+// all operands are in flight before the first is used.
 struct RawVec8 {
   uint32_t words[kVec8];
 
@@ -47,7 +46,7 @@ struct RawVec8 {
     FRICTION_UNROLL
     for (int i = 0; i < kWords; ++i) words[first_word + i] = fetched[i];
   }
-  // The i-th of those fetched.
+  // The i-th fetched element.
   template <class Stored>
   FRICTION_INLINE Stored at(int i, int first_word = 0) const {
     const int byte = i * int(sizeof(Stored));
@@ -71,9 +70,9 @@ FRICTION_INLINE void write_one(Stored value, Stored* to) {
   Vector<Stored, 1>::store(stored, to);
 }
 
-// How a block of codes is written.
+// How a block of codes is quantized.
 struct Quantization {
-  uint32_t scale;  // its bits
+  uint32_t scale;  // the bits of the float
   float threshold;
 };
 
@@ -101,7 +100,7 @@ struct Codec {
   }
 };
 
-// float64 gradients, of which only what float32 holds is used; too rare to be fetched ahead.
+// float64 gradients, rounded to float32 as they are fetched: too rare to keep the loads in flight.
 template <>
 struct Codec<double> {
   static FRICTION_INLINE void fetch(const ElementRef& ref, RawVec8& raw) {
@@ -118,7 +117,7 @@ struct Codec<double> {
   }
 };
 
-// 8-bit codes. A block's scale is written apart, when all of its elements have been read.
+// 8-bit codes. A block's scale is written separately, after all of its elements have been read.
 template <class Map>
 struct BlockwiseCodec {
   static FRICTION_INLINE uint8_t* codes(const ElementRef& ref) {
@@ -158,7 +157,7 @@ struct Codec<SignedCode> : BlockwiseCodec<SignedCode> {};
 template <>
 struct Codec<UnsignedCode> : BlockwiseCodec<UnsignedCode> {};
 
-// A parameter of 16 bits with its residual, or with its master in float32.
+// A 16-bit parameter with its master: a residual or an fp32 master weight.
 template <class Param, class Master>
 struct Pair;
 
@@ -201,7 +200,7 @@ struct Codec<Pair<Param, float>> {
   static FRICTION_INLINE ElementRef master(const ElementRef& ref) {
     return {ref.master, ref.master_at, nullptr, 0, 0};
   }
-  // Joined at once: there are words for one of both.
+  // Joined immediately, because there are words for only one of the two.
   static FRICTION_INLINE void fetch(const ElementRef& ref, RawVec8& raw) {
     RawVec8 params;
     params.fetch(ref.operand<Param>());

@@ -1,4 +1,4 @@
-// Stands in for the driver where the library is built without CUDA.
+// Stands in for the driver if the library is built without CUDA.
 #include <stdexcept>
 
 #include "driver.h"

@@ -20,7 +20,7 @@ static_assert(sizeof(Payload) <= kParameterBytes);
 
 __global__ void __launch_bounds__(kStoreThreads)
     store_kernel(const __grid_constant__ Payload payload) {
-  // Threads of a warp read parameters one after another; so many blocks share the work.
+  // The threads of a warp read parameters one after another, so many blocks share the work.
   for (int i = int(blockIdx.x * kStoreThreads + threadIdx.x); i < payload.words;
        i += int(gridDim.x) * kStoreThreads)
     payload.to[i] = payload.content[i];
@@ -74,7 +74,7 @@ std::string unavailable_reason(int device) {
   const DeviceGuard guard("asking for a device", target);
   cudaFuncAttributes attributes;
   if (cudaFuncGetAttributes(&attributes, store_kernel) == cudaSuccess) return "";
-  cudaGetLastError();  // taken note of
+  cudaGetLastError();  // clears the error
   int major = 0, minor = 0;
   cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);

@@ -1,4 +1,4 @@
-// Runs launches on a GPU. Compiled by nvcc, called by the plans; no CUDA header is needed to call.
+// Runs launches on a GPU. Compiled by nvcc and called by the plans, which need no CUDA header.
 #pragma once
 
 #include <string>
@@ -11,32 +11,32 @@
 
 namespace friction::cuda {
 
-// Where a launch runs. The device is made current only while it is launched.
+// Where a launch runs. The device is current only during the launch.
 struct Target {
   int device;
   void* stream;
 };
 
-// Which of the kernels compiled for a rule serves a launch's types (dtype_configs.h).
+// The combinations of dtypes that a rule's kernels are compiled for (dtype_configs.h).
 enum class DtypeConfig { kFloat32, kBFloat16, kMixed, kFloat64, kQuantized };
 
-// Every function below throws std::runtime_error with the kernel's name, the number of tensors, the
-// device, and what CUDA says.
+// On failure, every function below throws std::runtime_error with the kernel's name, the number of
+// tensors, the device and CUDA's message.
 
-// One launch: every tensor updated. Of rules that do not project.
+// Updates every tensor in one launch. For rules that do not project.
 template <class Rule>
 void update(const Launch<Rule>& launch, DtypeConfig config, const Target& target);
 
-// Three launches, whatever the number of tensors. Of rules that project.
+// Updates every tensor in three launches, whatever their number. For rules that project.
 template <class Rule>
 void update_projected(const Launch<Rule>& launch, DtypeConfig config, const Target& target);
 
-// One launch: launch.statistics[chunk] becomes what the rule's statistic is there, and nothing else
-// changes.
+// Writes the moments of the rule's statistic over each chunk to launch.statistics, in one launch.
+// Changes nothing else.
 template <class Rule>
 void statistic(const Launch<Rule>& launch, DtypeConfig config, const Target& target);
 
-// Whoever defines one of these templates has the compiler make it for the rules that it is for.
+// Instantiates one of these templates, where it is defined, for the rules that it is for.
 template <class... Rule, class Choose>
 auto of_rules(RuleList<Rule...>, Choose choose) {
   return std::make_tuple(choose(static_cast<Rule*>(nullptr))...);
@@ -50,24 +50,24 @@ auto of_rules(RuleList<Rule...>, Choose choose) {
       return nullptr;                                                               \
   })
 
-// One launch: launch.norm.squared becomes the sum of all gradients' squares, the same bits on every
-// card. launch.blocks_done must lead to a zero.
+// Writes the squared norm of all tensors to launch.norm.squared in one launch, with the same bits
+// on every GPU. launch.blocks_done must point to a zero.
 void squared_norm(const Launch<SingleOperand>& launch, const Target& target);
 
-// Writes bytes to device memory, in stream order, without keeping the host's memory: they travel as
-// kernel parameters, so a captured graph holds them too.
+// Writes bytes to device memory in stream order. They are passed as kernel parameters, so the host
+// memory may be freed at once, and a captured graph holds them too.
 void store(const void* bytes, size_t count, void* to, const Target& target);
 
-// Whether the stream is recording a graph.
+// Whether the stream is capturing a graph.
 bool is_capturing(const Target& target);
 
-// Why kernels cannot run on this device; empty where they can.
+// Why kernels cannot run on this device; empty if they can.
 std::string unavailable_reason(int device);
 
-// Runs a kernel that does nothing, and waits for it.
+// Runs an empty kernel and waits for it.
 void probe(int device);
 
-// What the library was built for, as nvcc spells it: "80-real".
+// The architectures that the library was built for, in CMake's notation: "80-real".
 std::vector<std::string> architectures();
 
 }  // namespace friction::cuda

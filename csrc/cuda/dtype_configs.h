@@ -1,4 +1,4 @@
-// The storages that kernels are compiled for.
+// The dtype configurations that kernels are compiled for.
 #pragma once
 
 #include "../formats/blockwise.h"
@@ -6,9 +6,9 @@
 
 namespace friction::cuda {
 
-// How a launch's operands are stored. kVector: elements to a vector; kVectors: how many of them a
-// thread has in flight. with_operand calls f with a null pointer of what an operand is stored as;
-// kAtLeastFloat32: the operand is a state that is kept in float32 at least.
+// How a launch's operands are stored. kVector: elements per vector; kVectors: vectors that a thread
+// has in flight. with_operand calls f with a null pointer to an operand's stored type.
+// kAtLeastFloat32: the operand is a state that is kept in at least float32.
 struct Float32Config {
   using Arithmetic = float;
   static constexpr bool kLookedUp = false;
@@ -42,14 +42,14 @@ struct Float64Config {
   }
 };
 
-// Mixtures, looked up as the launch runs; all threads branch alike. A gradient may have any type, a
-// parameter any but float64, with a master or without, a state also 8 bits (dynamic_dtypes.h).
+// Dtypes looked up at run time, without divergence (dynamic_dtypes.h). A gradient may have any
+// type, a parameter any but float64, with or without a master. A state may also have 8 bits.
 struct MixedConfig {
   using Arithmetic = float;
   static constexpr bool kLookedUp = true, kStatesQuantized = false;
 };
 
-// All states in 8 bits; parameter and gradient looked up, float64 not among them.
+// All states in 8 bits; parameter and gradient looked up, but not float64.
 struct QuantizedConfig {
   using Arithmetic = float;
   static constexpr bool kLookedUp = true, kStatesQuantized = true;

@@ -1,5 +1,5 @@
-// A thread's elements where the types of operands are looked up: eight consecutive ones, so that
-// the 256 elements of a block of 8-bit codes are one warp's.
+// A thread's elements if dtypes are looked up at run time: eight consecutive ones, so that one warp
+// owns the 256 elements of a block of 8-bit codes.
 #pragma once
 
 #include "dtype_configs.h"
@@ -9,7 +9,7 @@ namespace friction::cuda {
 
 static_assert(kThreads * kVec8 == kChunk && kWarp * kVec8 == kBlock);
 
-// Calls f with a null pointer of what an operand is stored as (codecs.h). All threads branch alike.
+// Calls f with a null pointer to an operand's stored type (codecs.h). Branches do not diverge.
 template <class Rule, class Config, int kOperand, class F>
 FRICTION_INLINE void with_type(const Types& types, F&& f) {
   using Map = CodeOf<is_non_negative<Rule>(kOperand)>;
@@ -28,7 +28,7 @@ FRICTION_INLINE void with_type(const Types& types, F&& f) {
   }
 }
 
-// The same of the parameter with its master, if it has one.
+// The same for the parameter, with its master if it has one.
 template <class Rule, class Config, class F>
 FRICTION_INLINE void with_parameter(const Types& types, F&& f) {
   if (!types.master) return with_type<Rule, Config, 0>(types, f);
@@ -68,10 +68,10 @@ FRICTION_INLINE RandomBits random_bits(const Launch& launch, const Part& part, R
   return {key, extra.global};
 }
 
-// How a step rounds what it stores in few bits.
+// How a step rounds what it stores in fewer bits.
 struct StepRounding {
-  RandomKey key;    // but for the parameter's number
-  float threshold;  // of averages in 8 bits or bfloat16
+  RandomKey key;    // without the parameter's number
+  float threshold;  // for averages in 8 bits or bfloat16
 
   template <class Rule, int kOperand>
   FRICTION_INLINE Quantization quantization(uint32_t scale) const {
@@ -79,7 +79,7 @@ struct StepRounding {
   }
 };
 
-// Eight elements of a part that goes by vectors, those from position on.
+// Eight elements, from a given position on, of a part that is accessed in vectors.
 template <class Rule, class Config>
 struct Vec8 {
   static constexpr int kOperands = Rule::kOperands;
@@ -96,7 +96,7 @@ struct Vec8 {
   template <class Launch>
   FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types,
                             int position) {
-    RawVec8 raw[kOperands] = {};  // zero, as above
+    RawVec8 raw[kOperands] = {};  // zeroed, as in clear()
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       Codec<Stored>::fetch(ref(launch, part, types, position, operand), raw[operand]);
@@ -110,7 +110,7 @@ struct Vec8 {
     });
   }
 
-  // scales: the bits of those of the operands' blocks.
+  // scales: the bits of the scales of the operands' blocks.
   template <class Launch>
   FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types,
                              int position, const uint32_t (&scales)[kOperands],
@@ -156,7 +156,7 @@ struct Vec8 {
   }
 };
 
-// Whether a part goes by vectors: eights, every operand contiguous and aligned.
+// Whether a part is accessed in vectors: whole ones, every operand contiguous and aligned.
 template <class Launch>
 FRICTION_INLINE bool by_vec8(const Launch& launch, const Part& part, const Types& types) {
   auto addresses = reinterpret_cast<uintptr_t>(master_of(launch, part, types));
@@ -167,7 +167,7 @@ FRICTION_INLINE bool by_vec8(const Launch& launch, const Part& part, const Types
          layout_of(launch, part.tensor) == nullptr;
 }
 
-// One element of a part that does not.
+// One element of a part that is not accessed in vectors.
 template <class Rule, class Config>
 struct One {
   static constexpr int kOperands = Rule::kOperands;
@@ -223,9 +223,9 @@ struct One {
   }
 };
 
-// Calls visit(one element, its position) for each of a thread's that does not go by vectors. They
-// are eight consecutive ones where an operand is quantized, else neighbours are neighbouring
-// threads'.
+// Calls visit(element, position) for each of a thread's elements in a part that is not accessed in
+// vectors. A thread takes eight consecutive elements if an operand is quantized. Otherwise,
+// neighbouring threads take neighbouring elements.
 template <class Config, class Launch, class Visit>
 FRICTION_INLINE void visit_ones(const Launch& launch, const Part& part, const Types& types,
                                 int thread, Visit&& visit) {
@@ -242,7 +242,7 @@ FRICTION_INLINE void visit_ones(const Launch& launch, const Part& part, const Ty
   }
 }
 
-// What visit_elements (elements.h) does where nothing is stored.
+// visit_elements (elements.h) for dynamic dtypes, without storing.
 template <class Config, class Launch, class Visit>
 FRICTION_INLINE void visit_dynamic(const Launch& launch, const Part& part, const Types& types,
                                    int thread, Visit&& visit) {

@@ -1,13 +1,13 @@
-// How a thread's elements come from memory and return: in vectors of 16 bytes where every operand
-// of a tensor is contiguous and aligned, else one by one; either way neighbouring threads read
-// neighbouring memory. Operands whose types are looked up are in dynamic_dtypes.h.
+// Loads and stores a thread's elements: in vectors of 16 bytes if every operand of a tensor is
+// contiguous and aligned, else one by one. Either way, neighbouring threads access neighbouring
+// memory. For dtypes that are looked up at run time, see dynamic_dtypes.h.
 #pragma once
 
 #include "dynamic_dtypes.h"
 
 namespace friction::cuda {
 
-// Calls f(operand as a constant, null pointer of what it is stored as) for every operand.
+// Calls f(operand as a constant, null pointer to its stored type) for every operand.
 template <class Rule, class Config, int kOperand = 0, class F>
 FRICTION_INLINE void for_each_operand(const Types& types, F&& f) {
   if constexpr (kOperand < Rule::kOperands) {
@@ -18,19 +18,19 @@ FRICTION_INLINE void for_each_operand(const Types& types, F&& f) {
   }
 }
 
-// What a thread holds at a time of a part that goes by vectors: x[i][operand].
+// The elements x[i][operand] that a thread holds at a time of a part accessed in vectors.
 template <class Rule, class Config>
 struct Vectors {
   using T = typename Config::Arithmetic;
   static constexpr int kVector = Config::kVector;
   static constexpr int kCount = kVector * Config::kVectors;
-  static constexpr int kRound = kThreads * kCount;  // what the block holds at a time
+  static constexpr int kRound = kThreads * kCount;  // elements that the block holds at a time
   static_assert(kChunk % kRound == 0);
 
   T x[kCount][Rule::kOperands];
   int round_begin, thread;  // in the part
 
-  // Where the thread's i-th element lies in the part.
+  // The position of the thread's i-th element in the part.
   FRICTION_INLINE int position(int i) const {
     return round_begin + (i / kVector * kThreads + thread) * kVector + i % kVector;
   }
@@ -68,7 +68,7 @@ struct Vectors {
   }
 };
 
-// Whether a part goes by vectors: whole rounds, every operand contiguous and aligned.
+// Whether a part is accessed in vectors: whole rounds, every operand contiguous and aligned.
 template <class Config, class Launch>
 FRICTION_INLINE bool by_vectors(const Launch& launch, const Part& part, const Types& types) {
   constexpr int kRound = Vectors<typename Launch::Rule, Config>::kRound;
@@ -81,7 +81,7 @@ FRICTION_INLINE bool by_vectors(const Launch& launch, const Part& part, const Ty
   return aligned;
 }
 
-// One element of a part that does not.
+// One element of a part that is not accessed in vectors.
 template <class Rule, class Config>
 struct Single {
   using T = typename Config::Arithmetic;
@@ -116,9 +116,8 @@ struct Single {
   }
 };
 
-// Calls visit(a thread's elements, how many, where the i-th lies in the part) for all of a thread's
-// elements of a part; each visit is given operands[i][operand] and stores them after, where it
-// should.
+// Calls visit(elements[i][operand], position(i) in the part) until it has seen all of a thread's
+// elements of a part, and stores them after each call if kStores.
 template <class Config, bool kStores, class Launch, class Visit>
 FRICTION_INLINE void visit_elements(const Launch& launch, const Part& part, const Types& types,
                                     int thread, Visit&& visit) {

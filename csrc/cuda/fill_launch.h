@@ -1,4 +1,4 @@
-// Puts a table into the form that a launch carries.
+// Converts a table to the form that a launch carries.
 #pragma once
 
 #include <algorithm>
@@ -30,11 +30,11 @@ std::vector<Entry<kOperands>> entries_of(const std::vector<TensorEntry>& tensors
   return entries;
 }
 
-// Puts entries and group steps into the launch. Where both do not fit, `store` brings one to where
-// it is to be read: the entries, since they change less often. store(bytes, is_entries) -> address.
+// Copies entries and group steps into the launch. If they do not both fit, store(bytes, is_entries)
+// returns the address of a copy elsewhere: of the entries first, since they change less often.
 template <class Rule, class Store>
-void fill(Launch<Rule>& launch, const std::vector<Entry<Rule::kOperands>>& entries,
-          const std::vector<GroupStep<Rule>>& group_steps, Store&& store) {
+void fill_launch(Launch<Rule>& launch, const std::vector<Entry<Rule::kOperands>>& entries,
+                 const std::vector<GroupStep<Rule>>& group_steps, Store&& store) {
   const std::vector<char> entry_bytes = bytes_of(entries), step_bytes = bytes_of(group_steps);
   const bool steps_fit = step_bytes.size() <= sizeof launch.room;
   const size_t left = sizeof launch.room - (steps_fit ? step_bytes.size() : 0);
@@ -70,7 +70,7 @@ inline bool needs_extras(const std::vector<TensorEntry>& tensors) {
   return false;
 }
 
-// One block of memory: the extras, the count of blocks that are done (0), the layouts.
+// One block of memory: the extras, the counter of finished blocks (0), the layouts.
 template <int kOperands>
 std::vector<char> extras_of(const std::vector<TensorEntry>& tensors) {
   std::vector<Extra> extras(tensors.size());
@@ -95,13 +95,13 @@ std::vector<char> extras_of(const std::vector<TensorEntry>& tensors) {
   return bytes;
 }
 
-// The count of blocks that are done, behind so many extras.
+// The counter of finished blocks, which follows the given number of extras.
 inline uint32_t* counter_of(const void* memory, int64_t extras) {
   return reinterpret_cast<uint32_t*>(const_cast<Extra*>(static_cast<const Extra*>(memory)) +
                                      extras);
 }
 
-// `memory` holds what extras_of made.
+// `memory` holds the result of extras_of.
 template <class Rule>
 void refer_to_extras(Launch<Rule>& launch, const std::vector<TensorEntry>& tensors,
                      const void* memory) {

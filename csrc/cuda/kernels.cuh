@@ -1,4 +1,4 @@
-// The kernels: how blocks walk a launch. What a thread does is in update.h and adamp.h.
+// The kernels: how blocks process a launch. What a thread does is in update.h and projection.h.
 #pragma once
 
 #include "projection.h"
@@ -6,20 +6,19 @@
 
 namespace friction::cuda {
 
-// Two blocks a multiprocessor leave a thread 128 registers: its elements of five operands, and
-// room.
+// Two blocks per multiprocessor leave a thread 128 registers, enough for elements of five operands.
 constexpr int kBlocksEach = 2;
 constexpr int kDecideThreads = 1024;
 
-// Shared memory for values whose constructors would not be allowed there.
+// Shared memory for types with constructors, which are not allowed there.
 template <class Value, int kCount>
 struct Scratch {
   alignas(16) unsigned char bytes[sizeof(Value) * kCount];
   __device__ Value* values() { return reinterpret_cast<Value*>(bytes); }
 };
 
-// A group's settings, each found by a thread of its own, the gradients' factor by one that knows
-// them all. Every thread of the block must take part.
+// Resolves a group's settings, one per thread. Thread 0 then computes the gradients' factor from
+// all of them. Every thread of the block must participate.
 template <class Launch>
 __device__ void resolve(const Launch& launch, int64_t tensor,
                         typename Launch::Rule::Settings& settings) {
@@ -31,7 +30,7 @@ __device__ void resolve(const Launch& launch, int64_t tensor,
   __syncthreads();
 }
 
-// What the threads of a block share, in shared memory, made anew where a tensor has another.
+// The values that the threads of a block share, recomputed when the group or the step changes.
 template <class Launch, class T>
 class BlockShared {
  public:
@@ -51,7 +50,7 @@ class BlockShared {
     if (group_step == group_step_ && step == step_) return memory_.shared;
     group_step_ = group_step;
     step_ = step;
-    __syncthreads();  // nobody reads the one before any more
+    __syncthreads();  // no thread reads the previous one any more
     resolve(launch, tensor, memory_.settings);
     if (threadIdx.x == 0)
       memory_.shared = Shared<Rule, T>(memory_.settings, step, launch.group_step(tensor).types);
@@ -66,8 +65,8 @@ class BlockShared {
   double step_ = -1;
 };
 
-// Whether all other blocks of the launch have come here before, so that what they wrote is there to
-// read, and what they read may be changed. Every thread of the block must take part.
+// Whether all other blocks of the launch have already arrived here, so that what they wrote is
+// visible and what they read may be changed. Every thread of the block must participate.
 __device__ inline bool is_last_block(uint32_t* blocks_done) {
   __shared__ bool last;
   __threadfence();
@@ -88,7 +87,7 @@ __device__ void count_steps(const Launch& launch) {
     if (float* step = launch.extras[tensor].step) *global(step) += 1;
 }
 
-// What update_part does, where types are looked up.
+// update_part for dynamic dtypes.
 template <class Config, class Launch>
 __device__ __forceinline__ void update_dynamic(const Launch& launch, const Part& part,
                                                const Shared<typename Launch::Rule, float>& shared) {
@@ -133,7 +132,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   if (launch.blocks_done != nullptr) count_steps(launch);
 }
 
-// What the rule's statistic is over each chunk, at the step that an update would make.
+// Computes the moments of each chunk's statistic at the step that an update would make.
 template <class Launch, class Config>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     statistic_kernel(const __grid_constant__ Launch launch) {
@@ -153,7 +152,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
-// A projection, first: sums of each row and stage.
+// First launch of a projection: the sums of each row and stage.
 template <class Launch, class Config>
 __global__ void __launch_bounds__(kThreads, kBlocksEach)
     projection_reduce_kernel(const __grid_constant__ Launch launch) {
@@ -174,7 +173,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
       const int rest = whole.count - staged;
       const Part part{tensor, whole.begin + staged, rest < Stage<T>::kSize ? rest : Stage<T>::kSize,
                       whole.numel};
-      __syncthreads();  // the last stage's sums are taken
+      __syncthreads();  // the previous stage has been summed
       stage_directions<Config>(launch, part, int(threadIdx.x), scalars, stage);
       __syncthreads();
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
@@ -183,7 +182,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
         ProjectionSums sums =
             member_sums(stage, rows.begin_of(row), rows.end_of(row), member, team);
         if (team == kWarp) sums = warp_sum(sums);
-        if (team == kThreads) {  // all threads take each row together
+        if (team == kThreads) {  // all threads share each row
           sums = block_sum(sums, scratch.values());
           __syncthreads();
         }
@@ -195,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
   }
 }
 
-// A projection, second: a block decides for a tensor.
+// Second launch of a projection: a block decides for a tensor.
 template <class Launch, class T>
 __global__ void __launch_bounds__(kDecideThreads)
     projection_decide_kernel(const __grid_constant__ Launch launch) {
@@ -208,7 +207,7 @@ __global__ void __launch_bounds__(kDecideThreads)
     const Extra& extra = launch.extras[tensor];
     resolve(launch, tensor, settings);
     const int64_t first_chunk = launch.entries()[tensor].first_chunk;
-    // A member is a thread, or a warp where a row has many slots.
+    // A member is a thread, or a warp if a row has many slots.
     const int lanes = rows_are_long<T>(extra) ? kWarp : 1;
     const int lane = int(threadIdx.x) % lanes, members = kDecideThreads / lanes;
     bool pass = true;
@@ -242,7 +241,7 @@ __global__ void __launch_bounds__(kDecideThreads)
   }
 }
 
-// What blocks of an update share out; one thing at least where steps are to be counted.
+// The number of items of an update; at least one if steps are to be counted.
 template <class Launch>
 int64_t items_of(const Launch& launch) {
   return launch.chunks == 0 && launch.blocks_done != nullptr ? 1 : launch.chunks;

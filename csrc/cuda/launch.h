@@ -1,7 +1,7 @@
-// What one launch is told. It travels by value as a kernel's parameter, the list of tensors with it
-// as far as it fits; a longer list lies in device memory.
+// The argument of one launch. It is passed by value as a kernel parameter, together with the list
+// of tensors if that fits; a longer list is in device memory.
 //
-// Nothing here needs a GPU: the tests walk launches on the host.
+// Nothing here needs a GPU: the tests run launches on the host.
 #pragma once
 
 #include "../moments.h"
@@ -13,37 +13,37 @@ namespace friction::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
-constexpr int64_t kParameterBytes = 32764;  // most that a kernel takes, since CUDA 12.1
+constexpr int64_t kParameterBytes = 32764;  // limit of kernel parameters since CUDA 12.1
 
-// A tensor, as small as can be, since every step sends all of them.
+// A tensor, as small as possible, because every step sends all of them.
 template <int kOperands>
 struct Entry {
   void* data[kOperands];
-  uint32_t first_chunk;  // chunks of all tensors before this one
-  uint16_t last_count;   // elements of its last chunk; 0 where it has none
-  uint16_t group_step;   // which GroupStep it goes by
+  uint32_t first_chunk;  // number of chunks in the tensors before this one
+  uint16_t last_count;   // elements of its last chunk; 0 if it has none
+  uint16_t group_step;   // index of its GroupStep
 };
 
-// How a tensor's operands are stored, for kernels of dynamic dtypes, which look it up.
+// How a tensor's operands are stored, for kernels with dynamic dtypes.
 struct Types {
   DType operand[kMaxOperands];  // the rule's operands, then the master
   bool master;                  // the parameter has one
-  uint8_t quantized : 1;        // some operand is
-  uint8_t stochastic : 1;       // how the parameter is rounded
+  uint8_t quantized : 1;        // any operand is quantized
+  uint8_t stochastic : 1;       // rounding of the parameter
 };
 static_assert(sizeof(Types) == 8);
 
-// What few launches need to know of a tensor: a projection its rows, a captured step where to
-// count, a tensor of gaps its layout, one of 16 bits its master weight or its place among the
-// random numbers. In device memory, sent when it changes.
+// What only some launches need: the rows for a projection, the step counter for a captured step,
+// the layout of a non-contiguous tensor, the master or the random-number index of a 16-bit
+// parameter. Kept in device memory and sent when it changes.
 struct Extra {
   float* step;         // counts the tensor's steps on the device; null: the host counts
-  int64_t layout;      // where its layout begins among Header::layouts; kContiguous: none
+  int64_t layout;      // offset of its layout in Header::layouts; kContiguous: none
   int64_t rows;        // of a matrix that may be projected; 0: never
   int64_t row_length;  // elements
-  int64_t first_row;   // rows of all tensors before this one
+  int64_t first_row;   // number of rows in the tensors before this one
   void* master;
-  GlobalIndex global;  // for stochastic rounding, as the next
+  GlobalIndex global;  // for stochastic rounding, like the next
   int64_t parameter;
 };
 constexpr int64_t kContiguous = -1;
@@ -59,7 +59,7 @@ struct GroupStep {
     const double* float64;
   };
   Setting settings[kSettings];
-  uint32_t is_float32, is_float64;  // bits: settings that are addresses
+  uint32_t is_float32, is_float64;  // bit masks of the settings that are addresses
   double step;
   Types types;
 
@@ -70,7 +70,7 @@ struct GroupStep {
   }
 };
 
-// Of a row: what the test of a projection needs (RowSums), and parameter . direction.
+// The sums over a row: what the test of a projection needs (RowSums), and parameter . direction.
 struct ProjectionSums : RowSums {
   double param_direction = 0;
 
@@ -86,15 +86,15 @@ struct ProjectionSums : RowSums {
   }
 };
 
-// As much of one operand as a block of a projection's first launch keeps in shared memory.
+// Bytes of one operand that a block of a projection's first launch keeps in shared memory.
 constexpr int kStageBytes = 8192;
 
-// Sums for every row and stage that meet, at most.
+// An upper bound on the overlapping (row, stage) pairs, each of which has its sums.
 inline int64_t sums_slots(int64_t rows, int64_t chunks) {
   return rows + chunks * (kChunk * int64_t(sizeof(double)) / kStageBytes);
 }
 
-// What a projection's launches hand each other, in device memory.
+// What a projection's launches pass to each other, in device memory.
 struct Projection {
   ProjectionSums* sums;  // for each row and stage
   double* coefficients;  // [rows]: c in u_row - c p_row
@@ -103,7 +103,7 @@ struct Projection {
 
 struct NoProjection {};
 
-// Where the squared norm of all gradients is made, in device memory.
+// Device memory for the squared norm of all tensors.
 struct SquaredNorm {
   double* of_chunk;  // [chunks]
   double* squared;
@@ -113,16 +113,16 @@ template <class Rule>
 struct Header {
   int64_t count;  // tensors
   int64_t chunks;
-  const Extra* extras;     // [tensors]; null where no tensor needs one
+  const Extra* extras;     // [tensors]; null if no tensor needs one
   const int64_t* layouts;  // each: dims, sizes [dims], strides [operands + 1, dims] (in elements)
-  Moments* statistics;     // [chunks]: what a rule's statistic is over each
-  uint32_t* blocks_done;   // 0 between launches; where the last block has work to do
+  Moments* statistics;     // [chunks]: moments of the rule's statistic
+  uint32_t* blocks_done;   // 0 between launches; null unless the last block has work to do
   std::conditional_t<Rule::kProjects, Projection, NoProjection> projection;
   SquaredNorm norm;
   GradientScaling scaling;
-  const Entry<Rule::kOperands>* stored_entries;  // null: those in the launch's room
+  const Entry<Rule::kOperands>* stored_entries;  // null: those in `room`
   const GroupStep<Rule>* stored_group_steps;     // likewise
-  int64_t group_steps_begin;                     // where they lie in the room
+  int64_t group_steps_begin;                     // their offset in `room`
 };
 
 template <class RuleType>
@@ -131,11 +131,11 @@ struct Launch : Header<RuleType> {
   using EntryType = Entry<Rule::kOperands>;
   static constexpr int64_t kRoom =
       (kParameterBytes - static_cast<int64_t>(sizeof(Header<Rule>))) / 8 * 8;
-  static constexpr int64_t kMostEntries =  // beside the one GroupStep that most launches have
+  static constexpr int64_t kMostEntries =  // with the one GroupStep that most launches have
       (kRoom - static_cast<int64_t>(sizeof(GroupStep<Rule>))) /
       static_cast<int64_t>(sizeof(EntryType));
 
-  alignas(8) char room[kRoom];  // entries first, group steps behind them, as far as they fit
+  alignas(8) char room[kRoom];  // entries, then group steps, if they fit
 
   FRICTION_INLINE const EntryType* entries() const {
     return this->stored_entries != nullptr ? this->stored_entries
@@ -150,14 +150,14 @@ struct Launch : Header<RuleType> {
   }
 };
 
-// A part of a tensor of `numel` elements: those at [begin, begin + count) in element order.
+// The elements [begin, begin + count), in element order, of a tensor of `numel` elements.
 struct Part {
   int64_t tensor, begin;
   int count;
   int64_t numel;
 };
 
-// The part that a chunk is; `low` is a tensor known not to lie behind it.
+// The part that a chunk covers; `low` is a tensor known not to start after it.
 template <class Launch>
 FRICTION_INLINE Part part_of(const Launch& launch, int64_t chunk, int64_t low) {
   const auto* entries = launch.entries();
@@ -170,15 +170,15 @@ FRICTION_INLINE Part part_of(const Launch& launch, int64_t chunk, int64_t low) {
   return {tensor, (chunk - first) * kChunk, count, (next - first - 1) * kChunk + last_count};
 }
 
-// The layout of a tensor of gaps: dims, sizes [dims], strides [operands + 1, dims], the last of
-// the master. Null: contiguous.
+// The layout of a non-contiguous tensor: dims, sizes [dims], strides [operands + 1, dims], the
+// master's last. Null: contiguous.
 template <class Launch>
 FRICTION_INLINE const int64_t* layout_of(const Launch& launch, int64_t tensor) {
   if (launch.extras == nullptr || launch.extras[tensor].layout == kContiguous) return nullptr;
   return launch.layouts + launch.extras[tensor].layout;
 }
 
-// Where element `index` in element order lies in each operand.
+// The offset of element `index`, in element order, in each operand.
 template <int kOperands>
 FRICTION_INLINE void find_offsets(const int64_t* layout, int64_t index,
                                   int64_t (&offsets)[kOperands]) {

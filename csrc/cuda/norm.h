@@ -1,5 +1,5 @@
-// The squared norm of a list of tensors, thread by thread: each chunk's sum first, then the
-// sum of the chunks, both in a fixed order.
+// What a thread does for the squared norm of a list of tensors: first each chunk's sum, then the
+// sum over chunks, both in a fixed order.
 #pragma once
 
 #include "block_reduce.h"
@@ -7,8 +7,8 @@
 
 namespace friction::cuda {
 
-// In a rule's place where tensors have one operand. They have no group: Entry::group_step is a
-// tensor's DType.
+// Stands in for a rule if tensors have a single operand. As they have no group, Entry::group_step
+// is the tensor's DType.
 struct SingleOperand {
   enum Operand { kParam, kOperands };
   static constexpr bool kProjects = false;
@@ -17,8 +17,8 @@ struct SingleOperand {
   };
 };
 
-// The squares of a thread's eight consecutive elements of a part, in the tensor's own type or in
-// float32; anew in double where that sum is not finite.
+// The sum of squares of a thread's eight consecutive elements of a part: in float64 for float64
+// tensors, else in float32, or in double if that sum is not finite.
 template <class Stored>
 FRICTION_INLINE double squares_of_eight(const Launch<SingleOperand>& launch, const Part& part,
                                         int thread) {

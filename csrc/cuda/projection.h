@@ -1,9 +1,9 @@
-// A projection's first two launches, thread by thread: the sums of each row, and what they decide.
-// The third is an update that projects (update.h).
+// What a thread does in a projection's first two launches: the sums of each row, and the decision.
+// The third launch is an update that projects (update.h).
 //
-// The first reads all operands and writes none: u needs moments that are not yet advanced. Its sums
-// are taken for every row and every stage that meet (a slot); a stage is as much of a tensor as a
-// block keeps in shared memory.
+// The first launch reads all operands and writes none, because u needs moments that are not yet
+// advanced. A stage is the part of a tensor that a block keeps in shared memory. Each overlapping
+// pair of a row and a stage has a slot for its sums.
 #pragma once
 
 #include "block_reduce.h"
@@ -17,15 +17,15 @@ struct Stage {
   T param[kSize], grad[kSize], direction[kSize];
 };
 
-// Rows and stages only ever grow along a tensor, so that their sum numbers the pairs that meet.
+// Along a tensor, each overlapping pair advances row, stage or both, so row + stage is unique.
 template <class T>
 FRICTION_INLINE int64_t sums_slot(const Extra& extra, int64_t first_chunk, int64_t row,
                                   int64_t element) {
   return extra.first_row + row + (first_chunk * kChunk + element) / Stage<T>::kSize;
 }
 
-// Leaves a thread's parameters, gradients and directions where the block's teams find them, for
-// a part no larger than a stage.
+// Writes a thread's parameters, gradients and directions to the stage, where the block's teams read
+// them. The part must be no larger than a stage.
 template <class Config, class Launch, class T>
 FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, int thread,
                                       const Shared<typename Launch::Rule, T>& shared,
@@ -46,11 +46,11 @@ FRICTION_INLINE void stage_directions(const Launch& launch, const Part& part, in
       });
 }
 
-// The rows that meet a stage: [first, first + count).
+// The rows that overlap a stage: [first, first + count).
 struct Rows {
   int64_t first;
   int count;
-  int64_t length, begin, end;  // a row's elements; the stage's place in the tensor
+  int64_t length, begin, end;  // elements per row; the stage's range in the tensor
 
   FRICTION_INLINE Rows(int64_t row_length, int64_t begin, int64_t end)
       : first(row_of(begin, row_length)), length(row_length), begin(begin), end(end) {
@@ -64,13 +64,13 @@ struct Rows {
     const int64_t at = (first + row + 1) * length;
     return int((at < end ? at : end) - begin);
   }
-  // How many threads sum a row, by its length alone.
+  // How many threads sum a row; depends only on its length.
   FRICTION_INLINE int team() const {
     return length < kWarp ? 1 : length < kThreads ? kWarp : kThreads;
   }
 };
 
-// What member `member` of a team adds up of the elements [begin, end) of a stage, in type Sum.
+// A team member's share of the sums over the elements [begin, end) of a stage, in type Sum.
 template <class Sum, class T>
 FRICTION_INLINE ProjectionSums member_sums_in(const Stage<T>& stage, int begin, int end, int member,
                                               int team) {
@@ -90,7 +90,7 @@ FRICTION_INLINE ProjectionSums member_sums_in(const Stage<T>& stage, int begin, 
   return sums;
 }
 
-// The same in T, or in double where something is not finite in T.
+// The same in T, or in double if a sum is not finite in T.
 template <class T>
 FRICTION_INLINE ProjectionSums member_sums(const Stage<T>& stage, int begin, int end, int member,
                                            int team) {
@@ -99,8 +99,8 @@ FRICTION_INLINE ProjectionSums member_sums(const Stage<T>& stage, int begin, int
   return member_sums_in<double>(stage, begin, end, member, team);
 }
 
-// Deciding. A tensor's rows are shared out to members: its threads where a row has few slots, its
-// warps where it has many. Then each warp's lanes share the slots of a row.
+// The slots of a row. For the decision, a tensor's rows are distributed among threads if a row has
+// few slots, or among warps if it has many; a warp's lanes then share the slots.
 template <class T>
 struct Slots {
   int64_t first, count;
@@ -116,8 +116,7 @@ FRICTION_INLINE bool rows_are_long(const Extra& extra) {
   return extra.row_length > 32 * int64_t(Stage<T>::kSize);
 }
 
-// A row's slots [first + lane, ...] in steps of `lanes`, in order. Their gradients are as they
-// came.
+// The sum of a row's slots first + lane, first + lane + lanes, ..., with gradients not yet scaled.
 FRICTION_INLINE ProjectionSums slot_sums(const ProjectionSums* sums, int64_t first, int64_t count,
                                          int lane, int lanes) {
   ProjectionSums total;
@@ -125,14 +124,14 @@ FRICTION_INLINE ProjectionSums slot_sums(const ProjectionSums* sums, int64_t fir
   return total;
 }
 
-// The sums of a row with the gradients that the step sees.
+// The sums of a row with scaled gradients.
 FRICTION_INLINE ProjectionSums of_scaled(const ProjectionSums& sums, double grad_factor) {
   ProjectionSums scaled = sums;
   static_cast<RowSums&>(scaled) = sums.of_scaled(grad_factor);
   return scaled;
 }
 
-// A row's verdict, and its coefficient in case all rows pass.
+// Whether a row passes the test, and its coefficient in case all rows pass.
 FRICTION_INLINE bool row_passes(const ProjectionSums& row, double length, double delta, double eps,
                                 double& coefficient) {
   coefficient = projection_coefficient(row.param_param, row.param_direction, eps);

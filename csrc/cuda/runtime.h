@@ -1,4 +1,4 @@
-// What every kernel's launch needs of the CUDA runtime. For nvcc's eyes.
+// What every kernel launch needs from the CUDA runtime. Included only by CUDA sources.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -19,7 +19,7 @@ inline void check(cudaError_t error, const std::string& what, const Target& targ
                            cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
 }
 
-// Makes a device current, and the one before it again.
+// Makes a device current, and restores the previous one at the end.
 class DeviceGuard {
  public:
   DeviceGuard(const std::string& what, const Target& target) {
@@ -38,7 +38,7 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// As many blocks of a kernel as the current device can hold at once.
+// The number of a kernel's blocks that the current device can hold at once.
 inline int64_t resident_blocks(const void* kernel, int threads, const std::string& what,
                                const Target& target) {
   static std::mutex mutex;
@@ -55,7 +55,7 @@ inline int64_t resident_blocks(const void* kernel, int threads, const std::strin
   return blocks;
 }
 
-// Launches a kernel over `items`, with no more blocks than the device holds: each walks many items.
+// Launches a kernel over `items`, with no more blocks than the device holds: each takes many items.
 template <class Parameter>
 void launch_kernel(const char* name, void (*kernel)(Parameter), const Parameter& parameter,
                    int64_t items, int threads, const std::string& over, const Target& target) {

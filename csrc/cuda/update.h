@@ -1,4 +1,4 @@
-// What one thread does in an update: the rules applied to its elements.
+// What one thread does in an update: it applies the rule to its elements.
 #pragma once
 
 #include <iterator>
@@ -8,7 +8,7 @@
 
 namespace friction::cuda {
 
-// What a rule that projects has beside its scalars.
+// What a rule that projects needs besides its scalars.
 template <class Rule, class T, bool kProjects = Rule::kProjects>
 struct SharedByProjection {
   SharedByProjection() = default;
@@ -16,14 +16,14 @@ struct SharedByProjection {
 };
 template <class Rule, class T>
 struct SharedByProjection<Rule, T, true> {
-  T projected_decay;  // where the update is projected
+  T projected_decay;
 
   SharedByProjection() = default;
   FRICTION_INLINE explicit SharedByProjection(const typename Rule::Settings& s)
       : projected_decay(T(s.projected_decay())) {}
 };
 
-// What the threads of a block share while they stay within a tensor or a group's step.
+// The values that the threads of a block share for tensors of the same group and step.
 template <class Rule, class T>
 struct Shared : SharedByProjection<Rule, T> {
   typename Rule::template Scalars<T> scalars;
@@ -40,8 +40,8 @@ struct Shared : SharedByProjection<Rule, T> {
         variant(Rule::variant(s)) {}
 };
 
-// A tensor's settings; the gradients' factor holds what the device alone knows. `resolved`: each by
-// itself, from GroupStep::resolve.
+// A tensor's settings, with the device's gradient scaling multiplied into grad_factor. `resolved`:
+// the results of GroupStep::resolve.
 template <class Launch>
 FRICTION_INLINE typename Launch::Rule::Settings scaled(const Launch& launch,
                                                        typename Launch::Rule::Settings resolved) {
@@ -49,15 +49,15 @@ FRICTION_INLINE typename Launch::Rule::Settings scaled(const Launch& launch,
   return resolved;
 }
 
-// The step that a tensor makes. On the device it is counted after all have read it.
+// The step that a tensor makes. A device counter is incremented after all blocks have read it.
 template <class Launch>
 FRICTION_INLINE double step_of(const Launch& launch, int64_t tensor) {
   const float* counter = launch.extras != nullptr ? launch.extras[tensor].step : nullptr;
   return counter != nullptr ? double(*counter) + 1 : launch.group_step(tensor).step;
 }
 
-// Calls f(variant as a constant). Only the variants of full generality are compiled, since the
-// arithmetic that others would spare hides behind memory.
+// Calls f(variant as a constant). Only the most general variants are compiled, because the
+// arithmetic that the others would save is hidden behind memory latency.
 template <class Rule, int kVariant = 0, class F>
 FRICTION_INLINE void with_variant(int variant, F&& f) {
   constexpr int kFull = Rule::kFullVariants[kVariant];
@@ -66,7 +66,7 @@ FRICTION_INLINE void with_variant(int variant, F&& f) {
   f(std::integral_constant<int, kFull>{});
 }
 
-// The coefficient of a projection at one element after another.
+// A projection's coefficients at consecutive elements, read once per row.
 template <class T>
 class Coefficients {
  public:
@@ -89,8 +89,8 @@ class Coefficients {
   T coefficient_ = T(0);
 };
 
-// Applies the rule to elements x, which position(i) says the place of in the part. A projection is
-// taken where the tensor has one.
+// Applies the rule, and the tensor's projection if it has one, to elements whose positions in the
+// part are position(i).
 template <class Launch, class T, class Elements, class Position>
 FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
                                      const Shared<typename Launch::Rule, T>& shared,
@@ -118,7 +118,7 @@ FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
   });
 }
 
-// A thread's share of a part.
+// Updates a thread's share of a part.
 template <class Config, class Launch>
 FRICTION_INLINE void update_part(
     const Launch& launch, const Part& part, int thread,
@@ -150,15 +150,15 @@ statistic_of_part(const Launch& launch, const Part& part, int thread,
   return {double(sum), double(square_sum)};
 }
 
-// The same where types are looked up, in two phases. Between them the lanes of a warp find the
-// largest magnitudes of each block that is quantized anew; afterwards write_scales. All lanes take
-// part.
+// update_part for dynamic dtypes, in two phases. Between them, the lanes of a warp find the largest
+// magnitude of each block that is to be quantized. write_scales comes last. All lanes participate.
 template <class Config, class Launch>
 class DynamicUpdate {
  public:
   using Rule = typename Launch::Rule;
 
-  uint32_t largest[Rule::kOperands] = {};  // magnitudes compare as their bits do, NaN above all
+  uint32_t largest[Rule::kOperands] =
+      {};  // magnitudes compare like their bits, NaN being the largest
 
   FRICTION_INLINE DynamicUpdate(const Launch& launch, const Part& part, int thread,
                                 const Shared<Rule, float>& shared)
@@ -169,9 +169,9 @@ class DynamicUpdate {
     return Config::kStatesQuantized || shared_.types.quantized;
   }
 
-  // By vectors: elements stay in registers from one phase to the other.
+  // In vectors: the elements stay in registers between the phases.
   FRICTION_INLINE void compute() {
-    vec8_.clear();  // else the registers would be in use all along, with what they held before
+    vec8_.clear();  // otherwise stale values would occupy the registers throughout
     if (position() >= part_.count) return;
     vec8_.load(launch_, part_, shared_.types, position());
     update_elements(launch_, part_, shared_, vec8_.x, [&](int i) { return position() + i; });
@@ -182,8 +182,8 @@ class DynamicUpdate {
       vec8_.store(launch_, part_, shared_.types, position(), largest, shared_.rounding);
   }
 
-  // One by one: the second phase computes anew, which is simpler than to keep what a rolled loop
-  // makes. The first is needed only where an operand is quantized.
+  // One by one: the second phase computes again, which is simpler than keeping the results of a
+  // rolled loop. The first phase is needed only if an operand is quantized.
   FRICTION_INLINE void one_by_one(bool stores) {
     visit_ones<Config>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
       update_elements(launch_, part_, shared_, one.x, [&](int) { return at; });
@@ -194,7 +194,7 @@ class DynamicUpdate {
     });
   }
 
-  // When all lanes have read them for the last time.
+  // Called after all lanes have read the old scales for the last time.
   FRICTION_INLINE void write_scales() const {
     if (!quantizes() || thread_ % kWarp != 0 || position() >= part_.count) return;
     for_each_type<Rule, Config>(shared_.types, [&](auto operand, auto* type) {

@@ -1,4 +1,4 @@
-// Memory accesses of a thread, as wide as can be.
+// Memory accesses of a thread, as wide as possible.
 #pragma once
 
 #include "../rules/portable.h"
@@ -35,7 +35,7 @@ struct AccessOf<16> {
 #endif
 };
 
-// Operands lie in global memory; the compiler cannot know it of addresses that it finds in a table.
+// Tells the compiler that an operand is in global memory, which an address from a table does not.
 template <class T>
 FRICTION_INLINE T* global(T* pointer) {
 #if defined(__CUDA_ARCH__)
@@ -44,7 +44,7 @@ FRICTION_INLINE T* global(T* pointer) {
   return pointer;
 }
 
-// kCount consecutive elements in as few accesses as their bytes allow, 16 at most in one.
+// kCount consecutive elements in as few accesses as possible, each of at most 16 bytes.
 template <class Stored, int kCount>
 struct Vector {
   static constexpr int kBytes = int(sizeof(Stored)) * kCount;
@@ -73,7 +73,7 @@ struct Vector {
  private:
   static FRICTION_INLINE void store_access(const Access& access, Access* to) {
 #if defined(__CUDA_ARCH__)
-    if constexpr (kAccess == 16) {  // which the compiler would take apart
+    if constexpr (kAccess == 16) {  // the compiler would split it
       asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)),
                    "r"(access.x), "r"(access.y), "r"(access.z), "r"(access.w)
                    : "memory");

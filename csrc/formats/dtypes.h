@@ -1,16 +1,16 @@
-// The types an operand is stored in and their conversion to and from the type arithmetic runs in.
+// The types that operands are stored in, and their conversion to and from the arithmetic type.
 #pragma once
 
 #include "../rules/portable.h"
 
 namespace friction {
 
-// kQuantized: 8 bits an element (blockwise.h). The integers are residuals (master_weight.h).
+// kQuantized: 8-bit blockwise (blockwise.h). kInt8 and kInt16: residuals (master_weight.h).
 enum class DType : uint8_t { kFloat16, kBFloat16, kFloat32, kFloat64, kInt8, kInt16, kQuantized };
 
 FRICTION_INLINE bool is_floating(DType dtype) { return dtype <= DType::kFloat64; }
 
-// Of an element; a quantized operand has scales besides.
+// Bytes per element; a quantized operand also has scales.
 FRICTION_INLINE int64_t bytes_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat64: return 8;
@@ -44,7 +44,7 @@ FRICTION_INLINE float widen(float x) { return x; }
 FRICTION_INLINE double widen(double x) { return x; }
 FRICTION_INLINE float widen(BFloat16 x) { return float_of(uint32_t(x.bits) << 16); }
 
-// Exponent moved from bias 15 to 127; subnormals are made normal by a subtraction.
+// Changes the exponent's bias from 15 to 127; a subtraction normalizes subnormals.
 FRICTION_INLINE float widen(Half x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
   const uint32_t normal = (magnitude << 13) + ((127u - 15u) << 23);
@@ -68,8 +68,7 @@ FRICTION_INLINE Stored narrow(T x) {
     const uint32_t sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;
     const uint32_t normal =
         (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - ((127u - 15u) << 23)) >> 13;
-    // Adding 0.5 lines the last bit of a subnormal half up with the last bit of a float, and
-    // rounds.
+    // Adding 0.5 aligns the last bit of a subnormal half with a float's last bit, and rounds.
     const uint32_t subnormal = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
     const uint32_t half = magnitude > 0x7f800000u    ? 0x7e00u
                           : magnitude >= 0x477ff000u ? 0x7c00u  // 65520 and above round to infinity
@@ -81,7 +80,7 @@ FRICTION_INLINE Stored narrow(T x) {
   }
 }
 
-// Calls f with a null pointer of a floating operand's type.
+// Calls f with a null pointer to the type of a floating operand.
 template <class F>
 FRICTION_INLINE void with_stored_type(DType dtype, F&& f) {
   switch (dtype) {

@@ -1,17 +1,17 @@
-// A parameter of 16 bits with a master: what its rounding took away (the residual), in 8 or 16
-// bits more, or all of it in float32 (the master). Both together are the value that the arithmetic
-// sees.
+// The master of a 16-bit parameter: either its rounding error in 8 or 16 further bits (the
+// residual), or the whole value in float32 (the master weight). Together they give the value that
+// the arithmetic sees.
 //
-// bfloat16 with 16 bits more is any float32 exactly; with 8 more it has 16 significant bits.
-// float16 with 16 bits more is any float32 in its normal range exactly.
+// bfloat16 with 16 error bits represents every float32 exactly; with 8, it has 16 significant bits.
+// float16 with 16 error bits represents every float32 in float16's normal range exactly.
 #pragma once
 
 #include "dtypes.h"
 
 namespace friction {
 
-// bfloat16: the pair is an integer that is the float32's upper 24 or 32 bits. No residual below a
-// zero comes from here; where somebody zeroed the parameter, borrowing would make it NaN.
+// bfloat16: the pair is an integer, the float32's upper 24 or 32 bits. A negative residual of a
+// zero means that the user zeroed the parameter. It is ignored, because borrowing would give NaN.
 template <class Residual>
 FRICTION_INLINE float join(BFloat16 param, Residual residual) {
   constexpr int kBits = 8 * int(sizeof(Residual));
@@ -20,7 +20,7 @@ FRICTION_INLINE float join(BFloat16 param, Residual residual) {
   return float_of(upper << (16 - kBits));
 }
 
-// A float32's upper 24 or 32 bits, rounded half up in magnitude (not to even: the residual fits).
+// A float32's upper 24 or 32 bits, rounded half up in magnitude (not to even): the residual fits.
 template <class Residual>
 FRICTION_INLINE uint32_t upper_bits(float x) {
   constexpr int kDropped = 16 - 8 * int(sizeof(Residual));
@@ -36,7 +36,7 @@ FRICTION_INLINE Param upper_part(float x) {
   return {static_cast<uint16_t>(nan ? 0x7fc0u : rounded)};
 }
 
-// What upper_part took away.
+// The rounding error of upper_part.
 template <class Residual>
 FRICTION_INLINE Residual residual_of(float x, BFloat16 param) {
   constexpr int kBits = 8 * int(sizeof(Residual));
@@ -45,10 +45,10 @@ FRICTION_INLINE Residual residual_of(float x, BFloat16 param) {
   return static_cast<Residual>(nan ? 0 : static_cast<int32_t>(upper_bits<Residual>(x) - kept));
 }
 
-// float16: the residual counts parts of the distance between neighbouring float16 numbers.
+// float16: the residual counts fractions of the distance between neighbouring float16 numbers.
 FRICTION_INLINE uint32_t exponent_of_step(float half) {
   const uint32_t exponent = bits_of(half) >> 23 & 0xffu;
-  return (exponent < 113u ? 113u : exponent) - 10u;  // of 2^(e - 127)
+  return (exponent < 113u ? 113u : exponent) - 10u;  // e, where the step is 2^(e - 127)
 }
 
 template <class Residual>
@@ -63,9 +63,9 @@ FRICTION_INLINE float join(Half param, Residual residual) {
 template <class Residual>
 FRICTION_INLINE Residual residual_of(float x, Half param) {
   constexpr uint32_t kBits = 8 * sizeof(Residual);
-  constexpr float kMost = float((1u << (kBits - 1)) - 1);  // half a step is the neighbour's
+  constexpr float kMost = float((1u << (kBits - 1)) - 1);  // half a step belongs to the neighbour
   const float half = widen(param);
-  const float parts = float_of((254u + kBits - exponent_of_step(half)) << 23);  // to a unit
+  const float parts = float_of((254u + kBits - exponent_of_step(half)) << 23);  // per unit
   const float count = (x - half) * parts;
   const float rounded = count < 0 ? count - 0.5f : count + 0.5f;
   const float low = rounded < -kMost ? -kMost : rounded;
@@ -74,8 +74,8 @@ FRICTION_INLINE Residual residual_of(float x, Half param) {
   return static_cast<Residual>(finite ? static_cast<int32_t>(clamped) : 0);
 }
 
-// A master in float32 is the value as long as the parameter is what it rounds to. Otherwise
-// somebody wrote the parameter, and that is the value.
+// The fp32 master weight is the value as long as it rounds to the parameter. Otherwise the user has
+// overwritten the parameter, which then is the value.
 template <class Param>
 FRICTION_INLINE float value_of(Param param, float master) {
   return narrow<Param>(master).bits == param.bits ? master : widen(param);

@@ -1,13 +1,13 @@
-// Stochastic rounding: up or down with the probabilities that make it right on average. Its random
-// bits are a function of seed, step, parameter and place in the whole parameter alone
-// (Philox4x32-10, Salmon et al. 2011), so that neither launch shape nor sharding changes them.
+// Stochastic rounding: up or down, with probabilities that make it unbiased. The random bits depend
+// only on seed, step, parameter and the element's index in the whole parameter (Philox4x32-10,
+// Salmon et al. 2011), so neither launch shape nor sharding changes them.
 #pragma once
 
 #include "dtypes.h"
 
 namespace friction {
 
-// Where a shard's elements lie in its whole parameter.
+// Maps an element's index in a shard to its index in the whole parameter.
 struct GlobalIndex {
   int64_t offset, row_length, row_stride;
 
@@ -22,12 +22,12 @@ struct RandomKey {
   uint32_t step, parameter;
 };
 
-constexpr int kPerBlock = 8;  // elements that share a call
+constexpr int kPerBlock = 8;  // elements per Philox call
 
 struct RandomBlock {
   uint32_t words[4];
 
-  // 16 bits for the element of this place in the block.
+  // The 16 bits of the element at this place in the block.
   FRICTION_INLINE uint32_t at(int place) const {
     return words[place / 2] >> (16 * (place % 2)) & 0xffffu;
   }
@@ -48,7 +48,7 @@ FRICTION_INLINE RandomBlock random_block(const RandomKey& key, uint64_t block) {
   return {{c0, c1, c2, c3}};
 }
 
-// random: 16 bits. What is finite stays finite.
+// random: 16 bits. A finite value stays finite.
 template <class Stored>
 FRICTION_INLINE Stored narrow_stochastically(float x, uint32_t random) {
   const uint32_t bits = bits_of(x), sign = (bits >> 16) & 0x8000u, magnitude = bits & 0x7fffffffu;

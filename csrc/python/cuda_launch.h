@@ -1,4 +1,4 @@
-// Makes a launch for a GPU of a table.
+// Builds the launch that updates a table's tensors on a GPU.
 #pragma once
 
 #include <memory>
@@ -10,7 +10,7 @@
 
 namespace friction {
 
-// A setting of a group as it arrives: a number, or where it lies on a GPU.
+// A group's setting: a number, or the address of one on a GPU.
 struct SettingValue {
   double number = 0;
   const void* address = nullptr;
@@ -18,7 +18,7 @@ struct SettingValue {
   int device = kCpu;
 };
 
-// The kernels that serve a tensor's types; none serves states that load_state_dict would not make.
+// The kernels that serve a tensor's dtypes; none for states that load_state_dict would not create.
 template <class Rule>
 std::optional<cuda::DtypeConfig> config_of(const TensorEntry& tensor) {
   const DType param = tensor.dtype[0], grad = tensor.dtype[1];
@@ -41,7 +41,7 @@ std::optional<cuda::DtypeConfig> config_of(const TensorEntry& tensor) {
   return cuda::DtypeConfig::kMixed;
 }
 
-// What a step may be told of its gradients on a device.
+// The gradient scaling of one device.
 struct DeviceScaling {
   int device;
   cuda::GradientScaling scaling;
@@ -54,7 +54,7 @@ inline cuda::GradientScaling scaling_of(const std::vector<DeviceScaling>& scalin
   return {};
 }
 
-// Types as a number, to be compared.
+// Types as an integer, for comparison.
 inline uint64_t bits_of_types(const TensorEntry& tensor) {
   const cuda::Types types = cuda::types_of(tensor);
   uint64_t bits;
@@ -93,7 +93,7 @@ class LaunchMaker {
     return made;
   }
 
-  // The launch over a table, with all that it refers to in device memory. Valid until the next one.
+  // Builds a table's launch and what it refers to in device memory. Valid until the next call.
   Launch& make(Table& table, const std::vector<GroupStep>& group_steps,
                const cuda::GradientScaling& scaling, const DeviceAllocator& allocator,
                const cuda::Target& target) {
@@ -106,15 +106,15 @@ class LaunchMaker {
     };
     if (launch_ == nullptr) launch_ = std::make_unique<Launch>();
     Launch& launch = *launch_;
-    static_cast<cuda::Header<Rule>&>(launch) = {};  // what is left in its room is not read
+    static_cast<cuda::Header<Rule>&>(launch) = {};  // stale content of `room` is never read
     launch.count = static_cast<int64_t>(table.tensors.size());
     launch.chunks = table.chunks;
     launch.scaling = scaling;
-    cuda::fill(launch, cuda::entries_of<Rule::kOperands>(table.tensors), group_steps,
-               [&](const std::vector<char>& bytes, bool is_entries) {
-                 DeviceCopy& copy = is_entries ? table.entries : table.group_steps;
-                 return copy.of(bytes, allocator, use, send);
-               });
+    cuda::fill_launch(launch, cuda::entries_of<Rule::kOperands>(table.tensors), group_steps,
+                      [&](const std::vector<char>& bytes, bool is_entries) {
+                        DeviceCopy& copy = is_entries ? table.entries : table.group_steps;
+                        return copy.of(bytes, allocator, use, send);
+                      });
     if (Rule::kProjects || cuda::needs_extras(table.tensors)) {
       const std::vector<char> extras = cuda::extras_of<Rule::kOperands>(table.tensors);
       cuda::refer_to_extras(launch, table.tensors, table.extras.of(extras, allocator, use, send));

@@ -1,4 +1,4 @@
-// Device memory of a plan, from torch's own allocator: what a launch needs beside the tensors.
+// Device memory that a plan's launches need besides the tensors, from torch's own allocator.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,15 +10,15 @@
 
 namespace friction {
 
-// Where memory comes from, and where it goes that something may use after the plan is gone: a
-// captured graph, whenever it is replayed, or another stream than the one that memory was made for,
-// on which the allocator does not wait. `keep` outlives the plan.
+// Allocates memory, and keeps what may be used after the plan is gone: by a captured graph whenever
+// it is replayed, or by a stream other than the one the memory was allocated for, since the
+// allocator does not wait for that stream. `keep` outlives the plan.
 struct DeviceAllocator {
   pybind11::object allocate;  // (bytes, device number) -> a tensor of that many bytes
   pybind11::object keep;      // a list
 };
 
-// For whom memory is asked.
+// Where and when memory is used.
 struct DeviceUse {
   int device;
   void* stream;
@@ -27,7 +27,7 @@ struct DeviceUse {
 
 class DeviceMemory {
  public:
-  // At least so many bytes, whose content may be anything.
+  // Returns at least `bytes` bytes of unspecified content.
   void* reserve(const DeviceAllocator& allocator, int64_t bytes, const DeviceUse& use) {
     if (!tensor_ || bytes > bytes_) {
       bytes_ = bytes > 0 ? bytes : 1;
@@ -44,9 +44,9 @@ class DeviceMemory {
     return data_;
   }
 
-  // The tensor, empty before the first reserve.
+  // The tensor that owns the memory; empty before the first reserve.
   const pybind11::object& tensor() const { return tensor_; }
-  // Whether a graph reads it, which wants its content left alone.
+  // Whether a captured graph reads the memory, so that its content must not change.
   bool in_graph() const { return in_graph_; }
 
  private:
@@ -56,11 +56,11 @@ class DeviceMemory {
   bool kept_ = false, in_graph_ = false;
 };
 
-// A copy of host memory, sent where its content changed.
+// A device copy of host memory, sent again only when the content has changed.
 class DeviceCopy {
  public:
-  // send(bytes, count, address) copies in stream order. While a graph is captured, what is not
-  // there already is copied by the graph itself, at each replay, to memory of its own.
+  // send(bytes, count, address) copies in stream order. During graph capture, new content goes to
+  // separate memory, and the graph itself repeats the copy at each replay.
   template <class Send>
   const void* of(const std::vector<char>& content, const DeviceAllocator& allocator,
                  const DeviceUse& use, Send&& send) {
@@ -73,7 +73,7 @@ class DeviceCopy {
       return address;
     }
     if (memory_.in_graph()) memory_ = DeviceMemory();
-    // Earlier launches may still read what was sent last; the stream orders the copy behind them.
+    // Earlier launches may still read the previous content; the stream orders the copy after them.
     void* address = memory_.reserve(allocator, bytes, use);
     send(content.data(), content.size(), address);
     sent_ = content;

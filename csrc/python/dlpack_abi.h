@@ -1,6 +1,6 @@
-// The part of DLPack 1.3's C interface through which torch describes a tensor to other libraries
-// without a torch header: a table of functions, published as
-// torch.Tensor.__dlpack_c_exchange_api__. Field order is the interface;
+// The part of DLPack 1.3's C interface through which torch describes a tensor to libraries that
+// include no torch header: a table of functions, published as
+// torch.Tensor.__dlpack_c_exchange_api__. The order of fields is part of the ABI; see
 // https://dmlc.github.io/dlpack/latest/c_api.html
 #pragma once
 

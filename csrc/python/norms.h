@@ -12,7 +12,7 @@
 
 namespace friction {
 
-// Where a squared norm goes: one double on a device.
+// The destination of a squared norm: one double on a device.
 struct NormTarget {
   int device;
   double* address;
@@ -25,12 +25,12 @@ inline double squared_norm_on_cpu(const OperandList& list, int threads) {
   if (list.chunks() > 0) {
     const pybind11::gil_scoped_release no_gil;
     run_region("squared_norm", region, list.chunks(),
-               Shares(list.elements(), list.chunks(), threads), kernels().squared_norm);
+               Partition(list.elements(), list.chunks(), threads), kernels().squared_norm);
   }
   return std::accumulate(squares.begin(), squares.end(), 0.0);
 }
 
-// One launch, and what it needs in device memory, kept from step to step.
+// One launch and its device memory, reused from step to step.
 class NormOnGpu {
  public:
   void launch(const OperandList& list, double* squared, const DeviceAllocator& allocator,
@@ -45,14 +45,14 @@ class NormOnGpu {
     const std::vector<TensorEntry>& tensors = list.tensors();
     launch.count = int64_t(tensors.size());
     launch.chunks = list.chunks();
-    cuda::fill(launch, cuda::entries_of<cuda::SingleOperand::kOperands>(tensors), {},
-               [&](const std::vector<char>& bytes, bool) {
-                 return entries_.of(bytes, allocator, use, send);
-               });
+    cuda::fill_launch(launch, cuda::entries_of<cuda::SingleOperand::kOperands>(tensors), {},
+                      [&](const std::vector<char>& bytes, bool) {
+                        return entries_.of(bytes, allocator, use, send);
+                      });
     const bool extras = cuda::needs_extras(tensors);
     const std::vector<char> bytes = extras
                                         ? cuda::extras_of<cuda::SingleOperand::kOperands>(tensors)
-                                        : std::vector<char>(sizeof(int64_t));  // the counter alone
+                                        : std::vector<char>(sizeof(int64_t));  // only the counter
     const void* memory = extras_.of(bytes, allocator, use, send);
     if (extras) cuda::refer_to_extras(launch, tensors, memory);
     launch.blocks_done = cuda::counter_of(memory, extras ? launch.count : 0);

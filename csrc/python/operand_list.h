@@ -1,5 +1,5 @@
-// One operand of many tensors, as a list of its own: what operations on lists of tensors read. It
-// comes from a list of the user's, or from the tensors that a plan has read.
+// A list of tensors with one operand each: the input of operations on lists of tensors. It is made
+// from a list of the user's tensors, or from one operand of the tensors that a plan has read.
 #pragma once
 
 #include <deque>
@@ -16,7 +16,7 @@ class OperandList {
  public:
   OperandList() = default;
 
-  // An operand of a plan's tensors, which outlive the list, in the same element order.
+  // One operand of a plan's tensors, in the same element order. The tensors must outlive the list.
   OperandList(const std::vector<TensorEntry>& tensors, int operand) {
     for (const TensorEntry& tensor : tensors) {
       TensorEntry& entry = add(tensor.data[operand], tensor.dtype[operand], tensor.numel);
@@ -27,7 +27,7 @@ class OperandList {
     }
   }
 
-  // A plain dense tensor, complex numbers as pairs.
+  // Adds a plain dense tensor; complex numbers count as pairs.
   void add(const TensorView& view) {
     const int64_t numel = view.numel() * (view.is_complex ? 2 : 1);
     if (numel == 0) return;
@@ -48,7 +48,7 @@ class OperandList {
     TensorEntry& entry = tensors_.emplace_back();
     entry.data[0] = data;
     entry.dtype[0] = dtype;
-    entry.scalars = int32_t(dtype);  // on a GPU it stands where others have their group and step
+    entry.scalars = int32_t(dtype);  // on a GPU, replaces the group and step
     entry.numel = numel;
     entry.first_chunk = chunks_;
     chunks_ += (numel + kChunk - 1) / kChunk;
@@ -57,13 +57,13 @@ class OperandList {
   }
 
   std::vector<TensorEntry> tensors_;
-  std::deque<OwnedLayout> owned_;  // addresses that stay
+  std::deque<OwnedLayout> owned_;  // a deque keeps addresses valid
   std::deque<Layout> borrowed_;
   int64_t chunks_ = 0, elements_ = 0;
 };
 
-// A list of tensors, by the device they lie on. Throws std::invalid_argument where one is no plain
-// dense tensor of a floating or complex type.
+// Groups a list of tensors by device. Throws std::invalid_argument if one is not a plain dense
+// tensor of a floating or complex type.
 inline std::map<int, OperandList> read_tensors(const TensorReader& reader,
                                                const pybind11::list& tensors) {
   std::map<int, OperandList> of_device;

@@ -1,4 +1,4 @@
-// A region on the processor: who takes what.
+// How a parallel region on the CPU is divided among threads.
 #pragma once
 
 #include "../cpu/dispatch.h"
@@ -6,14 +6,14 @@
 
 namespace friction {
 
-// How a launch is shared out: all of torch's threads or, where that is not worth waking them, one;
-// in spans small enough for balance.
-struct Shares {
+// All of torch's threads, or a single one if waking the others would not pay. A thread takes
+// `grain` items at a time, few enough for load balance.
+struct Partition {
   int threads;
   int64_t grain = 1;
 
-  explicit Shares(int threads) : threads(threads) {}
-  Shares(int64_t elements, int64_t chunks, int torch_threads) {
+  explicit Partition(int threads) : threads(threads) {}
+  Partition(int64_t elements, int64_t chunks, int torch_threads) {
     constexpr int64_t kWorthThreads = 65536, kElementsPerChunkStart = 32;
     threads = elements + kElementsPerChunkStart * chunks < kWorthThreads ? 1 : torch_threads;
     const int64_t span = chunks / (16 * threads);
@@ -23,9 +23,9 @@ struct Shares {
 
 // Runs a kernel over the items of a region.
 template <class RegionType>
-void run_region(const char* name, const RegionType& region, int64_t items, const Shares& shares,
-                Kernel<RegionType> kernel) {
-  parallel_region(name, items, shares.grain, shares.threads,
+void run_region(const char* name, const RegionType& region, int64_t items,
+                const Partition& partition, Kernel<RegionType> kernel) {
+  parallel_region(name, items, partition.grain, partition.threads,
                   [&region, kernel](int64_t first, int64_t last) { kernel(region, first, last); });
 }
 

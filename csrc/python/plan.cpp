@@ -64,7 +64,7 @@ int Plan::traverse(visitproc visit, void* arg) const {
   return visit_all(updated_);
 }
 
-// What goes may run code of the user's, which must find the plan empty, and fit to be asked.
+// Freeing the objects may run user code, which must find the plan empty but usable.
 void Plan::clear() {
   const auto entries = std::move(entries_);
   const auto held = std::move(held_);
@@ -76,8 +76,7 @@ void Plan::clear() {
   tables_.clear();
 }
 
-// The groups hold the planned parameters in the planned order, and each one's state is the planned
-// dict.
+// Checks that the groups hold the planned parameters in order, with the planned state dicts.
 Problem Plan::check_structure(const py::dict& state, const py::list& param_groups) const {
   static const py::str& params_key = *new py::str("params");
   constexpr Problem changed{-1, "the parameter groups are not as planned"};
@@ -96,8 +95,8 @@ Problem Plan::check_structure(const py::dict& state, const py::list& param_group
   }
   if (planned != entries_.size()) return changed;
 
-  // States were made in the order of the parameters at first, so this walk meets them in order; it
-  // asks the dict, at the price of hashing a tensor, only where it does not.
+  // States are first created in the order of the parameters, so this walk usually meets them in
+  // order. Only otherwise does it look a state up, which costs hashing a tensor.
   PyObject *key, *value;
   Py_ssize_t position = 0;
   for (size_t i = 0; i < entries_.size(); ++i) {
@@ -113,7 +112,7 @@ Problem Plan::check_structure(const py::dict& state, const py::list& param_group
   return {};
 }
 
-// Remembers where an operand's elements lie; a change asks for a new element order.
+// Records an operand's strides. A change requires a new element order.
 void Plan::note_strides(PlanEntry& entry, size_t operand, const TensorView& view) const {
   const size_t dims = entry.shape.size();
   int64_t* known = entry.strides.data() + operand * dims;
@@ -124,12 +123,12 @@ void Plan::note_strides(PlanEntry& entry, size_t operand, const TensorView& view
     }
 }
 
-// A DTensor's gradient must be spread as it is.
+// A DTensor's gradient must have the parameter's placements and device mesh.
 const char* Plan::compare_parts(const PlanEntry& entry, const py::object& grad) const {
   constexpr const char* kOtherwise = "its gradient is spread over processes otherwise than it is";
   if (reader_->is_dtensor(entry.param.ptr()) != reader_->is_dtensor(grad.ptr())) return kOtherwise;
   if (!reader_->is_dtensor(grad.ptr())) return nullptr;
-  static const py::str& spec = *new py::str("_spec");  // FSDP2 gives gradients their parameter's
+  static const py::str& spec = *new py::str("_spec");  // FSDP2 gradients share their parameter's
   if (entry.param.attr(spec).is(grad.attr(spec))) return nullptr;
   for (const char* name : {"placements", "device_mesh"})
     if (!entry.param.attr(name).equal(grad.attr(name))) return kOtherwise;
@@ -216,7 +215,7 @@ const char* Plan::read_states(PlanEntry& entry, const TensorView& param) {
   Py_ssize_t position = 0;
   for (size_t k = 0; k < keys_of(entry); ++k) {
     const py::str& wanted = k < state_keys_.size() ? state_keys_[k] : entry.master;
-    // Expected next in the dict's order.
+    // The dict's order usually gives the wanted key next.
     if (!PyDict_Next(entry.state.ptr(), &position, &key, &value) || key != wanted.ptr())
       value = PyDict_GetItemWithError(entry.state.ptr(), wanted.ptr());
     if (value == nullptr) return "its state lacks a tensor";
@@ -282,8 +281,8 @@ const char* Plan::read_entry(size_t index) {
   if (problem == nullptr && !entry.order_known) problem = find_order(entry, operands[0]);
   if (problem != nullptr) return problem;
 
-  // torch may keep a conjugation or a minus sign as a flag on a view. Asking costs more than
-  // reading, so it is asked where a view is likely, and of memory that was not there before.
+  // torch may represent conjugation or negation as a flag on a view. Checking it costs more than
+  // reading, so it is checked only if a view is likely or the memory is new.
   const bool may_be_view =
       entry.is_complex || entry.layout.get() != nullptr || entry.numel == 1 || entry.moved;
   if (may_be_view) {
@@ -338,7 +337,7 @@ Table& Plan::table_of(int device, int kernels) {
   Table& table = tables_.emplace_back();
   table.device = device;
   table.kernels = kernels;
-  table.tensors.reserve(entries_.size());  // growing would leave half as much again unused
+  table.tensors.reserve(entries_.size());  // growing would over-allocate
   table.active.reserve(entries_.size());
   return table;
 }
@@ -365,7 +364,7 @@ void Plan::lay_out_tables() {
   }
 }
 
-// Keeps each table and its device memory for the next step.
+// Keeps each table's device memory for the next step.
 void Plan::forget_step() {
   active_.clear();
   held_.clear();

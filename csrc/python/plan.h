@@ -1,7 +1,7 @@
-// A plan: which parameters one step() updates and where their states hang.
+// A plan: the parameters that one step() updates, and their states.
 //
-// No address outlives a step: those of parameters, gradients and states are all read anew by each
-// one, which holds the tensors while it runs.
+// No address outlives a step. Each step reads the addresses of parameters, gradients and states
+// anew and holds the tensors while it runs.
 #pragma once
 
 #include <memory>
@@ -16,27 +16,27 @@
 
 namespace friction {
 
-constexpr int kMaxStates = kMaxOperands - 2 + 1;  // with the step counter and the master
+constexpr int kMaxStates = kMaxOperands - 2 + 1;  // including the step counter and the master
 
-// Where a state lies during the step at hand.
+// A state's address during the current step.
 struct StateAddress {
   void* data = nullptr;
   DType dtype = DType::kFloat32;
 };
 
-// A tensor of the plan, in the order of the parameter groups.
+// A parameter of the plan. Entries are in the order of the parameter groups.
 struct PlanEntry {
   pybind11::object param;
-  pybind11::object part;   // what of it is on this process: itself, but for a DTensor
-  pybind11::object state;  // its dict in optimizer.state; None before its first gradient
-  pybind11::str master;    // its key in the state; empty: none
+  pybind11::object part;   // the local tensor of a DTensor, else `param`
+  pybind11::object state;  // the dict in optimizer.state; None before the first gradient
+  pybind11::str master;    // the master's key in the state; empty: none
   bool has_master = false, stochastic = false;
-  uint32_t parameter = 0;  // its number among all parameters, for stochastic rounding
-  GlobalIndex global{};    // likewise; row_length 0: it is whole
+  uint32_t parameter = 0;  // number among all parameters, for stochastic rounding
+  GlobalIndex global{};    // likewise; row_length 0: the parameter is whole
   int32_t group;
-  bool native;  // otherwise the reference serves it, and the plan only checks that it is there
-  // The parameter as it was planned. Another type, shape or device asks for another plan, in which
-  // Python looks at the states.
+  bool native;  // false: the reference updates it, the plan only checks its presence
+  // The parameter when it was planned. If dtype, shape or device change, a new plan is needed, for
+  // which Python checks the states.
   bool has_memory = false;
   DType dtype = DType::kFloat32;
   bool is_complex = false;
@@ -44,70 +44,69 @@ struct PlanEntry {
   std::vector<int64_t> shape;
   bool order_known = false;
   StateAddress states[kMaxStates];
-  // Whether memory is another than at the step before, which is compared and never followed.
+  // Whether an address has changed since the last step. Old ones are only compared, never followed.
   bool moved = true;
   const void* param_data = nullptr;
-  bool device_counts = false;  // its step lies on its GPU
+  bool device_counts = false;  // the step counter is on the parameter's GPU
 
-  // What the element order is made from, beside the shape: compared each step.
+  // What determines the element order, besides the shape; compared at each step.
   std::vector<int64_t> strides;            // [operands, dims], the master's last
-  bool quantized[kMaxOperands] = {};       // operands that lie in element order
-  std::vector<int64_t> quantized_strides;  // the parameter's, whose order quantized operands are in
+  bool quantized[kMaxOperands] = {};       // operands stored in element order
+  std::vector<int64_t> quantized_strides;  // the parameter's when its states were quantized
   OwnedLayout layout;
   int64_t numel = 0, rows = 0;
 };
 
-// The tensors that one launch updates: all on the processor, or those of one GPU that the same
-// kernels serve.
+// The tensors that one launch updates: those on the CPU, or those on one GPU with the same kernels.
 struct Table {
   int device = kCpu;
-  int kernels = 0;  // of a GPU's tensors, see Plan::kernels_of
+  int kernels = 0;  // for a GPU, see Plan::kernels_of
   std::vector<TensorEntry> tensors;
-  std::vector<size_t> active;  // of each tensor, its place among the active entries
+  std::vector<size_t> active;  // each tensor's index among the active entries
   int64_t chunks = 0, rows = 0, elements = 0;
-  // What a GPU's launch needs in device memory, kept from step to step.
+  // Device memory of a GPU's launch, reused from step to step.
   DeviceCopy entries, group_steps, extras;
   DeviceMemory sums, coefficients, projected;
 };
 
-// Why a step could not run as planned; nothing was changed then.
+// Why a step could not run as planned. Nothing has been changed.
 struct Problem {
-  int64_t entry = -1;  // which parameter, counted through the groups; -1: the groups themselves
+  int64_t entry = -1;  // index of the parameter across all groups; -1: the groups themselves
   const char* what = nullptr;  // null: no problem
 };
 
 class Plan {
  public:
   // entries: (parameter, state dict or None, group index, native, master, rounding) for all
-  // parameters of all groups. master: a further key of the state, or None; rounding: (number of
-  // the parameter, offset, row length, row stride of its elements in the whole) where it is
-  // stochastic, or None.
-  // state_keys: "step" where the rule counts steps, then the rule's states in order.
+  // parameters of all groups. master: the master's key in the state, or None. rounding: (number of
+  // the parameter, offset, row length, row stride of its elements in the whole parameter) if it is
+  // rounded stochastically, else None.
+  // state_keys: "step" if the rule counts steps, then the rule's states in order.
   Plan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
        const std::vector<const char*>& state_keys, bool projects_rows);
   virtual ~Plan() = default;
 
-  // Checks that the optimizer is as it was planned, finds every address, and holds the tensors
-  // until `release`: for one step, or a look at what it would do. Nothing is changed.
+  // Checks that the optimizer is as planned, reads every address, and holds the tensors until
+  // `release`: for one step, or to inspect what it would do. Changes nothing.
   Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
   void release() { held_.clear(); }
 
-  // Parameters the last step updated, for torch.autograd.graph.increment_version.
+  // Parameters that the last step updated, for torch.autograd.graph.increment_version.
   pybind11::list updated() const { return updated_; }
   const TensorReader& reader() const { return *reader_; }
   RunningProcess& running() { return running_; }
 
-  // For the garbage collector: a parameter's hook or attribute may lead back to its optimizer.
+  // For the garbage collector: a parameter's hook or attribute may refer back to its optimizer.
   virtual int traverse(visitproc visit, void* arg) const;
   virtual void clear();
 
  protected:
-  // Which of a GPU's kernels serve a tensor; negative: none.
+  // The GPU kernels that serve a tensor; negative: none.
   virtual int kernels_of(const TensorEntry& tensor) const = 0;
 
   std::vector<PlanEntry> entries_;
   std::vector<size_t> active_;  // entries with a gradient
-  std::vector<Table> tables_;   // of the active ones that have elements, or steps to be counted
+  std::vector<Table> tables_;   // of active entries that have elements, or steps to count
   std::shared_ptr<const TensorReader> reader_;
 
  private:
@@ -132,12 +131,12 @@ class Plan {
   bool counts_steps_, projects_rows_;
   size_t operands_;
   RunningProcess running_{0};
-  std::vector<pybind11::object> held_;  // what the step at hand reads: alive without the GIL
+  std::vector<pybind11::object> held_;  // tensors of the current step, which runs without the GIL
   pybind11::list updated_;
-  std::vector<size_t> updated_entries_;  // what updated_ lists
+  std::vector<size_t> updated_entries_;  // the entries in updated_
 };
 
-// The one reading of a plan at a time: what was read is held until its end.
+// Reads a plan and holds its tensors until the end. A plan has only one Reading at a time.
 class Reading {
  public:
   Reading(Plan& plan, const pybind11::dict& state, const pybind11::list& param_groups)

@@ -1,4 +1,4 @@
-// The regions of a step that projects: reduce, decide, apply.
+// The parallel regions of a projecting step on the CPU: reduce, decide, apply.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@ namespace friction {
 template <class Rule>
 class ProjectionOnCpu {
  public:
-  void run(const Region<Rule>& region, const Table& table, const Shares& shares) {
+  void run(const Region<Rule>& region, const Table& table, const Partition& partition) {
     static const std::string name = Rule::kName;
     static const std::string names[] = {name + "_reduce", name + "_decide", name + "_directions",
                                         name + "_apply"};
@@ -25,11 +25,12 @@ class ProjectionOnCpu {
     const ProjectedRegion<Rule> projected{region, slots_.data(), directions_.data(),
                                           decisions_.data()};
     const RuleKernels<Rule>& kernel = kernels().of<Rule>();
-    run_region(names[0].c_str(), projected, table.chunks, shares, kernel.reduce);
-    run_region(names[1].c_str(), projected, region.table.count, Shares(shares.threads),
+    run_region(names[0].c_str(), projected, table.chunks, partition, kernel.reduce);
+    run_region(names[1].c_str(), projected, region.table.count, Partition(partition.threads),
                kernel.decide);
-    if (quantized) run_region(names[2].c_str(), projected, table.chunks, shares, kernel.directions);
-    run_region(names[3].c_str(), projected, table.chunks, shares, kernel.apply);
+    if (quantized)
+      run_region(names[2].c_str(), projected, table.chunks, partition, kernel.directions);
+    run_region(names[3].c_str(), projected, table.chunks, partition, kernel.apply);
   }
 
  private:

@@ -1,4 +1,4 @@
-// A plan that steps by one rule: reads, counts the steps, and launches.
+// A plan for one rule: launches its kernels and counts the steps.
 #pragma once
 
 #include <algorithm>
@@ -13,7 +13,7 @@
 
 namespace friction {
 
-// A rule's statistic over a group's elements that have a gradient.
+// A rule's statistic over those elements of a group that have a gradient.
 struct GroupStatistic {
   int64_t count = 0;
   Moments moments;
@@ -30,10 +30,10 @@ class RulePlan : public Plan {
       : Plan(std::move(reader), std::move(entries), state_keys(), Rule::kProjects),
         allocator_(std::move(allocator)) {}
 
-  // Each of these is of the tensors that the Reading at hand has read.
+  // The following operate on the tensors of the current Reading.
 
-  // One step with the groups' settings, on the processor with up to `threads` threads, on a GPU
-  // under its scaling. Where there is a problem, nothing changed.
+  // Runs one step, on the CPU with up to `threads` threads, on a GPU with its gradient scaling. If
+  // a problem is returned, nothing has changed.
   Problem step(const std::vector<GroupSettings>& groups, int threads,
                const std::vector<DeviceScaling>& scaling) {
     const Problem problem = prepare(groups, scaling);
@@ -41,7 +41,7 @@ class RulePlan : public Plan {
     for (Table& table : tables_) {
       if (table.device == kCpu)
         run_on_cpu(table, groups, [&](const Region<Rule>& region) {
-          update_on_cpu(region, table, Shares(table.elements, table.chunks, threads));
+          update_on_cpu(region, table, Partition(table.elements, table.chunks, threads));
         });
       else
         run_on_gpu(table, groups, scaling_of(scaling, table),
@@ -56,7 +56,7 @@ class RulePlan : public Plan {
     return {};
   }
 
-  // The rule's statistic in the step that `step` would make, for each group; waits for GPUs.
+  // Computes each group's statistic at the step that `step` would make. Waits for GPUs.
   Problem statistics(const std::vector<GroupSettings>& groups, int threads,
                      const std::vector<DeviceScaling>& scaling,
                      std::vector<GroupStatistic>& statistics) {
@@ -79,7 +79,7 @@ class RulePlan : public Plan {
     return {};
   }
 
-  // Adds the squares of all counted entries' gradients up, into a number on each device.
+  // Writes the squared norm of the counted entries' gradients to a number on each device.
   Problem squared_norm(const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
                        int threads) {
     std::map<int, std::vector<TensorEntry>> of_device;
@@ -138,7 +138,7 @@ class RulePlan : public Plan {
     return config ? int(*config) : -1;
   }
 
-  // Finds whether tensors, groups and scaling make a step, and their pairs.
+  // Checks tensors, groups and scaling, and finds the pairs of a group and a step.
   Problem prepare(const std::vector<GroupSettings>& groups,
                   const std::vector<DeviceScaling>& scaling) {
     Problem problem = check_steps();
@@ -152,9 +152,9 @@ class RulePlan : public Plan {
     return {};
   }
 
-  static constexpr double kMostFloat32Steps = 1 << 24;  // and one more is the same number
+  static constexpr double kMostFloat32Steps = 1 << 24;  // adding 1 gives the same number
 
-  // Where the host counts; nobody waits for a GPU.
+  // Checks the counts on the host only, since reading a GPU's would wait for it.
   Problem check_steps() const {
     if (!Rule::kCountsSteps) return {};
     for (const size_t index : active_) {
@@ -170,7 +170,7 @@ class RulePlan : public Plan {
     return {};
   }
 
-  // What only a GPU asks for.
+  // Checks that concern only GPUs.
   Problem check_tables(const std::vector<GroupSettings>& groups,
                        const std::vector<DeviceScaling>& scaling) {
     for (const Table& table : tables_) {
@@ -206,8 +206,8 @@ class RulePlan : public Plan {
                                          : *static_cast<float*>(step.data);
   }
 
-  // Finds each tensor's group and the step it is about to make, as few pairs as there are; on a GPU
-  // with its types.
+  // Assigns each tensor its pair of a group and the step it is about to make, on a GPU also with
+  // its types. Equal pairs are shared.
   void find_group_steps() {
     std::map<GroupStepKey, int32_t> known;
     GroupStepKey last{-1, 0, 0};
@@ -230,7 +230,7 @@ class RulePlan : public Plan {
       }
   }
 
-  // After the launches, which may fail.
+  // Called after the launches, which may fail.
   void count_steps() {
     if (!Rule::kCountsSteps) return;
     for (const size_t index : active_) {
@@ -272,11 +272,11 @@ class RulePlan : public Plan {
     run(maker_.make(table, group_steps, scaling, allocator_, target), target);
   }
 
-  void update_on_cpu(const Region<Rule>& region, const Table& table, const Shares& shares) {
+  void update_on_cpu(const Region<Rule>& region, const Table& table, const Partition& partition) {
     if constexpr (Rule::kProjects)
-      projection_.run(region, table, shares);
+      projection_.run(region, table, partition);
     else
-      run_region(Rule::kName, region, table.chunks, shares, kernels().of<Rule>().update);
+      run_region(Rule::kName, region, table.chunks, partition, kernels().of<Rule>().update);
   }
 
   std::vector<Moments> statistics_on_cpu(const Table& table,
@@ -284,7 +284,7 @@ class RulePlan : public Plan {
     std::vector<Moments> of_chunk(size_t(table.chunks));
     run_on_cpu(table, groups, [&](const Region<Rule>& region) {
       run_region("friction_stats", StatisticRegion<Rule>{region, of_chunk.data()}, table.chunks,
-                 Shares(table.elements, table.chunks, threads), kernels().of<Rule>().statistic);
+                 Partition(table.elements, table.chunks, threads), kernels().of<Rule>().statistic);
     });
     return of_chunk;
   }
@@ -306,9 +306,9 @@ class RulePlan : public Plan {
 
   DeviceAllocator allocator_;
   std::vector<GroupStepKey> group_steps_;
-  ProjectionOnCpu<Rule> projection_;  // where the rule projects
+  ProjectionOnCpu<Rule> projection_;  // if the rule projects
   LaunchMaker<Rule> maker_;
-  std::map<int, NormOnGpu> norms_;  // of each device
+  std::map<int, NormOnGpu> norms_;  // by device
 };
 
 }  // namespace friction

@@ -1,4 +1,4 @@
-// Refuses a second step of one plan while the first runs without the GIL.
+// Rejects a second step of a plan while the first runs without the GIL.
 #pragma once
 
 #include <unistd.h>
@@ -8,8 +8,8 @@
 
 namespace friction {
 
-// Which process a step runs in: a child that was forked meanwhile lacks the thread that would end
-// it.
+// The process that a step runs in. A child forked meanwhile lacks the thread that would end the
+// step, so only the same process counts.
 using RunningProcess = std::atomic<pid_t>;
 
 class Running {

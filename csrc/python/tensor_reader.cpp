@@ -50,7 +50,7 @@ TensorReader::TensorReader(py::type tensor, py::type parameter)
 void TensorReader::allow(const py::type& subclass) {
   const PyObject* type = subclass.ptr();
   if (allows(type)) return;
-  // Forgotten before another type can get its address.
+  // Removed before another type can reuse the address.
   const auto forget = [subclasses = subclasses_, type](const py::handle& reference) {
     subclasses->erase(type);
     reference.dec_ref();
@@ -65,14 +65,14 @@ py::object TensorReader::part_of(PyObject* object) const {
   py::object part = py::reinterpret_steal<py::object>(PyObject_GetAttr(object, key.ptr()));
   if (!part) throw py::error_already_set();
   const bool plain = reinterpret_cast<PyObject*>(Py_TYPE(part.ptr())) == tensor_.ptr();
-  return plain || !py::hasattr(part, "wait") ? part : part.attr("wait")();  // still under way
+  return plain || !py::hasattr(part, "wait") ? part : part.attr("wait")();  // may be unfinished
 }
 
 bool TensorReader::read(PyObject* object, TensorView& out) const {
   if (!allows(reinterpret_cast<PyObject*>(Py_TYPE(object)))) return false;
   dlpack::Tensor tensor;
   if (api_->tensor_from_py_object(object, &tensor) != 0) {
-    PyErr_Clear();  // sparse, meta and the like: the caller says what it is
+    PyErr_Clear();  // sparse, meta and the like: the caller reports it
     return false;
   }
   const int code = tensor.dtype.code;
@@ -101,16 +101,16 @@ bool TensorReader::read(PyObject* object, TensorView& out) const {
                : tensor.device.type == dlpack::kCuda ? tensor.device.index
                                                      : kElsewhere;
 #if defined(FRICTION_CUDA_HOST)
-  // Tests let the host stand for a GPU; numbers (a step, a setting) stay where they are, as usual.
+  // In tests, the host stands in for a GPU. Scalars (a step, a setting) stay on the CPU by default.
   const bool on_gpu = tensor.ndim > 0 || std::getenv("FRICTION_HOST_NUMBERS_ON_GPU") != nullptr;
-  const bool as_usual = std::getenv("FRICTION_HOST_IS_HOST") != nullptr;  // to compare with
+  const bool as_usual = std::getenv("FRICTION_HOST_IS_HOST") != nullptr;  // for comparison
   if (out.device == kCpu && on_gpu && !as_usual) out.device = 0;
 #endif
   out.ndim = tensor.ndim;
   out.shape = tensor.shape;
   out.strides = tensor.strides;
-  // A storage that was resized to nothing leaves a view its offset for an address, which is small.
-  // A zero tensor of autograd's has none.
+  // If a storage was resized to zero, a view's address is merely its offset, which is small. Zero
+  // tensors of autograd have a null address.
   constexpr uintptr_t kSuspiciouslyLow = uintptr_t{1} << 40;
   const bool suspicious = reinterpret_cast<uintptr_t>(out.data) < kSuspiciouslyLow;
   if (!suspicious || out.numel() == 0) return true;

@@ -1,5 +1,4 @@
-// Reads a torch tensor's address, type and strides, and a parameter's gradient, in tens of
-// nanoseconds.
+// Reads a tensor's address, dtype and strides, and a parameter's gradient, in tens of nanoseconds.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,7 +11,7 @@
 
 namespace friction {
 
-// Where a tensor lies: a CUDA device by its number, or one of these.
+// A tensor's device: the number of a CUDA device, or one of these.
 constexpr int kCpu = -1, kElsewhere = -2;
 
 struct TensorView {
@@ -29,16 +28,15 @@ struct TensorView {
 
 class TensorReader {
  public:
-  // torch.Tensor and torch.nn.Parameter: the types read natively. Subclasses may keep their data
-  // elsewhere: each has to be allowed. Throws std::runtime_error where this torch does not publish
-  // the interface.
+  // Takes torch.Tensor and torch.nn.Parameter, the types that are read natively. Subclasses may
+  // keep their data elsewhere, so each must be allowed. Throws std::runtime_error if this torch
+  // does not publish the interface.
   TensorReader(pybind11::type tensor, pybind11::type parameter);
 
-  // Read this subclass natively, too, for as long as it lives: its data lie where a plain tensor's
-  // do.
+  // Also reads this subclass natively while it exists: its data is stored as a plain tensor's.
   void allow(const pybind11::type& subclass);
 
-  // DTensors are read as the part of them that is here. Until this is called nothing is one.
+  // Reads DTensors as their local tensors. Before this call, no object counts as a DTensor.
   void unwrap(pybind11::type dtensor) { dtensor_ = std::move(dtensor); }
 
   bool is_dtensor(PyObject* object) const {
@@ -46,22 +44,21 @@ class TensorReader {
            reinterpret_cast<PyObject*>(Py_TYPE(object)) == dtensor_.ptr();
   }
 
-  // A DTensor's part on this process; another object as it is.
+  // The local tensor of a DTensor; any other object unchanged.
   pybind11::object part_of(PyObject* object) const;
 
-  // False where the object is no plain strided tensor of a type in DType or complex, with memory.
+  // False unless the object is a plain strided tensor of a type in DType or complex, with memory.
   bool read(PyObject* object, TensorView& out) const;
 
-  // Whether a tensor's storage, which may have been resized under it, holds all its elements. Slow.
+  // Whether a tensor's storage, which may have been resized, holds all its elements. Slow.
   bool is_within_storage(PyObject* tensor) const;
 
-  // Whether a tensor is a view that conjugates or negates what lies in its memory. Only complex
-  // ones can be conjugated.
+  // Whether a tensor is a view that negates or (only if complex) conjugates its memory.
   bool is_lazy_view(PyObject* tensor, bool is_complex) const {
     return is_true(is_neg_, tensor) || (is_complex && is_true(is_conj_, tensor));
   }
 
-  // The stream that torch's operators on a CUDA device run on now.
+  // torch's current stream on a CUDA device.
   void* current_stream(int device) const;
 
   // The parameter's gradient or None (a new reference).
@@ -83,7 +80,7 @@ class TensorReader {
   }
 
   pybind11::type tensor_, parameter_;
-  // Those that are alive; shared with what sees them go.
+  // Those that exist; shared with the callbacks that remove them.
   std::shared_ptr<std::unordered_set<const PyObject*>> subclasses_;
   pybind11::object dtensor_;
   pybind11::object grad_, is_neg_, is_conj_;

@@ -1,25 +1,24 @@
-// AdamP's projection (arXiv 2006.08217) for a tensor seen as a matrix of rows, or as one row.
+// AdamP's projection (arXiv 2006.08217) for a tensor viewed as a matrix of rows, or as one row.
 //
-//   where |cos(p_row, g_row)| < delta / sqrt(length) holds for every row,
-//     u_row <- u_row - p^_row (p^_row . u_row),   p^ = p / (|p| + eps),   and decay <- decay *
-//     wd_ratio
-//   rows are tried first (channels), then the whole tensor; a tensor that passes neither is not
-//   projected.
+//   if |cos(p_row, g_row)| < delta / sqrt(length) for every row:
+//     u_row <- u_row - p^_row (p^_row . u_row),   p^ = p / (|p| + eps)
+//     decay <- decay * wd_ratio
+//   rows (channels) are tried first, then the whole tensor as one row; otherwise no projection
 #pragma once
 
 #include "friction_adam.h"
 
 namespace friction {
 
-// Friction Adam whose direction is projected. The projection is of any rule that is derived so: one
-// with a `direction`, and these settings.
+// Friction Adam with a projected direction. A rule is projected if it sets kProjects and has a
+// `direction` and these settings.
 struct FrictionAdamP : FrictionAdam {
   static constexpr const char* kName = "friction_adamp";
   static constexpr bool kProjects = true;
 
   struct Settings : FrictionAdam::Settings {
     double delta, wd_ratio;
-    // The decay where the update is projected.
+    // The decay of a projected update.
     FRICTION_INLINE double projected_decay() const { return 1 - lr * weight_decay * wd_ratio; }
   };
   static constexpr const char* kSettings[] = {
@@ -28,7 +27,7 @@ struct FrictionAdamP : FrictionAdam {
       "max_norm", "seed",       "delta",     "wd_ratio"};
 };
 
-// What the test needs to know of a row; sums of parts of a row add up.
+// The sums over a row that the test needs. The sums of a row's parts add up.
 struct RowSums {
   double param_grad = 0, param_param = 0, grad_grad = 0;
 
@@ -43,14 +42,14 @@ struct RowSums {
     return *this;
   }
 
-  // Of the same row, its gradient times a factor.
+  // The sums of the same row with its gradient multiplied by a factor.
   FRICTION_INLINE RowSums of_scaled(double factor) const {
     return {param_grad * factor, param_param, grad_grad * factor * factor};
   }
 };
 
-// Each norm clamped to eps from below, as torch.nn.functional.cosine_similarity does.
-// A NaN anywhere gives false: such a tensor is not projected.
+// Clamps each norm to at least eps, as torch.nn.functional.cosine_similarity does. Any NaN gives
+// false, so such a tensor is not projected.
 FRICTION_INLINE bool nearly_orthogonal(const RowSums& row, double length, double delta,
                                        double eps) {
   const double param_norm = std::sqrt(row.param_param), grad_norm = std::sqrt(row.grad_grad);
@@ -59,7 +58,7 @@ FRICTION_INLINE bool nearly_orthogonal(const RowSums& row, double length, double
   return std::fabs(cosine) < delta / std::sqrt(length);
 }
 
-// c in  u - c p  =  u - p^ (p^ . u), from |p|^2 and p . u
+// c such that u - c p = u - p^ (p^ . u), given |p|^2 and p . u.
 FRICTION_INLINE double projection_coefficient(double param_param, double param_direction,
                                               double eps) {
   const double norm = std::sqrt(param_param) + eps;

@@ -5,9 +5,9 @@
 //                                                 x = g_{t-1} g_t / (v^ + eps)  (ours: normalized)
 //   p_t = p_{t-1} (1 - lr decay) - lr S_t m^ / (sqrt(v^) + eps)
 //
-// One formula serves both frictions, because tanh(y) + 1 = 2 sigma(2 y); the right-hand form also
-// keeps its relative accuracy as S nears 0, where the left-hand one cancels. With e = exp(-y),
-// sigma(y) = 1 / (1 + e), whose division and the update's are made one.
+// One formula covers both frictions, because tanh(y) + 1 = 2 sigma(2 y). The right-hand side also
+// keeps its relative accuracy as S nears 0, where the left-hand side cancels. With e = exp(-y),
+// sigma(y) = 1 / (1 + e), and its division is merged with the update's.
 #pragma once
 
 #include "portable.h"
@@ -27,19 +27,18 @@ struct FrictionAdam {
   struct Settings {
     double lr, beta1, beta2, beta3, eps, weight_decay;
     double tanh, normalized, decoupled, maximize, nesterov;  // 0 or 1
-    // Of the drivers: what gradients are multiplied by (clipping, loss scale); the norm that a GPU
-    // clips them to; the seed of stochastic rounding.
+    // For the drivers: the factor of the gradients (clipping, loss scale), the norm that a GPU
+    // clips them to, and the seed of stochastic rounding.
     double grad_factor, max_norm, seed;
   };
   static constexpr const char* kSettings[] = {
       "lr",         "beta1",     "beta2",    "beta3",    "eps",         "weight_decay", "tanh",
       "normalized", "decoupled", "maximize", "nesterov", "grad_factor", "max_norm",     "seed"};
 
-  // Choices that hold for a whole group and get a loop of their own, as bits.
-  // kGeneral: maximize, coupled decay, nesterov or scaled gradients; without it their arithmetic is
-  // left out.
+  // Options of a whole group that get a loop of their own, as bits. kGeneral: maximize, coupled
+  // decay, nesterov or scaled gradients; without it, their arithmetic is left out.
   enum Variant { kNormalized = 1, kGeneral = 2, kVariants = 4 };
-  // Each variant is part of one of these: enough where arithmetic costs nothing.
+  // Each variant is contained in one of these, which suffice where arithmetic costs nothing.
   static constexpr int kFullVariants[] = {kGeneral, kNormalized | kGeneral};
   static FRICTION_INLINE int variant(const Settings& s) {
     const bool coupled = s.decoupled == 0 && s.weight_decay != 0;
@@ -47,20 +46,20 @@ struct FrictionAdam {
            (s.maximize != 0 || coupled || s.nesterov != 0 || s.grad_factor != 1 ? kGeneral : 0);
   }
 
-  // The settings at step t, in the type the arithmetic runs in. Factors that meet are made one:
-  // with c = sqrt(1 - b2^t),  lr S m^ / (sqrt(v^) + eps) = (lr scale c / (1 - b1^t)) m / ((1 +
-  // e)(sqrt(v) + c eps))
+  // The settings at step t, in the arithmetic type. Constant factors are merged. With
+  // c = sqrt(1 - b2^t),
+  //   lr S m^ / (sqrt(v^) + eps) = (lr scale c / (1 - b1^t)) m / ((1 + e) (sqrt(v) + c eps)).
   template <class T>
   struct Scalars {
-    T grad_scale;     // the gradient's factor, negative where the objective is maximized
-    T coupled_decay;  // times the parameter, added to the gradient
+    T grad_scale;     // factor of the gradient, negative if the objective is maximized
+    T coupled_decay;  // multiple of the parameter that is added to the gradient
     T decay;          // 1 - lr * decoupled weight decay
     T beta1, one_minus_beta1, beta2, one_minus_beta2;
     T m_coefficient,
-        grad_coefficient;  // lr scale c / (1 - b1^t); for nesterov shared out to m and g
+        grad_coefficient;  // lr scale c / (1 - b1^t); nesterov splits it between m and g
     T c_eps;               // c eps
     T c_squared_eps;       // c^2 eps
-    T exponent;  // e = 2^(exponent agreement): -b3 log2(e) x / agreement, doubled for tanh
+    T exponent;  // exp(-y) = 2^(exponent agreement): -b3 log2(e) x / agreement, doubled for tanh
     T scale;     // S = scale / (1 + e): 1, or 2 for tanh
 
     Scalars() = default;
@@ -83,7 +82,7 @@ struct FrictionAdam {
     }
   };
 
-  // g_t: scaled, flipped where the objective is maximized, with coupled decay.
+  // g_t: scaled, negated if the objective is maximized, with coupled decay.
   template <int kVariant, class T>
   static FRICTION_INLINE T gradient(const T (&x)[kOperands], const Scalars<T>& s) {
     T g = x[kGrad];
@@ -103,7 +102,7 @@ struct FrictionAdam {
   // 1 + exp(-y), where S = scale / (1 + exp(-y)).
   template <int kVariant, class T>
   static FRICTION_INLINE T one_plus_exp(const T (&x)[kOperands], T g, T v, const Scalars<T>& s) {
-    // Normalized, both sides of the fraction are times (1-b2), or c^2: neither overflows before v.
+    // Normalized: scaled by (1-b2) above and c^2 below, so that neither overflows before v does.
     T agreement = x[kPrevGrad] * g;
     if constexpr (kVariant & kNormalized)
       agreement = s.one_minus_beta2 * g * x[kPrevGrad] / (v + s.c_squared_eps);
@@ -135,7 +134,7 @@ struct FrictionAdam {
     x[kParam] = param * s.decay - direction<kVariant>(x, s);
   }
 
-  // S less its value without friction, at the step that `update` would make.
+  // S minus its value without friction, at the step that `update` would make.
   template <int kVariant, class T>
   static FRICTION_INLINE T statistic(const T (&x)[kOperands], const Scalars<T>& s) {
     const T g = gradient<kVariant>(x, s);

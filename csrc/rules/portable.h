@@ -1,5 +1,5 @@
-// What lets a rule be compiled by g++ and nvcc alike, and the two functions rules need beyond
-// arithmetic: powers of two and powers of a step's number.
+// Macros that let both g++ and nvcc compile a rule, and the two functions that rules need beyond
+// arithmetic: 2^x and base^step.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,7 @@
 #define FRICTION_UNROLL _Pragma("unroll")
 #define FRICTION_NO_UNROLL _Pragma("unroll 1")
 #else
-// Always inlined: an out-of-line copy built for AVX-512 could be the one the linker keeps for all.
+// Always inlined: otherwise the linker could keep a copy built for AVX-512 for all callers.
 #define FRICTION_INLINE inline __attribute__((always_inline))
 #define FRICTION_UNROLL
 #define FRICTION_NO_UNROLL
@@ -20,8 +20,7 @@
 
 namespace friction {
 
-// For clamped_exp2. Adding round_to_int = 1.5 * 2^mantissa leaves round(x) in the low bits of the
-// sum.
+// For clamped_exp2. Adding round_to_int = 1.5 * 2^mantissa leaves round(x) in the sum's low bits.
 template <class T>
 struct Exp2Constants;
 
@@ -67,8 +66,8 @@ FRICTION_INLINE double exp2_fraction(double f) {
   return sum * f + 1.0;
 }
 
-// 2^x, clamped to the finite normal range; x is no NaN. Only additions, multiplications and integer
-// operations, so that every instruction set gives the same bits.
+// 2^x, clamped to the finite normal range; x must not be NaN. Uses only additions, multiplications
+// and integer operations, so that every instruction set gives the same bits.
 template <class T>
 FRICTION_INLINE T clamped_exp2(T x) {
   using C = Exp2Constants<T>;
@@ -84,20 +83,20 @@ FRICTION_INLINE T clamped_exp2(T x) {
   return power;
 }
 
-constexpr double kMostSteps = 9007199254740992.0;  // 2^53, to which a double counts
+constexpr double kMostSteps = 9007199254740992.0;  // 2^53, the limit of counting in a double
 
 FRICTION_INLINE bool is_step_count(double count) {
   return count >= 0 && count <= kMostSteps && count == std::floor(count);
 }
 
-// The number of a step as an integer, whatever a GPU's counter holds: 0 for what is none.
+// A step count as an integer. A GPU's counter may hold anything: NaN and negative numbers give 0.
 FRICTION_INLINE uint64_t whole_steps(double count) {
   if (!(count >= 0)) return 0;
   return static_cast<uint64_t>(count < kMostSteps ? count : kMostSteps);
 }
 
-// base^exponent by squaring, for the number of a step: only multiplications, so that processor and
-// GPU give the same bits, which a library's pow does not promise. NaN where there is no such step.
+// base^step by repeated squaring. Using only multiplications gives the same bits on CPU and GPU,
+// which a library's pow does not guarantee. NaN if the exponent is negative or NaN.
 FRICTION_INLINE double integer_power(double base, double exponent) {
   if (!(exponent >= 0)) return NAN;
   double result = 1;

@@ -3,7 +3,7 @@
 //   m_t = b m_{t-1} + (1-b) g_t      z_t = b z_{t-1} + (1-b) (g_t - g_{t-1})
 //   p_t = p_{t-1} - lr (m_t + b z_t)
 //
-// From m_0 = z_0 = g_0 = 0 follows z_t = m_t - m_{t-1}, so that neither z nor g_{t-1} is stored and
+// m_0 = z_0 = g_0 = 0 implies z_t = m_t - m_{t-1}, so neither z nor g_{t-1} needs to be stored:
 //   m_t + b z_t = b^2 m_{t-1} + (1 - b^2) g_t.
 #pragma once
 

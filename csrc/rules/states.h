@@ -1,4 +1,4 @@
-// What the rules' states are called and how they are kept: one table for C++ and Python.
+// The names and kinds of the rules' states: one table for C++ and Python.
 #pragma once
 
 #include <stdexcept>
@@ -6,7 +6,7 @@
 
 namespace friction {
 
-enum class StateKind { average, square, copy };  // see the table
+enum class StateKind { average, square, copy };  // see states.def
 
 struct StateLine {
   std::string_view rule;
@@ -20,7 +20,7 @@ constexpr StateLine kStateLines[] = {
 #undef STATE
 };
 
-// A rule's states, in the order of its operands behind parameter and gradient.
+// A rule's states, in the order of its operands after parameter and gradient.
 template <int kCount>
 struct States {
   const char* names[kCount] = {};
@@ -47,7 +47,7 @@ constexpr int kParamOperand = 0, kGradOperand = 1;
 
 constexpr bool is_written(int operand) { return operand != kGradOperand; }
 
-// Whether an operand is a state that is kept in float32 at least.
+// Whether an operand is a state that is kept in at least float32.
 template <class Rule>
 constexpr bool is_average(int operand) {
   return operand > kGradOperand && Rule::kStates.kinds[operand - 2] != StateKind::copy;

@@ -1,5 +1,5 @@
-// The driver of csrc/cuda/driver.h with the host for a GPU: what plans send a card, run here. Built
-// with FRICTION_CUDA=host, for tests alone.
+// Implements csrc/cuda/driver.h on the host, which runs the launches that plans make for a GPU.
+// Built with FRICTION_CUDA=host, only for tests.
 #include <cstdlib>
 
 #include "../../csrc/cuda/driver.h"

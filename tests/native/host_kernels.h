@@ -1,5 +1,4 @@
-// Runs CUDA launches on the host, block by block and thread by thread, with the functions that the
-// kernels are made of.
+// Runs CUDA launches on the host, block by block and thread by thread, with the kernels' functions.
 #pragma once
 
 #include <algorithm>
@@ -36,7 +35,7 @@ void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
   }
 }
 
-// A part's threads in their phases, warp by warp.
+// Runs the phases of a part's threads, warp by warp.
 template <class Config, class Rule>
 void update_dynamic(const Launch<Rule>& launch, const Part& part,
                     const Shared<Rule, float>& shared) {
@@ -177,7 +176,7 @@ inline double squared_norm_of(const Launch<SingleOperand>& launch, int64_t block
   return team_sum_on_host(threads.data(), kThreads);
 }
 
-// 0: float32, 1: bfloat16, 2: mixed, 3: float64, 4: quantized, as Config of driver.h counts them.
+// 0: float32, 1: bfloat16, 2: mixed, 3: float64, 4: quantized, as in DtypeConfig of driver.h.
 template <class F>
 void with_host_config(int number, F&& f) {
   if (number == 0) return f(Float32Config());

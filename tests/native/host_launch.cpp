@@ -1,4 +1,4 @@
-// CUDA launches on the host, for tests that call them through ctypes. Compiled by g++ and by nvcc.
+// Runs CUDA launches on the host for tests, through ctypes. Compiled by g++ and nvcc.
 #include <algorithm>
 #include <memory>
 #include <vector>
@@ -9,10 +9,10 @@
 using namespace friction;
 using namespace friction::cuda;
 
-// What Python says of a tensor.
+// A tensor as described by Python.
 struct HostTensor {
   void* data[kMaxOperands];
-  const int64_t* sizes;    // of its element order where it has gaps, else null
+  const int64_t* sizes;    // in element order; null: contiguous
   const int64_t* strides;  // [operands, dims]
   float* step;
   int64_t numel, rows, dims;
@@ -22,7 +22,7 @@ struct HostTensor {
 
 namespace {
 
-// Visits each element and changes it by one.
+// A rule that adds 1 to each element.
 struct Count {
   static constexpr const char* kName = "count";
   enum Operand { kParam, kOperands };
@@ -45,7 +45,7 @@ struct Count {
   }
 };
 
-// The same of states, which may be quantized; the parameter is left as it is.
+// The same for states, which may be quantized; the parameter is left unchanged.
 struct CountStates : Count {
   enum Operand { kParam, kGrad, kSigned, kUnsigned, kOperands };
   static constexpr States<2> kStates{{"signed", "unsigned"}, {StateKind::copy, StateKind::square}};
@@ -104,9 +104,9 @@ struct Table {
       for (int i = 0; i < kSettings; ++i) made.settings[i].number = settings[pair * kSettings + i];
       made.step = steps[pair];
     }
-    for (const TensorEntry& tensor : tensors)  // those of a group have the same types
+    for (const TensorEntry& tensor : tensors)  // all tensors of a group have the same types
       if (pairs > 0) group_steps[size_t(tensor.scalars)].types = types_of(tensor);
-    fill(launch, entries, group_steps, [&](const std::vector<char>&, bool is_entries) {
+    fill_launch(launch, entries, group_steps, [&](const std::vector<char>&, bool is_entries) {
       return is_entries ? static_cast<const void*>(entries.data()) : group_steps.data();
     });
     if (stored) {
@@ -129,7 +129,7 @@ int64_t capacity_of_friction_adam() { return Launch<FrictionAdam>::kMostEntries;
 int64_t capacity_of_rsgdm() { return Launch<Rsgdm>::kMostEntries; }
 int64_t launch_bytes_of_friction_adam() { return sizeof(Launch<FrictionAdam>); }
 
-// For every chunk, in its order: which tensor, which elements, which block. Touches no memory.
+// Writes each chunk's tensor, elements and block, in the order of chunks. Reads no tensor's memory.
 void walk(const int64_t* numels, int64_t count, int64_t blocks, bool stored, int64_t* tensor,
           int64_t* begin, int64_t* elements, int64_t* block_of) {
   std::vector<HostTensor> given(static_cast<size_t>(count), HostTensor{});
@@ -151,7 +151,7 @@ void count_visits(const HostTensor* given, int64_t count, int64_t blocks, int co
   with_host_config(config, [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });
 }
 
-// Their states are quantized or not, so that only kernels that look types up serve them.
+// The states may be quantized, so only kernels with dynamic dtypes serve them.
 void count_visits_of_states(const HostTensor* given, int64_t count, int64_t blocks, bool quantized,
                             bool stored) {
   const double step = 1;
@@ -188,7 +188,7 @@ void friction_stats(const HostTensor* given, int64_t count, const double* settin
   moments[0] = all.sum, moments[1] = all.square_sum;
 }
 
-// projected: [count] out; coefficients: [rows of all] out.
+// Outputs: projected [count], coefficients [rows of all tensors].
 void friction_adamp(const HostTensor* given, int64_t count, const double* settings,
                     const double* steps, int64_t pairs, int64_t blocks, int config, bool* projected,
                     double* coefficients) {
@@ -200,7 +200,7 @@ void friction_adamp(const HostTensor* given, int64_t count, const double* settin
                    [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });
 }
 
-// Each gradient of whatever type.
+// Each tensor may have any floating type.
 double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {
   for (int64_t i = 0; i < count; ++i) given[i].group_step = given[i].dtype[0];
   const auto table =
@@ -208,7 +208,7 @@ double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {
   return squared_norm_of(table->launch, blocks);
 }
 
-// The tree of a team, over values of which each thread has one.
+// Sums one value per thread of a team, in the order of its tree.
 double team_sum(const double* values, int team) {
   std::vector<Moments> sums;
   for (int i = 0; i < team; ++i) sums.push_back({values[i], 0});
