@@ -23,9 +23,7 @@ class Stretch(NamedTuple):
     processes: tuple[ProcessGroup, ...]  # which hold the other slices; () if this is the whole
     start: int  # index of the slice's first element
     dims: int  # the largest number of dimensions of any original tensor
-    is_extended: (
-        bool  # something else (tensor parallelism) had already sharded the original tensors
-    )
+    is_extended: bool  # the original tensors were already sharded (by tensor parallelism)
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -102,9 +102,7 @@ def _check_integers(name: str, what: str, tensor: Tensor) -> None:
 def int64_labels(labels: Tensor) -> Tensor:
     """The labels as int64, so that they can be compared with any ignore_index."""
     wide = labels.long()
-    if (
-        labels.dtype == torch.uint64
-    ):  # values beyond int64 are no classes, but must not turn negative
+    if labels.dtype == torch.uint64:  # too large for int64: no class, but must not turn negative
         wide = wide.where(wide >= 0, torch.iinfo(torch.int64).max)
     return wide
 

@@ -22,9 +22,8 @@ def normalize(embeddings: Tensor) -> Tensor:
 def transition(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
     """T (N, N) as published. Its weights underflow for sigma below 0.03, in float32 below 0.14."""
     z = normalize(embeddings)
-    squared = (2 - 2 * z @ z.T).clamp_min(
-        0
-    )  # |z_i - z_j|^2; a square root would have infinite slope at 0
+    # |z_i - z_j|^2; its square root would have infinite slope at 0
+    squared = (2 - 2 * z @ z.T).clamp_min(0)
     itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
     w = torch.exp(-squared / (2 * sigma**2)).masked_fill(itself, 0)  # W_ij, W_ii = 0
     s = w.sum(dim=1) ** -0.5  # deg^(-1/2)

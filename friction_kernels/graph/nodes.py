@@ -98,7 +98,7 @@ def rank_nodes(
 
 
 def _part_no_equal_keys(keys: Tensor, count: Tensor, num_known: Tensor) -> Tensor:
-    """(): count, raised to keep equal keys together, or lowered if that takes all known ones. keys: sorted."""
+    """(): count, raised to keep equal keys together, or lowered if that takes all known ones. Sorted keys."""
     last = keys.index_select(0, (count - 1).clamp_min(0).reshape(1))
     up_to_it = (keys <= last).sum()
     return torch.where(up_to_it < num_known, up_to_it, (keys < last).sum())

@@ -95,9 +95,7 @@ def gaussian_sigma(
 
 def _root(z: Tensor, labels: Tensor | None, ignore_index: int) -> float:
     n = len(z)
-    middle = (
-        n * n - 1
-    ) // 2  # sorted, the matrix has n zeros of the diagonal, then each pair twice
+    middle = (n * n - 1) // 2  # sorted: n zeros of the diagonal, then each pair twice
     return math.sqrt(_ordered_distance(z, max(middle - n, 0) // 2) / 3)
 
 

@@ -117,9 +117,8 @@ def _check_config(config: ParamGroupConfig) -> None:
             f"one of {', '.join(OPTIMIZERS)}"
         )
     options = inspect.signature(OPTIMIZERS[config.optimizer_name]).parameters.keys() - {"params"}
-    unknown = (
-        config.optimizer_kwargs.keys() - options - TORCHS.keys()
-    )  # the optimizer itself names those of torch
+    # The optimizer itself rejects torch's options.
+    unknown = config.optimizer_kwargs.keys() - options - TORCHS.keys()
     if unknown:
         raise TypeError(
             f"{config.optimizer_name} has no option {min(unknown)!r}, which the group of the pattern "

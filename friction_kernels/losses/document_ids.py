@@ -52,8 +52,5 @@ def places_for(
     is_new = ~found & (last == torch.arange(len(ids), device=device))
     turn = is_new.long().cumsum(0) - 1
     places = torch.where(found, found_at, oldest_first[turn])
-    return (
-        places,
-        oldest_first[turn[-1:]],
-        turn[-1:] + 1,
-    )  # with no new row, the last place is ignored
+    # With no new row, the last new place is arbitrary and ignored.
+    return places, oldest_first[turn[-1:]], turn[-1:] + 1

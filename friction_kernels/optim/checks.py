@@ -28,9 +28,7 @@ def as_float(name: str, value: object) -> float | None:
     if isinstance(value, Tensor) and value.requires_grad:
         value = value.detach()  # torch warns when reading a tensor that requires grad
     complex_tensor = isinstance(value, Tensor) and value.is_complex()
-    if (
-        isinstance(value, str) or complex_tensor
-    ):  # float() would parse it, or drop the imaginary part
+    if isinstance(value, str) or complex_tensor:  # float() would parse it, or drop a part
         return None
     try:
         return float(value)  # type: ignore[arg-type]  # raises if it cannot be converted
@@ -113,7 +111,7 @@ def name_at(groups: Iterable[Mapping[str, Any]], ordinal: int) -> str:
 
 @dataclass
 class LateName:
-    """A parameter's name, formatted only when an error needs it."""
+    """A parameter's name, formatted when an error needs it: a lazy parameter has no shape before."""
 
     group_index: int
     group: Mapping[str, Any]

@@ -85,9 +85,7 @@ def sizes(num_nodes: int, num_classes: int, precision: str) -> dict[str, int]:
     """Compile-time sizes. Of these, only WIDTH affects the number of registers."""
     fp32 = precision == "fp32"
     chunk, depth = (16, 16) if fp32 else (32, 32)
-    if (
-        triton.knobs.runtime.interpret
-    ):  # the time of an interpreted step does not depend on its size
+    if triton.knobs.runtime.interpret:  # a step takes the same time for any size
         chunk, depth = 64, 64
     return {
         "SIZE": max(64, triton.next_power_of_2(num_nodes)),

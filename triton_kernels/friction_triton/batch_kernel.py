@@ -68,9 +68,7 @@ def batch_kernel(
     from_labelled = minus_log_u + SIZE  # column biases of T: -log u_j, or -inf
     to_unlabelled = from_labelled + SIZE  # row biases of T: -log r_i, or -inf
     from_unlabelled = to_unlabelled + SIZE
-    weight = (
-        from_unlabelled + SIZE
-    )  # of the inner product in which T_UU, or T_UU^T, is self-adjoint
+    weight = from_unlabelled + SIZE  # of the inner product in which T_UU or T_UU^T is self-adjoint
     unknown = weight + SIZE  # 1 in U, else 0
     delta = unknown + SIZE
     of_log_u = delta + SIZE
