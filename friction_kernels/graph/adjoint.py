@@ -37,7 +37,7 @@ def solve(
     smallest = torch.finfo(grad_f.dtype).tiny
 
     def size(values: Tensor) -> Tensor:
-        """The largest sum over nodes of any class, a norm in which T^T does not enlarge."""
+        """The largest sum over nodes of any class, a norm that T^T does not increase."""
         return values.abs().sum(dim=0).max()
 
     def error(residual: Tensor, adjoint: Tensor) -> Tensor:

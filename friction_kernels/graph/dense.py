@@ -20,7 +20,7 @@ def normalize(embeddings: Tensor) -> Tensor:
 
 
 def transition(embeddings: Tensor, sigma: float | Tensor) -> Tensor:
-    """T (N, N) as published. Its weights underflow for sigma below 0.03, in float32 below 0.14."""
+    """T (N, N) as published. Its weights underflow for sigma below 0.03; in float32, below 0.14."""
     z = normalize(embeddings)
     # |z_i - z_j|^2; its square root would have infinite slope at 0
     squared = (2 - 2 * z @ z.T).clamp_min(0)

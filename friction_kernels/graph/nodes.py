@@ -66,7 +66,7 @@ def rank_nodes(
 
     known: bool (N,), whether a label is known. labelled: bool (N,), or None to draw the known nodes with
     the smallest `keys` (N,): a fraction gamma, rounded up as in the authors' code, at least one and at most
-    all but one. Remembered nodes are labelled in addition; then zero may be drawn. equal_keys_together:
+    all but one. Remembered nodes are labelled in addition; then none need be drawn. equal_keys_together:
     nodes with equal keys are labelled together or not at all, which may change the fraction slightly.
     The host does not wait for the device.
     """
@@ -98,7 +98,7 @@ def rank_nodes(
 
 
 def _part_no_equal_keys(keys: Tensor, count: Tensor, num_known: Tensor) -> Tensor:
-    """(): count, raised to keep equal keys together, or lowered if that takes all known ones. Sorted keys."""
+    """(): count, raised so as not to part equal sorted keys, or lowered if that takes all known nodes."""
     last = keys.index_select(0, (count - 1).clamp_min(0).reshape(1))
     up_to_it = (keys <= last).sum()
     return torch.where(up_to_it < num_known, up_to_it, (keys < last).sum())
@@ -250,7 +250,7 @@ def check_sizes(nodes: Nodes) -> None:
 def _missing_classes(
     labels: Tensor, usable: Tensor, num_labelled: Tensor, num_classes: int
 ) -> Tensor:
-    """(): number of classes that usable unlabelled nodes have and usable labelled ones lack. Sorted nodes."""
+    """(): number of classes of usable unlabelled nodes that no usable labelled one has; nodes are ordered."""
     labelled = torch.arange(len(labels), device=labels.device) < num_labelled
     place = torch.where(usable, labels + torch.where(labelled, 0, num_classes), 2 * num_classes)
     present = torch.zeros(2 * num_classes + 1, dtype=torch.bool, device=labels.device)

@@ -1,8 +1,8 @@
 """Solvers of v = A v + b for a transition A within U, all columns at once.
 
 The rows of A = T_UU sum to at most one. A is self-adjoint in the inner product with the weights pi, where
-pi_i T_ij = pi_j T_ji; its transpose is with 1 / pi. So conjugate gradients apply to the unknowns themselves:
-neither the similar symmetric matrix q W q nor its unknowns F / sqrt(pi) are ever formed.
+pi_i T_ij = pi_j T_ji; for its transpose the weights are 1 / pi. So conjugate gradients apply to the unknowns
+themselves: neither the similar symmetric matrix q W q nor its unknowns F / sqrt(pi) are ever formed.
 
 At small sigma pi spans hundreds of orders of magnitude, and conjugate gradients then see only the nodes
 with large weight. Convergence is therefore measured without weights. If it stalls, plain propagation

@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """Like torch.compiler.disable, because the number of iterations depends on the values.
+    """Apply torch.compiler.disable, because the number of iterations depends on the values.
 
     Does not import the compiler, which takes seconds, unless the program already has.
     """

@@ -7,7 +7,7 @@ neighbour), T and its two normalisers are row softmaxes:
     log u_i   = LSE_j (x_ij - log deg_j / 2)        P_ij = exp(x_ij - log deg_j / 2 - log u_i)
     log r_i   = LSE_j (x_ij - log u_j)              T_ij = exp(x_ij - log u_j - log r_i)
 
-All weights that are computed have one of these forms and are at most 1, so none overflows at any sigma.
+All weights that are computed have one of these forms, at most 1: nothing over- or underflows at any sigma.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
     """Gather each tensor's rows from all ranks, in rank order; numbers of rows may differ and may be zero.
 
     tensors: (n, ...), with the same n on one rank; a tensor that is None must be None on every rank.
-    Each rank's rows receive the gradient of its own copy of the loss: all ranks must compute the same loss.
+    Gradients flow to a rank's rows from that rank's loss only, so every rank must compute the same loss.
     """
     if not is_distributed():
         return tensors

@@ -57,7 +57,7 @@ class GLoss(WidthModule):
             each call (default 0.5).
         gamma: fraction of the nodes with a known label that is drawn as labelled, in [0, 1). Each call draws
             uniformly and rounds up as the authors' code does, but takes at least one node and at most all
-            but one. With a non-empty memory, zero is allowed (default 0.7).
+            but one. With a non-empty memory, none need be drawn (default 0.7).
         form: "official", as computed by the authors' code: F is used as logits, so the loss cannot fall
             below log(1 + (C - 1) / e). "log", as printed in the paper: -log F of the correct class, with F
             clamped to [1e-6, 1], so the loss is never below zero. If no labelled node has a scored node's
@@ -272,7 +272,7 @@ class GLoss(WidthModule):
         return self.memory is not None and self.training and torch.is_grad_enabled()
 
     def _draw(self, num_new: int, labels: Tensor, ids: Tensor | None) -> Tensor:
-        """(N,): random keys, the smallest are labelled; one key per document, 0 for a memory's rows."""
+        """(N,): random keys, one per document, 0 for a memory's rows. The smallest keys are labelled."""
         keys = draw_keys(num_new, labels.device, self.generator)
         keys = same_on_all_ranks(keys) if self.gather else keys
         keys = keys if ids is None else keys[first_copies(ids)]

@@ -53,9 +53,7 @@ class PlannedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
-        self._graph_memory: list[
-            Tensor
-        ] = []  # used by captured CUDA graphs as long as the optimizer lives
+        self._graph_memory: list[Tensor] = []  # kept for captured CUDA graphs
         self._snapshots = Snapshots()
         compiled.register(self)
         defaults["process_group"] = name_of(defaults.get("process_group"))

@@ -1,7 +1,7 @@
 """Save states to a state_dict, and convert a state_dict of any options to an optimizer's own.
 
 A state_dict holds numbers: 8-bit codes become float32, which quantizes to the same bytes again; residuals and
-masters are stored unchanged. A loaded residual or master of another kind than the options require is kept
+masters are stored unchanged. A loaded residual or master that the options do not request is kept
 until the next step converts it: only then are the model's parameters sure to be loaded.
 
 If nothing needs converting, a state_dict shares its tensors with the optimizer, as in torch. If anything

@@ -18,7 +18,7 @@ from friction_kernels.optim.options import Master, Rounding, StateDtype
 
 _DOC = """{summary}
 
-    Equals, for every parameter p with gradient g (negated by `maximize`), at its t-th step:
+    Equals, for every parameter p with gradient g (negated if `maximize`), at its t-th step:
 
         {coupled}exp_avg.mul_(beta1).add_(g, alpha=1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)

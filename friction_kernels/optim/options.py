@@ -64,8 +64,8 @@ ARGS = """max_grad_norm: clip like torch.nn.utils.clip_grad_norm_, but within th
             Gradients are read once more (default False).
         master: keep more bits of bf16 and fp16 parameters than their dtype holds: "split" (16 more, in
             `residual`: exact for bf16; 2 bytes), "split8" (8 more: relative error 2**-16 for bf16;
-            1 byte), "fp32" (`master`, of which the parameter is the rounding; if it is not, it was
-            written by other code, and its value is used; 4 bytes). Other dtypes ignore it (default None).
+            1 byte), "fp32" (`master`, which rounds to the parameter; a parameter that differs was written
+            by other code and takes precedence; 4 bytes). Other dtypes ignore it (default None).
         rounding: of bf16 and fp16 parameters without master: "nearest" or "stochastic", which preserves
             small updates on average and takes no memory. Random bits come from Philox4x32-10 (Salmon et
             al., SC 2011), for each seed, step and element (default "nearest").

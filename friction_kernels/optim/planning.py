@@ -234,7 +234,7 @@ class StepPlan:
     def _device_of_sums(
         self, processes: tuple[ProcessGroup, ...], members: list[bool]
     ) -> torch.device:
-        """The device on which to reduce sums of these entries: that of a parameter, if there is one."""
+        """The device on which to reduce these entries' sums: their own, as NCCL sends only GPU tensors."""
         params = list(compress(chain.from_iterable(self.members), members))
         trained = [param for param in params if not checks.is_frozen(param)]
         devices = (param.device for param in (*trained, *params))
@@ -339,7 +339,7 @@ def _scaling_settings(
         return _UNSCALED
     max_norm = group["max_grad_norm"]
     stepped = (param for param in group["params"] if param.grad is not None)
-    on_gpu = next((param.is_cuda for param in stepped), False)  # a group never mixes devices
+    on_gpu = next((param.is_cuda for param in stepped), False)  # a group never mixes them
     return {
         "grad_factor": 1.0 if on_gpu else factor,
         "max_norm": math.inf if max_norm is None else float(max_norm),

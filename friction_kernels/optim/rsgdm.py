@@ -18,7 +18,7 @@ from friction_kernels.optim.rule import Operands, Rule
 
 _DOC = """Momentum corrected by its own change.
 
-    Equals, for every parameter p with gradient g (negated by `maximize`):
+    Equals, for every parameter p with gradient g (negated if `maximize`):
 
         g = g + weight_decay * p               # unless decoupled_weight_decay
         previous = momentum_buffer.clone()

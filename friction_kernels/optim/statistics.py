@@ -51,8 +51,7 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     Raises:
         TypeError: another optimizer, which has no friction.
         RuntimeError: no gradient is about to be applied, because none was computed, step() has applied it
-            already, or release_gradients applies each as it arrives; or the step cannot be
-            made.
+            already, or release_gradients applies each as it arrives; or the step cannot be made.
     """
     if not isinstance(opt, FrictionAdam):
         raise TypeError(
