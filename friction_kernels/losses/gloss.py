@@ -180,7 +180,7 @@ class GLoss(WidthModule):
 
         Args:
             embeddings: (N, d), float16, bfloat16, float32 or float64, of any nonzero length (subnormal
-                lengths count as zero).
+                numbers count as zero).
             labels: (N,), integers of any type, in [0, C), or ignore_index.
             labelled: bool (N,), the nodes that keep their label; None draws them (default None).
             ids: (N,), integers between -2^63 and 2^63 that identify documents, such as their index in the
