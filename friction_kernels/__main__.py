@@ -1,4 +1,4 @@
-"""`python -m friction_kernels`: version, active backends, and why the others are not."""
+"""`python -m friction_kernels`: print the version, the active backends, and why others are inactive."""
 
 from friction_kernels.backends import describe
 

@@ -1,4 +1,4 @@
-"""What csrc/bindings.cpp binds."""
+"""Bindings defined in csrc/bindings.cpp."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -33,7 +33,7 @@ class Plan:
     @property
     def updated(self) -> list[Tensor]: ...
 
-# Of a plan while it is entered: it gives what is wrong, or None.
+# Context manager over a plan; entering returns the first problem found, or None.
 class Reading:
     def __init__(
         self, plan: Plan, state: dict[Tensor, Any], param_groups: list[dict[str, Any]]
@@ -64,7 +64,7 @@ class _FrictionPlan(_RulePlan):
         self, settings: list[list[float | Tensor]], threads: int, scaling: _Scaling = ...
     ) -> tuple[list[tuple[int, float, float]], tuple[int, str] | None]: ...
 
-# By the names of the rules.
+# One plan class per rule, under the rule's name.
 class friction_adam(_FrictionPlan): ...  # noqa: N801
 class friction_adamp(_FrictionPlan): ...  # noqa: N801
 class rsgdm(_RulePlan): ...  # noqa: N801

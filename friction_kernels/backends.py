@@ -1,4 +1,4 @@
-"""Which implementation serves a tensor, and why not the others."""
+"""Which implementation serves a tensor, and why the others cannot."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NATIVE_DTYPES = frozenset(
 
 
 def import_failure(package: Path, error: ImportError) -> str:
-    """Why the extension of the package in this folder cannot be imported, and what to do about it."""
+    """Why the extension of the package in this folder cannot be imported, and the remedy."""
     built = {file.name for file in package.glob("_native.*") if file.suffix != ".pyi"}
     is_source = (package.parent / "csrc" / "bindings.cpp").is_file()
     if any(f"_native{suffix}" in built for suffix in EXTENSION_SUFFIXES):
@@ -54,7 +54,7 @@ def import_failure(package: Path, error: ImportError) -> str:
 
 
 try:
-    # Not `from friction_kernels import`, which takes what is missing for a circular import.
+    # `from friction_kernels import _native` would report a missing module as a circular import.
     import friction_kernels._native as _native
 
     native = _native
@@ -65,7 +65,7 @@ except ImportError as error:
 
 @lru_cache(maxsize=1)
 def tensor_reader() -> _native.TensorReader:
-    """What the native plans read tensors with; ImportError says why there is none."""
+    """Return the reader through which native plans access tensors, or raise ImportError with the reason."""
     if native is None:
         raise ImportError(_import_error)
     try:
@@ -78,7 +78,7 @@ def tensor_reader() -> _native.TensorReader:
 
 @lru_cache(maxsize=1)
 def native_unavailable_reason() -> str | None:
-    """Why the native backend is inactive, or None where it is active."""
+    """Return why the native backend is inactive, or None if it is active."""
     try:
         tensor_reader()
     except ImportError as error:
@@ -88,7 +88,7 @@ def native_unavailable_reason() -> str | None:
 
 @cache
 def cuda_unavailable_reason(device: int = 0) -> str | None:
-    """Why the native backend cannot serve a CUDA device, or None where it can."""
+    """Return why the native backend cannot serve a CUDA device, or None if it can."""
     if native_unavailable_reason() is not None:
         return native_unavailable_reason()
     if torch.version.hip is not None:
@@ -97,12 +97,12 @@ def cuda_unavailable_reason(device: int = 0) -> str | None:
 
 
 def device_bytes(count: int, device: int) -> Tensor:
-    """Memory for a plan on a CUDA device, from torch's allocator."""
+    """Allocate memory for a plan on a CUDA device with torch's allocator."""
     return torch.empty(count, dtype=torch.uint8, device=f"cuda:{device}")
 
 
 def is_plain(kind: type) -> bool:
-    """Whether a subclass of nn.Parameter leaves to torch what its tensors hold and what operators do."""
+    """Whether a subclass of nn.Parameter overrides neither torch's data access nor its operators."""
     return issubclass(kind, Parameter) and all(
         getattr(kind, name) is getattr(Parameter, name)
         for name in ("__torch_function__", "__torch_dispatch__", "data", "grad")
@@ -110,7 +110,7 @@ def is_plain(kind: type) -> bool:
 
 
 def native_fallback_reason(param: Tensor) -> str | None:
-    """Why the native backend cannot serve this parameter, or None where it can."""
+    """Return why the native backend cannot serve this parameter, or None if it can."""
     if native_unavailable_reason() is not None:
         return native_unavailable_reason()
     grad = param.grad
@@ -157,7 +157,7 @@ def _describe_triton() -> str:
 
 
 def describe() -> dict[str, str]:
-    """What serves on this machine, as `python -m friction_kernels` prints it."""
+    """Describe the active backends of this machine, as printed by `python -m friction_kernels`."""
     from friction_kernels.version import __version__
 
     reason = native_unavailable_reason()

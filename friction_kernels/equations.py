@@ -1,7 +1,7 @@
-"""The papers' equations in plain torch, one commented line each: reference backend and oracle.
+"""The papers' equations in plain torch, one commented line each: reference backend and test oracle.
 
-Each function advances one tensor by one step, in place. Arithmetic runs in float32, or in float64
-for a float64 parameter; moments are kept in that type, everything else in its own.
+Each function advances one tensor by one step, in place. Arithmetic and moments use float32, or float64
+for a float64 parameter; all other tensors keep their own dtype.
 Sources: friction Adam arXiv 2408.11839, AdamP arXiv 2006.08217, RSGDM arXiv 2409.15314.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# S where consecutive gradients are orthogonal: the value "without friction".
+# S when consecutive gradients are orthogonal: the value "without friction".
 NEUTRAL_FRICTION = {"sigmoid": 0.5, "tanh": 1.0}
 
 
@@ -21,7 +21,7 @@ def _arithmetic(param: Tensor) -> torch.dtype:
 
 
 def _gradient(param: Tensor, grad: Tensor, *, maximize: bool, coupled_decay: float) -> Tensor:
-    g = -grad if maximize else grad  # g_t, flipped where the objective is maximized
+    g = -grad if maximize else grad  # g_t, negated when maximizing
     return g + coupled_decay * param if coupled_decay else g  # g_t + lambda theta_{t-1}
 
 
@@ -37,15 +37,15 @@ def friction_factor(
     friction: str,
     friction_input: str,
 ) -> Tensor:
-    """S_t of g_t, v_t and g_{t-1}."""
+    """S_t as a function of g_t, v_t and g_{t-1}."""
     if friction_input == "normalized":
-        # x = g_{t-1} g_t / (v^_t + eps), ours; both sides times 1 - b2 overflow where v_t does
+        # x = g_{t-1} g_t / (v^_t + eps), ours. Multiplied through by 1 - b2 to overflow only where v_t does.
         v_correction = 1 - beta2**step
         x = (1 - beta2) * grad * prev_grad / (exp_avg_sq + v_correction * eps)
         x = x * (v_correction / (1 - beta2))
     else:
         x = prev_grad * grad  # x = g_{t-1} g_t
-    y = (beta3 * x).nan_to_num()  # no friction where overflow leaves 0 * inf or inf / inf
+    y = (beta3 * x).nan_to_num()  # no friction where overflow yields 0 * inf or inf / inf
     s = torch.sigmoid(y) if friction == "sigmoid" else torch.tanh(y) + 1  # S_t = f(b3 x)
     return torch.where(grad.isnan(), grad, s)
 
@@ -62,7 +62,7 @@ def next_friction(
     maximize: bool,
     **friction_options: Any,
 ) -> Tensor:
-    """S_t of the step that a gradient would make. Changes nothing."""
+    """S_t of the step that a gradient would make. Has no side effects."""
     g = _gradient(
         param, grad.to(_arithmetic(param)), maximize=maximize, coupled_decay=coupled_decay
     )
@@ -94,7 +94,7 @@ def friction_direction(
     exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)  # v_t = b2 v_{t-1} + (1 - b2) g_t^2
     m = beta1 * exp_avg + (1 - beta1) * g if nesterov else exp_avg
     m_correction, v_correction = 1 - beta1**step, 1 - beta2**step
-    # sqrt(v^_t) + eps, v^_t = v_t / (1 - b2^t), in an order that overflows where v_t does
+    # sqrt(v^_t) + eps, v^_t = v_t / (1 - b2^t), ordered to overflow only where v_t does
     denominator = exp_avg_sq.sqrt() / v_correction**0.5 + eps
     adam: Tensor = (
         m / denominator / m_correction
@@ -118,7 +118,7 @@ def friction_adam(
     decoupled: bool,
     **direction_options: Any,
 ) -> None:
-    """SigSignGrad, TanhSignGrad and their AdamW forms."""
+    """SigSignGrad, TanhSignGrad and their AdamW variants."""
     u = friction_direction(
         param,
         grad,
@@ -138,7 +138,7 @@ def friction_adam(
 def nearly_orthogonal(
     pg: Tensor, pp: Tensor, gg: Tensor, length: int, *, delta: float, eps: float
 ) -> Tensor:
-    """Which rows are to their gradients, from the sums of theta g, theta^2 and g^2 of each."""
+    """Which rows are nearly orthogonal to their gradients, from their sums of theta g, theta^2 and g^2."""
     bound: float = delta / max(length, 1) ** 0.5
     cosine = pg / (pp.sqrt().clamp_min(eps) * gg.sqrt().clamp_min(eps))
     return cosine.abs() < bound  # |cos(theta_row, g_row)| < delta / sqrt(len)
@@ -147,9 +147,9 @@ def nearly_orthogonal(
 def project(
     param: Tensor, grad: Tensor, u: Tensor, *, delta: float, eps: float
 ) -> tuple[Tensor, bool]:
-    """AdamP's projection of u: by rows, else as a whole, else not. Returns (u, projected).
+    """AdamP's projection of u: by rows, else as a whole, else none. Returns (u, projected).
 
-    Sums are taken in float64, where squares of float32 do not overflow.
+    Sums are accumulated in float64, where squares of float32 numbers do not overflow.
     """
     if param.numel() == 0:
         return u, False
@@ -179,7 +179,7 @@ def friction_adamp(
     is_matrix: bool,
     **direction_options: Any,
 ) -> None:
-    """SigSignAdamP and TanhSignAdamP; `is_matrix`: more than one dimension."""
+    """SigSignAdamP and TanhSignAdamP. `is_matrix`: the parameter has more than one dimension."""
     u = friction_direction(
         param,
         grad,
@@ -195,7 +195,7 @@ def friction_adamp(
     if is_matrix:
         u, projected = project(p, grad.to(u.dtype), u, delta=delta, eps=eps)
     decay = weight_decay * wd_ratio if projected else weight_decay
-    p = p * (1 - lr * decay)  # theta <- theta (1 - eta lambda), lambda scaled where projected
+    p = p * (1 - lr * decay)  # theta <- theta (1 - eta lambda), lambda scaled if projected
     param.copy_(p - lr * u)  # theta_t = theta_{t-1} - eta u_t
 
 
@@ -212,7 +212,7 @@ def rsgdm(
     decoupled: bool,
     maximize: bool,
 ) -> None:
-    """RSGDM, literally: with the differential estimate z and the previous gradient."""
+    """RSGDM exactly as published, with the differential estimate z and the previous gradient."""
     p, g = param.to(_arithmetic(param)), grad.to(_arithmetic(param))
     g = _gradient(p, g, maximize=maximize, coupled_decay=0.0 if decoupled else weight_decay)
     momentum_buffer.mul_(momentum).add_(g, alpha=1 - momentum)  # m_t = b m_{t-1} + (1 - b) g_t

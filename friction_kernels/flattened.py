@@ -1,7 +1,7 @@
-"""Parameters of FullyShardedDataParallel (FSDP1): tensors in a row, of which each process has one stretch.
+"""Parameters of FullyShardedDataParallel (FSDP1): flattened tensors, of which each process holds one slice.
 
-torch marks them, and keeps no way from one to the handle that knows the processes. It is looked for among the
-objects that are alive, once for all of a model's.
+torch marks these parameters but keeps no reference from them to the handle that knows the processes. The
+handle is found among the live objects, with one search for all parameters of a model.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ if TYPE_CHECKING:
 
 
 class Stretch(NamedTuple):
-    """What of a whole a process has, by the whole's memory."""
+    """The slice of a flattened parameter that this process holds, in memory order."""
 
-    processes: tuple[ProcessGroup, ...]  # which have the others; () where this is all
-    start: int  # its first element's place
-    dims: int  # the most dimensions of any tensor in the whole
-    is_extended: bool  # parts of tensors that something else (tensor parallel) has spread before
+    processes: tuple[ProcessGroup, ...]  # which hold the other slices; () if this is the whole
+    start: int  # index of the slice's first element
+    dims: int  # the largest number of dimensions of any original tensor
+    is_extended: bool  # the original tensors were already sharded (by tensor parallelism)
 
 
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def is_flattened(param: Tensor) -> bool:
-    """Whether FSDP1 made a parameter, or made it (use_orig_params) a view into its own."""
+    """Whether FSDP1 created a parameter, or (use_orig_params) made it a view into its own."""
     return bool(getattr(param, "_fsdp_flattened", False))
 
 
 def stretch_of(param: Tensor) -> Stretch | None:
-    """None where the handle of a flattened parameter is not to be found."""
+    """Return the slice of a flattened parameter, or None if its handle cannot be found."""
     if param not in _known:
         for handle in _handles():
             _known.update(_stretches(handle))
@@ -51,7 +51,7 @@ def _handles() -> list[Any]:
 
 
 def _stretches(handle: Any) -> list[tuple[Tensor, Stretch]]:
-    """Of the flat parameter, and of the original ones where use_orig_params keeps them."""
+    """Slices of the flat parameter and, with use_orig_params, of the original ones."""
     flat = handle.flat_param
     is_cut = handle.uses_sharded_strategy and handle.world_size > 1
     processes = (handle.process_group,) if is_cut else ()

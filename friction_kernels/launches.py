@@ -1,4 +1,4 @@
-"""Counting launches: the claim that a step, or a batch's loss, is one launch, made checkable."""
+"""Count launches, to verify that a step, or the loss of a batch, is one launch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from friction_kernels.backends import native
 
 def _counts() -> dict[str, int]:
     counts = native.launch_counts() if native is not None else {}
-    if "friction_triton.launches" in sys.modules:  # nothing launches before it is imported
+    if "friction_triton.launches" in sys.modules:  # nothing launches before this import
         counts.update(sys.modules["friction_triton.launches"].counts)
     return counts
 
 
 class LaunchCounts(Mapping[str, int]):
-    """What `count_launches` gives: a mapping from kernels' names to launches since the count began."""
+    """The result of `count_launches`: a mapping from kernel names to launches since the count began."""
 
     def __init__(self) -> None:
         self._before = _counts()
@@ -53,8 +53,8 @@ class count_launches:  # noqa: N801 - reads as a function, like torch.no_grad
     >>> launches.total, dict(launches)
     (1, {'friction_adam': 1})
 
-    Counts the whole process, whichever thread, optimizer or loss launches. "store_table" brings a
-    table that changed, and is too long for a launch, to a GPU. Plain torch counts as no launch.
+    Counts launches of the whole process: any thread, optimizer or loss. "store_table" copies a changed
+    table that is too large for launch arguments to a GPU. Plain torch operations are not counted.
     """
 
     def __enter__(self) -> LaunchCounts:

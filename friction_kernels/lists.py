@@ -1,4 +1,4 @@
-"""Linear algebra of lists of tensors, each list one long vector: no optimizer is needed."""
+"""Linear algebra of lists of tensors, treating each list as one long vector. Needs no optimizer."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from friction_kernels.shards import (
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-_kept: list[Tensor] = []  # memory that captured CUDA graphs read at each replay
+_kept: list[Tensor] = []  # memory that captured CUDA graphs read at every replay
 
 
 @torch.no_grad()
 def norm(
     tensors: Tensor | Iterable[Tensor], *, process_group: ProcessGroup | str | None = None
 ) -> Tensor:
-    """The 2-norm of all elements of a list of tensors together.
+    """The 2-norm of a list of tensors, viewed as a single vector.
 
-    Equals torch.nn.utils.get_total_norm(tensors), in one launch for each device, whatever the number of
+    Equals torch.nn.utils.get_total_norm(tensors), but takes one launch per device, whatever the number of
     tensors, their dtypes and strides:
 
         torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]).norm()
 
-    Squares are summed in float64 from sums of 2,048 elements, in an order that depends on no number of
-    threads, so that the same tensors give the same bits. Nothing waits for a GPU.
+    Squares are accumulated in float64 over partial sums of 2,048 elements. The order does not depend on the
+    number of threads, so the same tensors give the same bits. The host does not wait for a GPU.
 
     Args:
         tensors: a tensor or several, of any shape, floating or complex dtype, strides and device, such as
             [p.grad for p in model.parameters() if p.grad is not None]. DTensors and parameters of
-            FullyShardedDataParallel are summed over their processes, all of which must call it.
-        process_group: over which processes the others are spread, where torch does not mark that
+            FullyShardedDataParallel are summed over their processes, all of which must call this function.
+        process_group: the processes over which other tensors are sharded, if torch does not record it
             (default None).
 
     Returns:
-        a float32 scalar, float64 where any tensor is float64, on the first tensor's device; 0 on the CPU
-        for an empty list.
+        a scalar in float32, or in float64 if any tensor is float64, on the first tensor's device; 0 on the
+        CPU for an empty list.
 
     Raises:
-        TypeError: something is no tensor of a floating or complex dtype, or it is sparse.
-        RuntimeError: the processes of a part are not to be found.
+        TypeError: an item is not a tensor of floating or complex dtype, or is sparse.
+        RuntimeError: the processes that hold the other shards of a tensor cannot be found.
     """
     given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
     name = name_of(process_group)
@@ -83,7 +83,7 @@ def _check(index: int, tensor: object) -> None:
 
 
 def _squared_norm(parts: list[Tensor], device: torch.device) -> Tensor:
-    """The sum of squares, as float64 on a device."""
+    """Return the sum of squares in float64 on the given device."""
     native = [part for part in parts if backends.native_fallback_reason(part) is None]
     served = {id(part) for part in native}
     sums = [

@@ -1,8 +1,8 @@
-"""Parameters that are spread over processes: which part is here, and what to sum.
+"""Sharded parameters: which part is local, and which processes to sum over.
 
-A step works on local tensors: DTensors are unwrapped where they come in, and states wrapped where they
-leave in a state_dict. torch.distributed is not imported before a DTensor is met. Over which processes to sum
-is known of DTensors and of FSDP1's parameters; of others a group's process_group says it.
+A step works on local tensors: DTensors are unwrapped on input, and states are wrapped again in a
+state_dict. torch.distributed is not imported before a DTensor appears. DTensors and FSDP1's parameters know
+their processes; for others, the param group's process_group names them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def dtensor_type() -> type[DTensor] | None:
-    """torch's DTensor; None where nothing has imported it, so that no tensor can be one."""
+    """Return torch's DTensor class, or None if it was never imported, so that no tensor can be one."""
     module = sys.modules.get("torch.distributed.tensor")
     return None if module is None else module.DTensor
 
@@ -35,15 +35,15 @@ def is_dtensor(tensor: object) -> TypeIs[DTensor]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a DTensor; another tensor as it is."""
+    """Return this process's part of a DTensor; other tensors are returned unchanged."""
     if not is_dtensor(tensor):
         return tensor
     part: Tensor = tensor._local_tensor
-    return part.wait() if hasattr(part, "wait") else part  # a collective that is still under way
+    return part.wait() if hasattr(part, "wait") else part  # an unfinished collective
 
 
 def wrap(part: Tensor, like: Tensor) -> Tensor:
-    """A local tensor of the local shape as a DTensor spread as `like` is; where that is none, as it is."""
+    """Wrap a local tensor as a DTensor placed like `like`; return it unchanged if `like` is not a DTensor."""
     if not is_dtensor(like):
         return part
     return type(like).from_local(
@@ -57,15 +57,15 @@ def wrap(part: Tensor, like: Tensor) -> Tensor:
 
 
 def unwrap(whole: Tensor, like: Tensor) -> Tensor:
-    """The local part of a tensor that is loaded for `like`, which may be spread otherwise or not at all."""
+    """The local part, for `like`, of a loaded tensor, which may be sharded differently or not at all."""
     if not is_dtensor(like):
         return whole.full_tensor() if is_dtensor(whole) else whole
     if is_dtensor(whole) and whole.device_mesh != like.device_mesh:
-        whole = whole.full_tensor()  # torch does not move parts from one mesh to another
+        whole = whole.full_tensor()  # torch cannot redistribute across meshes
     if not is_dtensor(whole):
         from torch.distributed.tensor import distribute_tensor
 
-        # Every process has the whole, and cuts its part from it.
+        # Every process holds the whole tensor and slices its own part.
         whole = whole.to(like.device)
         whole = distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
     if whole.placements != like.placements:
@@ -74,7 +74,7 @@ def unwrap(whole: Tensor, like: Tensor) -> Tensor:
 
 
 def mismatch(param: Tensor, grad: Tensor) -> str | None:
-    """Why a gradient does not belong to a parameter's parts; None where it does."""
+    """Why a gradient is placed differently from its parameter, or None if they match."""
     if not is_dtensor(param):
         return (
             "its gradient is a DTensor and it is not; give it gradient.to_local()"
@@ -94,9 +94,9 @@ def mismatch(param: Tensor, grad: Tensor) -> str | None:
 
 
 def sharding_groups(param: Tensor, dims: Iterable[int] | None = None) -> tuple[ProcessGroup, ...]:
-    """The process groups over which a sum over a parameter's parts is taken, in the mesh's order.
+    """The process groups over which to sum a parameter's parts, in mesh order.
 
-    dims: only those of parts along these dimensions; all by default. Parts that are equal are not summed.
+    dims: sum only over shards of these dimensions; None includes all. Replicas are never summed.
     """
     if not is_dtensor(param):
         return ()
@@ -111,7 +111,7 @@ def sharding_groups(param: Tensor, dims: Iterable[int] | None = None) -> tuple[P
 
 
 def name_of(process_group: ProcessGroup | str | None) -> str | None:
-    """The name of a process group, which can be copied and pickled as groups of parameters are."""
+    """The name of a process group, which unlike the group can be copied and pickled in param groups."""
     if process_group is None or isinstance(process_group, str):
         return process_group
     name = getattr(process_group, "group_name", None)
@@ -124,7 +124,7 @@ def name_of(process_group: ProcessGroup | str | None) -> str | None:
 
 
 def processes_of(name: str | None) -> tuple[ProcessGroup, ...]:
-    """The process group of that name; () where there is none, or nobody else in it."""
+    """The process group of that name, or () if there is none or it has no other member."""
     if name is None:
         return ()
     found = None
@@ -141,9 +141,9 @@ def processes_of(name: str | None) -> tuple[ProcessGroup, ...]:
 
 
 def summed_over(param: Tensor, others: tuple[ProcessGroup, ...]) -> tuple[ProcessGroup, ...]:
-    """The process groups over which a sum over a parameter's parts is taken.
+    """The process groups over which to sum a parameter's parts.
 
-    others: where the parameter itself does not say it.
+    others: the groups to use if the parameter itself does not record any.
     """
     if is_dtensor(param):
         return sharding_groups(param)
@@ -152,7 +152,7 @@ def summed_over(param: Tensor, others: tuple[ProcessGroup, ...]) -> tuple[Proces
 
 
 def why_no_sum(param: Tensor, process_group: str | None) -> str | None:
-    """Why there is no sum over a parameter's parts; None where there is."""
+    """Why a parameter's parts cannot be summed, or None if they can."""
     if is_dtensor(param) or not is_flattened(param):
         return None
     stretch = stretch_of(param)
@@ -172,9 +172,9 @@ def why_no_sum(param: Tensor, process_group: str | None) -> str | None:
 def spreads_of(
     groups: Sequence[Mapping[str, Any]],
 ) -> dict[tuple[ProcessGroup, ...], list[bool]]:
-    """Over which processes sums are taken, and of which of the groups' parameters.
+    """Map each set of process groups to sum over to a mask of the groups' parameters that it covers.
 
-    In the same order on all processes, also on those that have no parameter of a group: others wait for them.
+    The order is the same on all processes, even those without parameters of a group: others wait for them.
     """
     count = sum(len(group["params"]) for group in groups)
     spreads: dict[tuple[ProcessGroup, ...], list[bool]] = {}
@@ -190,7 +190,7 @@ def spreads_of(
 
 
 def device_of_sums(processes: tuple[ProcessGroup, ...]) -> torch.device:
-    """Where processes send numbers of which this one has no tensor."""
+    """The device on which to exchange sums if this process holds no tensor of its own."""
     accelerator = torch.accelerator.current_accelerator()
     if accelerator is None or not processes:
         return torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Warnings that name the line of the user's program, however many frames of libraries lie in between."""
+"""Warnings that point at the user's line, however many library frames are in between."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ LIBRARIES = ("friction_kernels", "torch")
 
 
 def warn(message: str) -> None:
-    """warnings.warn at the nearest caller that is none of these libraries.
+    """Like warnings.warn, attributed to the nearest caller outside these libraries.
 
-    (warnings has skip_file_prefixes for that, since Python 3.12.)
+    (From Python 3.12 on, skip_file_prefixes of warnings.warn would do this.)
     """
     frame, level = sys._getframe(1), 2
-    # On a GPU autograd runs backward in a thread of its own: there is no such caller.
+    # On a GPU autograd runs backward in its own thread, which has no such caller.
     while frame.f_back is not None and _package_of(frame) in LIBRARIES:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

@@ -1,4 +1,4 @@
-"""Label propagation on similarity graphs that are never stored."""
+"""Label propagation on similarity graphs, without storing them."""
 
 from friction_kernels.graph.propagation import label_propagation
 from friction_kernels.graph.sigma import gaussian_sigma

@@ -1,4 +1,4 @@
-"""The way back from dL/dF_U to the terms of dL/dx; `harmonic` has the equations."""
+"""The backward pass from dL/dF_U to the terms of dL/dx; see `harmonic` for the equations."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def solve(
     tol: float,
     max_iter: int,
 ) -> Tensor:
-    """l = (I - T_UU)^(-T) dL/dF_U; lost: bool (M,), rows of F that are constants."""
+    """l = (I - T_UU)^(-T) dL/dF_U. lost: bool (M,), rows of F that are constant."""
     if factors is not None:
         adjoint: Tensor = torch.linalg.lu_solve(*factors, grad_f, adjoint=True)
         return adjoint
     smallest = torch.finfo(grad_f.dtype).tiny
 
     def size(values: Tensor) -> Tensor:
-        """T^T does not enlarge sums over nodes; the largest class counts."""
+        """The largest sum over nodes of any class, a norm that T^T does not increase."""
         return values.abs().sum(dim=0).max()
 
     def error(residual: Tensor, adjoint: Tensor) -> Tensor:
         return size(residual) / size(adjoint).maximum(size(grad_f)).clamp_min(smallest)
 
-    times = without(lost, transition.transposed_times)  # nothing flows through constants
+    times = without(lost, transition.transposed_times)  # constants propagate no gradient
     log_weight = (-transition.log_weight).masked_fill_(lost, -torch.inf)
     solution = solvers.solve(times, grad_f, log_weight, error, tol, max_iter)
     if not solution.error <= tol:
@@ -77,7 +77,7 @@ def terms(
     of_log_degree = transition.scores.apply(
         everything, everything, log_degree / -2, -log_u, of_log_u[:, None]
     )[:, 0].div_(-2)
-    # The pass has T's rows as they are, not divided by their sums.
+    # transposed_to_all used T with its rows divided by their sums; the scores' pass does not divide.
     left, delta = left * transition.row_factor, delta * transition.row_factor[:, 0]
     left = torch.cat((left.new_zeros(len(targets), left.shape[1]), left))
     delta = torch.cat((delta.new_zeros(len(targets)), delta))

@@ -1,4 +1,4 @@
-"""Bad input to a graph gets an error that names it and the remedy, before anything is changed."""
+"""Validate a graph's input before anything is changed; errors name the input and the remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-NAMED_AT_MOST = 10  # rows at fault that an error names
+NAMED_AT_MOST = 10  # invalid rows listed in an error
 INTEGERS = (
     torch.uint8,
     torch.int8,
@@ -28,7 +28,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):  # numpy's, too
+    if isinstance(value, bool) or not isinstance(value, Integral):  # numpy integers are allowed
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if value < low:
         raise ValueError(f"{name} must be at least {low}, got {value}")
@@ -55,7 +55,7 @@ def check_ignore_index(ignore_index: object) -> None:
 
 
 def check_sigma(sigma: object) -> None:
-    """A float, or a tensor of one element; the value of a tensor is checked when it is used."""
+    """Accept a float or a tensor of one element, whose value is checked when it is used."""
     if not isinstance(sigma, Tensor):
         check_positive("sigma", sigma)
     elif sigma.numel() != 1 or not sigma.is_floating_point():
@@ -79,7 +79,7 @@ def check_embeddings(embeddings: Tensor) -> None:
 def check_batch(
     embeddings: Tensor, labels: Tensor, labelled: Tensor | None, ids: Tensor | None = None
 ) -> None:
-    """Types, shapes and devices; what needs no look at the values."""
+    """Check types, shapes and devices, without reading values."""
     check_embeddings(embeddings)
     _check_integers("labels", "class indices", labels)
     _check_one_per_row("labels", labels, embeddings)
@@ -100,15 +100,15 @@ def _check_integers(name: str, what: str, tensor: Tensor) -> None:
 
 
 def int64_labels(labels: Tensor) -> Tensor:
-    """The labels in int64, so that they can be compared with any ignore_index."""
+    """The labels as int64, so that they can be compared with any ignore_index."""
     wide = labels.long()
-    if labels.dtype == torch.uint64:  # too large for int64: no class, but not negative either
+    if labels.dtype == torch.uint64:  # too large for int64: no class, but must not turn negative
         wide = wide.where(wide >= 0, torch.iinfo(torch.int64).max)
     return wide
 
 
 def raise_for_ids(outside: Tensor) -> None:
-    """outside: bool (N,), where an id is none."""
+    """outside: bool (N,), true where an id is out of range."""
     raise ValueError(
         f"ids must be above -2^63 and below 2^63, and are not in {rows_at_fault(outside)}; number the "
         "documents otherwise, such as by their places in the data set"
@@ -142,7 +142,7 @@ def check_class_weight(class_weight: Tensor | None, num_classes: int) -> None:
 
 
 def rows_at_fault(faulty: Tensor) -> str:
-    """The rows where a bool tensor (N,) is true, shortened."""
+    """List the rows where a bool tensor (N,) is true, abbreviated."""
     rows = faulty.nonzero()[:, 0].tolist()
     more = f" and {len(rows) - NAMED_AT_MOST} more" if len(rows) > NAMED_AT_MOST else ""
     return (

@@ -1,7 +1,7 @@
 """Harmonic propagation with whole matrices and LU factors, in few operators.
 
-Up to some hundred nodes an operator costs more to call than to compute. So T is formed, I - T_UU
-factorised, and the gradient of `harmonic` written with whole matrices: about 40 operators for both ways.
+Up to a few hundred nodes, calling an operator costs more than its computation. So T is formed, I - T_UU is
+factorised, and the gradient of `harmonic` uses whole matrices: about 40 operators forward and backward.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from friction_kernels.scores.chunked import ChunkedScores
 
 @dataclass
 class Solved:
-    """A graph whose first nodes are labelled."""
+    """The solution of a graph whose first nodes are labelled."""
 
     scores: ChunkedScores
     weights: Tensor  # W (N, N), zero on the diagonal
     degree: Tensor  # (N,)
     u: Tensor  # W deg^(-1/2) (N,)
-    transition: Tensor  # T's rows of U (M, N)
+    transition: Tensor  # the rows of T for U (M, N)
     factors: solvers.Factors  # LU of I - T_UU
     f: Tensor  # [Y_L; F_U] (N, C)
     f_u: Tensor
@@ -36,7 +36,7 @@ class Solved:
         return self.residual.new_zeros(())
 
     def gradient(self, grad_f: Tensor) -> Tensor:
-        """dL/dz (N, d) of dL/dF_U; `harmonic` has the equations."""
+        """dL/dz (N, d) from dL/dF_U; see `harmonic` for the equations."""
         n = len(self.f) - len(grad_f)
         adjoint = torch.linalg.lu_solve(*self.factors, grad_f, adjoint=True)
         d = adjoint @ self.f.T
@@ -53,12 +53,12 @@ class Solved:
 def solve(
     scores: ChunkedScores, targets: Tensor, error_of: solvers.Error, tol: float
 ) -> Solved | None:
-    """None where LU factors do not reach `tol`, as where no label reaches some nodes."""
+    """Solve a graph, or return None if LU factors miss `tol`, as when labels do not reach all nodes."""
     n, everything = len(targets), range(len(scores.queries))
     weights = scores.tile(everything, everything)
     degree = weights.sum(dim=1)
     u = torch.mv(weights, degree.rsqrt())
-    transition = weights[n:] / u  # T_ij = W_ij / u_j, but for its rows' sums
+    transition = weights[n:] / u  # T_ij = W_ij / u_j, before its rows are divided by their sums
     transition /= transition.sum(dim=1, keepdim=True)
     factors = solvers.factorise(transition[:, n:])
     f_u = torch.linalg.lu_solve(*factors, transition[:, :n] @ targets)

@@ -1,4 +1,4 @@
-"""F_U of a transition matrix: by factors of a stored T_UU, by conjugate gradients, or by steps."""
+"""Compute F_U from a transition matrix: by LU factors of a stored T_UU, conjugate gradients, or steps."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def iterate(transition: Transition, b: Tensor, num_iters: int) -> list[Tensor]:
 
 
 def size_of(residual: Tensor) -> Tensor:
-    """Rows of F are distributions, so they differ by the sum over classes; the worst node counts."""
+    """The largest row residual. Rows of F are distributions, so it is summed over classes."""
     return residual.abs().sum(dim=1).max()
 
 
@@ -32,7 +32,7 @@ def error_of(residual: Tensor, f: Tensor) -> Tensor:
 def solve(
     transition: Transition, b: Tensor, tol: float, max_iter: int, factorises: bool
 ) -> tuple[solvers.Solution, Tensor | None, solvers.Factors | None]:
-    """The solution; bool (M,), which nodes no label reaches, or None where all are reached; LU factors."""
+    """Return the solution; bool (M,), the unreached nodes, or None if there are none; LU factors."""
     if factorises:
         factors = solvers.factorise(transition.stored_matrix())
         solution = solvers.solve_directly(factors, transition.times, b, error_of)
@@ -45,7 +45,7 @@ def solve(
     unreached = _find_unreached(transition.times, b, max_iter)
     if not unreached.any():
         return solution, None, None
-    # No solver can bring mass to these rows. Without them, the others can be solved for, and measured.
+    # No solver can bring mass to these rows. Exclude them, so that the others can converge.
     times, error = without(unreached, transition.times), _error_without(unreached)
     b = b.masked_fill(unreached[:, None], 0)
     log_weight = log_weight.masked_fill(unreached, -torch.inf)
@@ -53,9 +53,9 @@ def solve(
 
 
 def _find_unreached(times: solvers.Product, b: Tensor, max_steps: int) -> Tensor:
-    """bool (M,): nodes into which nothing flows, in b's arithmetic, from labels through whatever nodes.
+    """bool (M,): nodes that receive no inflow from labels along any path, in b's arithmetic.
 
-    None of them where max_steps do not suffice to find out.
+    All false if max_steps do not suffice to find them.
     """
     floor: float = ROUNDING * torch.finfo(b.dtype).eps
     inflow = b.sum(dim=1, keepdim=True)
@@ -69,12 +69,12 @@ def _find_unreached(times: solvers.Product, b: Tensor, max_steps: int) -> Tensor
 
 
 def without(nodes: Tensor, times: solvers.Product) -> solvers.Product:
-    """v -> A v in which these nodes, bool (M,), have no rows."""
+    """v -> A v with the rows of these nodes, bool (M,), set to zero."""
     return lambda values: times(values).masked_fill_(nodes[:, None], 0)
 
 
 def _error_without(nodes: Tensor) -> solvers.Error:
-    """`error_of` a solution that is zero at these nodes, which may be."""
+    """`error_of` for solutions that are zero at these nodes."""
 
     def error(residual: Tensor, f: Tensor) -> Tensor:
         mass_error = (f.sum(dim=1) - 1).masked_fill(nodes, 0).abs().max()

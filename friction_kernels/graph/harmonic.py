@@ -1,19 +1,19 @@
-"""Harmonic label propagation and its gradient, over the passes of any `scores.backend.Scores`.
+"""Harmonic label propagation and its gradient, using the passes of any `scores.backend.Scores`.
 
-Forward, nodes ordered labelled first: F_U = (I - T_UU)^(-1) T_UL Y_L, or some steps of
-F_U <- T_UU F_U + T_UL Y_L from F_U = 0. With Fbar = [Y_L; F_U] both are rows of T Fbar.
+Forward, with labelled nodes first: F_U = (I - T_UU)^(-1) T_UL Y_L, or num_iters steps of
+F_U <- T_UU F_U + T_UL Y_L from F_U = 0. With Fbar = [Y_L; F_U], both are rows of T Fbar.
 
-Backward, g = dL/dF_U. The adjoint l = (I - T_UU)^(-T) g on U and 0 on L gives dL/dT_ij = l_i . Fbar_j
-(for steps: the sum over steps of such terms, l of a step being T_UU^T times that of the next). T is a row
-softmax of x_ij - log u_j, so with delta_i = l_i . (T Fbar)_i, exact for an unconverged F too,
+Backward, with g = dL/dF_U. The adjoint l = (I - T_UU)^(-T) g on U and 0 on L gives dL/dT_ij = l_i . Fbar_j.
+(For steps, sum such terms over steps, where the l of a step is T_UU^T times that of the next.) T is a row
+softmax of x_ij - log u_j. With delta_i = l_i . (T Fbar)_i, which is exact even for an unconverged F,
 
     D_ij = T_ij (l_i . Fbar_j - delta_i)                              dL/d(x_ij - log u_j)
     dL/dlog u_j = -sum_i D_ij = (T^T delta)_j - Fbar_j . (T^T l)_j
     dL/dlog deg_j = -1/2 sum_i P_ij dL/dlog u_i                       log u_i = LSE_j(x_ij - log deg_j / 2)
     dL/dx_ij = D_ij + P_ij dL/dlog u_i + Q_ij dL/dlog deg_i
 
-and one pass makes dL/dz of these three terms. No denominator can become small, and no sigma is special.
-`transition` has T, P and Q.
+One pass computes dL/dz from these three terms. No denominator can become small, and any sigma is valid.
+`transition` defines T, P and Q.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from friction_kernels.scores.chunked import ChunkedScores
 
 @dataclass(frozen=True)
 class Report:
-    """What became of a forward pass. Tensors have no dimension; on a GPU nothing waits for them."""
+    """The outcome of a forward pass. Tensors are scalars; the host does not wait for a GPU."""
 
     route: Route
     iterations: int
     residual: Tensor  # max_i sum_c |T Fbar - F|_ic on U
-    unreached: Tensor  # how many rows of F were made uniform
+    unreached: Tensor  # the number of rows of F that were set to uniform
 
 
 def propagate(
     z: Tensor, inverse_sigma_squared: Tensor, targets: Tensor, settings: Settings, route: Route
 ) -> tuple[Tensor, Report]:
-    """F_U (N - num_labelled, C), differentiable in z and 1 / sigma^2, and what became of the solve.
+    """Return F_U (N - num_labelled, C), differentiable in z and 1 / sigma^2, and a report of the solve.
 
-    z: (N, d), float32 or float64, rows of length one, labelled nodes first; inverse_sigma_squared: ();
+    z: (N, d), float32 or float64, rows of unit length, labelled nodes first; inverse_sigma_squared: ();
     targets: Y_L (num_labelled, C). Rows of F that no label reaches are uniform and have no gradient.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
@@ -73,7 +73,7 @@ class _Propagation(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(z, inverse_sigma_squared)
         ctx.solved = solved
-        return solved.f_u.detach()  # what ctx holds must not hold ctx
+        return solved.f_u.detach()  # avoids a reference cycle through ctx
 
     @staticmethod
     @uncompiled
@@ -90,16 +90,16 @@ class _Propagation(torch.autograd.Function):
 
 @dataclass
 class Solved:
-    """A graph that passes have solved."""
+    """A graph solved by passes over tiles."""
 
     transition: Transition
     targets: Tensor
     settings: Settings
-    states: list[Tensor]  # F_U before the steps that are differentiated, and after each of them
+    states: list[Tensor]  # F_U before the differentiated steps, and after each of them
     factors: Factors | None
     iterations: int
     residual: Tensor
-    lost: Tensor  # bool (M,): rows of F that were made uniform
+    lost: Tensor  # bool (M,): rows of F that were set to uniform
     f_u: Tensor
 
     @property
@@ -107,7 +107,7 @@ class Solved:
         return self.lost.sum()
 
     def gradient(self, grad_f: Tensor) -> Tensor:
-        """dL/dz of dL/dF_U."""
+        """dL/dz from dL/dF_U."""
         transition, settings = self.transition, self.settings
         grad_f = grad_f.masked_fill(self.lost[:, None], 0)
         if settings.solver == "iterate":
@@ -139,7 +139,7 @@ def _solve(scores: Scores, targets: Tensor, settings: Settings, route: Route) ->
         f, iterations = solution.values, solution.iterations
         states = [f, solution.image]
         residual = forward.size_of(solution.image - f)
-        # A row's exact sum is one. Where it is far from that, its values mean nothing.
+        # A row's exact sum is one. If its sum is far from one, its values are meaningless.
         lost = ~((f.sum(dim=1) - 1).abs() < 0.5)
         if unreached is not None:
             forward.warn_of_unreached(int(unreached.sum()), len(unreached))

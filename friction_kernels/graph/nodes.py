@@ -1,4 +1,4 @@
-"""The nodes of one graph: checked, normalised, and put in order, labelled ones first."""
+"""The nodes of one graph: validated, normalised, and ordered with labelled nodes first."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from friction_kernels.graph.unit_rows import unit_rows
 
 
 class Nodes(NamedTuple):
-    """Rows are in order: labelled, scored (unlabelled, but their label is known), the rest."""
+    """Rows are ordered: labelled, scored (unlabelled, but with a known label), the rest."""
 
-    z: Tensor  # (N, d) with rows of length one, float32 or float64, differentiable
+    z: Tensor  # (N, d) with rows of unit length, float32 or float64, differentiable
     labels: Tensor  # (N,) int64
-    order: Tensor  # (N,): row i was row order[i] of the input
+    order: Tensor  # (N,): row i is row order[i] of the input
     num_labelled: int
     num_scored: int
-    num_remembered: int  # of the labelled ones
-    num_missing_classes: int  # scored nodes have them and labelled ones do not; 0 if not counted
+    num_remembered: int  # labelled nodes that come from a memory
+    num_missing_classes: int  # classes of scored nodes that no labelled node has; 0 if not counted
     sigma: float
 
     @property
@@ -31,21 +31,21 @@ class Nodes(NamedTuple):
 
 
 class Past(NamedTuple):
-    """Which rows of the input a memory has added, bool (N,) each."""
+    """Masks, bool (N,), of the input rows that came from a memory."""
 
     remembered: Tensor  # always labelled
-    absent: Tensor  # not nodes of this graph
+    absent: Tensor  # excluded from this graph
 
 
 def draw_keys(num_nodes: int, device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """(N,): random numbers in [0, 1), made where the generator lives."""
+    """(N,): random numbers in [0, 1), generated on the generator's device."""
     at = device if generator is None else generator.device
-    # In few bits, as the default type may have, distinct documents would share keys.
+    # A default dtype with few bits would give distinct documents equal keys.
     return torch.rand(num_nodes, generator=generator, device=at, dtype=torch.float32).to(device)
 
 
 def first_copies(ids: Tensor) -> Tensor:
-    """(N,): the first row that has the id of each row. Nothing waits for the device."""
+    """(N,): the index of the first row with the same id. The host does not wait for the device."""
     ordered, rows = ids.sort(stable=True)
     starts = torch.arange(len(ids), device=ids.device)
     starts[1:].masked_fill_(ordered[1:] == ordered[:-1], 0)
@@ -62,13 +62,13 @@ def rank_nodes(
     *,
     equal_keys_together: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """(order (N,), number of labelled nodes ()): labelled nodes, known ones, others, and what is no node.
+    """Return (order (N,), number of labelled nodes ()): labelled, known, other, and excluded nodes.
 
-    known: bool (N,), whether a label is known; labelled: bool (N,), or None to take those known nodes with
-    the smallest `keys` (N,): a share gamma, rounded up as the authors' code does, at least one and at most
-    all but one; what is remembered comes on top, and then none need be taken. equal_keys_together: nodes
-    with one key are all labelled or none of them, which makes the share a little larger, or smaller.
-    Nothing waits for the device.
+    known: bool (N,), whether a label is known. labelled: bool (N,), or None to draw the known nodes with
+    the smallest `keys` (N,): a fraction gamma, rounded up as in the authors' code, at least one and at most
+    all but one. Remembered nodes are labelled in addition; then none need be drawn. equal_keys_together:
+    nodes with equal keys are labelled together or not at all, which may change the fraction slightly.
+    The host does not wait for the device.
     """
     if labelled is not None:
         order_by = torch.where(labelled, 0, torch.where(known, 1, 2))
@@ -98,7 +98,7 @@ def rank_nodes(
 
 
 def _part_no_equal_keys(keys: Tensor, count: Tensor, num_known: Tensor) -> Tensor:
-    """(): count, or a little more, or less where that would leave none of the known nodes. keys: sorted."""
+    """(): count, raised so as not to part equal sorted keys, or lowered if that takes all known nodes."""
     last = keys.index_select(0, (count - 1).clamp_min(0).reshape(1))
     up_to_it = (keys <= last).sum()
     return torch.where(up_to_it < num_known, up_to_it, (keys < last).sum())
@@ -113,7 +113,7 @@ def first_of(order: Tensor, count: int | Tensor) -> Tensor:
 def draw_labelled(
     known: Tensor, keys: Tensor | None, gamma: float, equal_keys_together: bool
 ) -> Tensor:
-    """bool (N,): the nodes that `rank_nodes` labels, of a batch without a memory."""
+    """bool (N,): the nodes that `rank_nodes` labels in a batch without a memory."""
     return first_of(*rank_nodes(known, None, keys, gamma, equal_keys_together=equal_keys_together))
 
 
@@ -134,8 +134,8 @@ def arrange(
 ) -> Nodes:
     """Check the values, and order the nodes as `rank_nodes` does. The host waits for the device once.
 
-    labels: int64; ids_outside: bool, which of the first rows have an id that is refused. Whether there are
-    enough nodes is left to `check_sizes`.
+    labels: int64. ids_outside: bool, which of the first rows have an invalid id. `check_sizes` checks
+    whether there are enough nodes.
     """
     known = labels != ignore_index
     if past is not None:
@@ -196,7 +196,7 @@ def arrange(
 def _raise_for_rows(
     unusable: Tensor,
     outside: Tensor,
-    marked: Tensor | None,  # labelled without a label
+    marked: Tensor | None,  # labelled, but without a label
     num_classes: int,
     ignore_index: int,
 ) -> None:
@@ -230,7 +230,7 @@ def _raise_for_memory(unusable: Tensor, outside: Tensor, num_classes: int) -> No
 
 
 def check_sizes(nodes: Nodes) -> None:
-    """Raise where these are too few nodes for a graph, or all of them are labelled, or none is."""
+    """Raise if there are too few nodes for a graph, or if all or none of them are labelled."""
     num_nodes = len(nodes.z)
     if num_nodes < 2:
         raise ValueError(f"a graph needs at least two nodes, got {num_nodes}; pass a larger batch")
@@ -250,7 +250,7 @@ def check_sizes(nodes: Nodes) -> None:
 def _missing_classes(
     labels: Tensor, usable: Tensor, num_labelled: Tensor, num_classes: int
 ) -> Tensor:
-    """(): how many classes of usable unlabelled nodes no usable labelled node has; nodes are in order."""
+    """(): number of classes of usable unlabelled nodes that no usable labelled one has; nodes are ordered."""
     labelled = torch.arange(len(labels), device=labels.device) < num_labelled
     place = torch.where(usable, labels + torch.where(labelled, 0, num_classes), 2 * num_classes)
     present = torch.zeros(2 * num_classes + 1, dtype=torch.bool, device=labels.device)

@@ -41,7 +41,7 @@ def label_propagation(
 ) -> Tensor:
     """Class probabilities F of all nodes, differentiable in embeddings and sigma.
 
-    Equals, with L the labelled nodes, U the others, and no N x N matrix stored:
+    Equals, with L the labelled nodes and U the others, but without storing an N x N matrix:
 
         z = embeddings / embeddings.norm(dim=1, keepdim=True)
         W = exp(-cdist(z, z)**2 / (2 * sigma**2)).fill_diagonal_(0)
@@ -52,40 +52,40 @@ def label_propagation(
         F[U] = torch.linalg.solve(I - T[U][:, U], T[U][:, L] @ F[L])
 
     Source: Sharma, Agarwal, Kumar, "G-Loss", arXiv 2604.25853, and its authors' code. Published: T and
-    the harmonic solution. Ours: the start of "iterate", and uniform rows.
+    the harmonic solution. Ours: the initial value of "iterate", and uniform rows.
 
     Args:
-        embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero.
+        embeddings: (N, d), float16, bfloat16, float32 or float64, of any nonzero length.
         labels: (N,), integers of any type, in [0, num_classes), or ignore_index.
         num_classes: C, at least 2.
         sigma: width of the Gaussian in units of distance between normalised embeddings; a float, or a
             tensor of one element, to which gradients flow if it requires them (default 0.5).
-        labelled: bool (N,), the nodes whose label counts; None takes all whose label is not ignore_index
+        labelled: bool (N,), the nodes whose label is used; None uses all whose label is not ignore_index
             (default None).
-        solver: "cg", conjugate gradients, or LU factors where the graph is small and stored, until the
+        solver: "cg", conjugate gradients, or LU factors if the graph is small and stored, until the
             residual max_i sum_c |T F - F|_ic is at most tol, in at most max_iter iterations; "iterate",
             exactly num_iters steps F_U <- T_UU F_U + T_UL F_L from F_U = 0, whose gradient needs memory
             for 2 num_iters matrices of N x C (default "cg").
-        tol: residual at which "cg" ends, above 0 (default 1e-5).
-        max_iter: iterations of "cg" at most, at least 1 (default 64).
+        tol: residual at which "cg" stops, above 0 (default 1e-5).
+        max_iter: maximum number of iterations of "cg", at least 1 (default 64).
         num_iters: steps of "iterate", at least 1 (default 10).
-        precision: of the products z_i . z_j: "fp32", or inputs rounded to "tf32" or "bf16". Everything
-            else is float32, or float64 where embeddings are (default "fp32").
+        precision: of the products z_i . z_j: "fp32", or inputs rounded to "tf32" or "bf16". All other
+            arithmetic is float32, or float64 if embeddings are (default "fp32").
         ignore_index: the label of nodes whose label is not known (default -100).
         backend: "triton" (CUDA), "chunked" (any device, O(N) memory), "dense" (stores N x N), or "auto",
-            which stores up to 4,096 nodes in plain torch. One that cannot serve raises (default "auto").
+            which stores up to 4,096 nodes in plain torch. Others raise if they cannot serve (default "auto").
         memory_budget: bytes that may hold weights between passes: all N x N of them (backend "auto"), or
-            T_UU, for precision "bf16" in bfloat16 where only that fits, or nothing. None takes a sixteenth
-            of the memory that is free, for backend "auto" in plain torch, and nothing else. What is
-            stored changes results within rounding and tol (default None).
+            T_UU, for precision "bf16" in bfloat16 if only that fits, or nothing. None uses a sixteenth of
+            the free memory for backend "auto" in plain torch, and zero otherwise. What is stored changes
+            results within rounding and tol (default None).
 
     Returns:
-        F (N, C), rows that sum to one, in float32, or float64 where embeddings are. A node that no labelled
-        node reaches, in the arithmetic used, has a uniform row without gradient, of which a warning tells;
-        a solve that does not converge warns, and its result is still returned.
+        F (N, C), rows that sum to one, in float32, or float64 if embeddings are. A node that no labelled
+        node reaches, in the arithmetic used, has a uniform row without gradient, which causes a warning.
+        A solve that does not converge warns, and its result is still returned.
 
     Raises:
-        ValueError, TypeError: an argument out of range, or input without meaning; rows are named.
+        ValueError, TypeError: an argument out of range, or invalid input; the message names the rows.
         RuntimeError: a backend that cannot serve; a transform of torch.func; from backward(), a second
             derivative.
     """
@@ -124,7 +124,7 @@ def graph_of(nodes: Nodes, num_classes: int, reduction: str | None = None) -> Gr
 def propagate_nodes(
     nodes: Nodes, num_classes: int, sigma: float | Tensor, settings: Settings, route: Route
 ) -> tuple[Tensor, Report]:
-    """F_U of nodes in order (N - num_labelled, C), and what became of the solve."""
+    """F_U (N - num_labelled, C) of ordered nodes, and a report of the solve."""
     z = nodes.z
     warn_of_fallback(route, len(z))
     targets = one_hot(nodes.labels[: nodes.num_labelled], num_classes, z.dtype)
@@ -139,6 +139,6 @@ def inverse_square(sigma: float | Tensor, device: torch.device, dtype: torch.dty
 
 
 def one_hot(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
-    """Y (len(labels), C)."""
+    """One-hot encode labels as Y (len(labels), C)."""
     y = torch.zeros(len(labels), num_classes, dtype=dtype, device=labels.device)
     return y.scatter_(1, labels[:, None], 1)

@@ -1,4 +1,4 @@
-"""The one place that chooses how a graph is computed."""
+"""Choose how a graph is computed. No other module makes this choice."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ Solver = Literal["cg", "iterate"]
 SOLVERS = get_args(Solver)
 GraphBackend = Literal["auto", "triton", "chunked", "dense"]
 GRAPH_BACKENDS = get_args(GraphBackend)
-DENSE_LU_NODES = 512  # up to some hundred, an operator costs more to call than to compute
-FACTORISED_NODES = 768  # unlabelled ones, of which a stored T_UU is factorised
+DENSE_LU_NODES = 512  # for small graphs, calling an operator costs more than its computation
+FACTORISED_NODES = 768  # largest number of unlabelled nodes whose stored T_UU is factorised
 STORED_BY_AUTO = 4096  # nodes: 64 MiB in float32
 STORED_BY_DENSE = 16384  # nodes: 1 GiB in float32
-SHARE_OF_FREE_MEMORY = 1 / 16  # so that eight processes on one machine take at most half
+SHARE_OF_FREE_MEMORY = 1 / 16  # eight processes on one machine then use at most half
 
 
 class Settings(NamedTuple):
@@ -54,7 +54,7 @@ class Settings(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Of the table of routes, here and in docs/gloss.md. The first route that serves is taken."""
+    """A row of the table of routes, here and in docs/gloss.md. The first route that can serve is taken."""
 
     when: str
     how: str
@@ -84,32 +84,32 @@ class Route:
 
     Attributes:
         name: "batch_kernel", "triton", "dense_lu", "exp_domain" or "log_domain".
-        reason: why this one.
-        stored: what is kept between passes: "nothing", "T_UU" or "everything".
+        reason: why this route was chosen.
+        stored: what is stored between passes: "nothing", "T_UU" or "everything".
     """
 
     name: str
     reason: str
     stored: str = "nothing"
     transition_dtype: torch.dtype | None = field(default=None, repr=False)  # of a stored T_UU
-    factorises: bool = field(default=False, repr=False)  # that T_UU
-    fallback_reason: str | None = field(default=None, repr=False)  # why Triton does not serve
+    factorises: bool = field(default=False, repr=False)  # whether T_UU is factorised
+    fallback_reason: str | None = field(default=None, repr=False)  # why Triton cannot serve
 
 
 class Graph(NamedTuple):
-    """What a route is chosen by."""
+    """The properties of a graph that determine its route."""
 
     device: torch.device
     dtype: torch.dtype  # of the computation
     num_nodes: int
     num_unlabelled: int
     num_classes: int
-    sigma: float | None  # None: known to the device alone
-    reduction: str | None = None  # of the loss; None: F itself is wanted
+    sigma: float | None  # None: known only on the device
+    reduction: str | None = None  # of the loss; None: F itself is returned
 
 
 def check_backend(backend: str, embeddings: Tensor) -> None:
-    """RuntimeError where the backend that was asked for cannot serve."""
+    """Raise RuntimeError if the requested backend cannot serve."""
     unavailable_reason = None
     if backend == "triton":
         unavailable_reason = triton_unavailable_reason(embeddings.device, embeddings.dtype)
@@ -124,7 +124,7 @@ def check_backend(backend: str, embeddings: Tensor) -> None:
 
 
 def choose_route(graph: Graph, settings: Settings) -> Route:
-    """The first of ROUTES that serves; a backend other than "auto" has passed `check_backend`."""
+    """The first of ROUTES that can serve; an explicit backend has already passed `check_backend`."""
     backend, fallback_reason, cg = settings.backend, None, settings.solver == "cg"
     if backend == "auto" and graph.device.type == "cuda":
         fallback_reason = triton_unavailable_reason(graph.device, graph.dtype)
@@ -149,7 +149,7 @@ def choose_route(graph: Graph, settings: Settings) -> Route:
 
 
 def _storage(graph: Graph, backend: str, settings: Settings) -> tuple[bool, torch.dtype | None]:
-    """(whether the whole matrix is stored, the type in which T_UU is; None does not store it)"""
+    """(whether the whole matrix is stored, the dtype of a stored T_UU or None)"""
     if backend == "dense" or (backend == "auto" and graph.num_nodes <= STORED_BY_AUTO):
         return True, graph.dtype
     budget = settings.memory_budget
@@ -165,7 +165,7 @@ def _storage(graph: Graph, backend: str, settings: Settings) -> tuple[bool, torc
 
 
 def make_scores(route: Route, z: Tensor, inverse_sigma_squared: Tensor, precision: str) -> Scores:
-    """The scores x_ij = z_i . z_j / sigma^2 of unit rows z with themselves, as the route computes them."""
+    """The scores x_ij = z_i . z_j / sigma^2 of unit rows z with themselves, as computed by the route."""
     if route.name == "triton":
         from friction_triton.scores import TritonScores
 

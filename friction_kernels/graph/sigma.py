@@ -1,4 +1,4 @@
-"""gaussian_sigma: a width for the similarity graph, from the distances between the embeddings."""
+"""gaussian_sigma: choose the width of a similarity graph from the distances between embeddings."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def gaussian_sigma(
 
         D = torch.cdist(z, z)                                          # z: the rows, see `normalize`
         "root":   sqrt(D.median() / 3)                                 # of all N^2 entries
-        "mst":    D[(labels[:, None] != labels) & (D > 0)].min() / 3   # or, where there is no such pair,
+        "mst":    D[(labels[:, None] != labels) & (D > 0)].min() / 3   # or, if there is no such pair,
                   D[i < j].median() / 3
         "median": D[i < j].median()
 
-    A median of an even number is the smaller middle one, as torch's; distances are computed in float64,
-    and a median's square is rounded to float32.
+    The median of an even number of values is the smaller middle one, as in torch. Distances are computed
+    in float64, and a median's square is rounded to float32.
 
-    Source: "root" and "mst" are those of the authors' code of arXiv 2604.25853 ("mst" is its name for it;
-    no spanning tree is made); "median" is the common median heuristic (arXiv 1707.07269). Ours:
-    `normalize`, and for N = 2 "root" takes the only distance, where the published median would be 0.
+    Source: "root" and "mst" are from the authors' code of arXiv 2604.25853 ("mst" is its name for the rule;
+    no spanning tree is built); "median" is the common median heuristic (arXiv 1707.07269). Ours:
+    `normalize`, and for N = 2 "root" uses the only distance, where the published median would be 0.
 
     Args:
         embeddings: (N, d), floating-point, N at least 2.
-        labels: (N,), integers of any type, which "mst" needs (default None).
+        labels: (N,), integers of any type, required for "mst" (default None).
         rule: "root", "mst" or "median" (default "root").
-        normalize: measure between rows of length one, as the graph does; False takes the rows as they
-            are, as the authors' code does (default True).
-        ignore_index: pairs in which one has this label do not count for "mst" (default -100).
+        normalize: measure between rows of unit length, as the graph does; False uses the rows unchanged,
+            as the authors' code does (default True).
+        ignore_index: "mst" ignores pairs in which a row has this label (default -100).
 
     Returns:
         sigma, in units of distance between the rows.
 
     Raises:
-        ValueError, TypeError: embeddings or labels without meaning, or a rule without positive value.
+        ValueError, TypeError: invalid embeddings or labels, or a rule without a positive result.
         RuntimeError: a transform of torch.func.
     """
     checks.check_choice("rule", rule, RULES)
@@ -80,7 +80,7 @@ def gaussian_sigma(
         raise ValueError(
             f"embeddings have {what} in {checks.rows_at_fault(~usable)}; leave these rows out"
         )
-    if not normalize:  # so that the squares of their distances are float32 numbers; exact
+    if not normalize:  # exact scaling, so that squared distances are in float32's range
         scale = 2.0 ** (math.frexp(float(z.abs().max()))[1] - 1)
         z = z / scale
     sigma = _RULES[rule](z, labels, ignore_index)
@@ -95,7 +95,7 @@ def gaussian_sigma(
 
 def _root(z: Tensor, labels: Tensor | None, ignore_index: int) -> float:
     n = len(z)
-    middle = (n * n - 1) // 2  # in the sorted matrix: n zeros of the diagonal, then each pair twice
+    middle = (n * n - 1) // 2  # sorted: n zeros of the diagonal, then each pair twice
     return math.sqrt(_ordered_distance(z, max(middle - n, 0) // 2) / 3)
 
 
@@ -123,7 +123,7 @@ _RULES = {"root": _root, "mst": _mst, "median": _median}
 
 
 def _squared_distances(z: Tensor) -> Iterator[tuple[range, Tensor]]:
-    """(rows, their squared distances to the nodes from the first of these rows on); inf where j <= i."""
+    """Yield (rows, squared distances to all nodes from the first of these rows on); inf where j <= i."""
     squared_length = (z * z).sum(dim=1)
     step = max(1, ELEMENTS_AT_ONCE // len(z))
     for start in range(0, len(z), step):
@@ -138,8 +138,8 @@ def _squared_distances(z: Tensor) -> Iterator[tuple[range, Tensor]]:
 def _ordered_distance(z: Tensor, k: int) -> float:
     """The k-th smallest distance (from 0) between pairs of rows, in two passes that only count.
 
-    The bits of non-negative float32 numbers are in the order of the numbers: the first pass counts their
-    upper halves, the second the lower halves of those that share the upper half found.
+    The bits of non-negative float32 numbers have the order of the numbers. The first pass counts their
+    upper halves, the second the lower halves among those with the upper half found.
     """
 
     def find(count_of: Tensor, k: int) -> tuple[int, int]:

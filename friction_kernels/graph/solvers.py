@@ -1,12 +1,12 @@
 """Solvers of v = A v + b for a transition A within U, all columns at once.
 
-A = T_UU has rows that sum to at most one, and it is self-adjoint in the inner product with the weights
-pi, pi_i T_ij = pi_j T_ji; its transpose is, with 1 / pi. So conjugate gradients apply, in the unknowns
-themselves: the similar symmetric matrix q W q is never formed, and neither are its unknowns F / sqrt(pi).
+The rows of A = T_UU sum to at most one. A is self-adjoint in the inner product with the weights pi, where
+pi_i T_ij = pi_j T_ji; for its transpose the weights are 1 / pi. So conjugate gradients apply to the unknowns
+themselves: neither the similar symmetric matrix q W q nor its unknowns F / sqrt(pi) are ever formed.
 
 At small sigma pi spans hundreds of orders of magnitude, and conjugate gradients then see only the nodes
-that have weight. Hence convergence is measured without weights, and where it stalls, plain propagation
-goes on from the best point: |T_UU| <= 1 in the maximum norm (its transpose in the sum norm), so its error
+with large weight. Convergence is therefore measured without weights. If it stalls, plain propagation
+continues from the best point: |T_UU| <= 1 in the maximum norm (its transpose in the sum norm), so its error
 never grows.
 """
 
@@ -28,7 +28,7 @@ Factors = tuple[Tensor, Tensor]  # LU of I - A
 class Solution(NamedTuple):
     values: Tensor  # v (M, K)
     image: Tensor  # A v + b (M, K)
-    error: float  # what `measure` says of them
+    error: float  # as returned by `measure`
     iterations: int
 
 
@@ -38,7 +38,7 @@ def solve(
     """Conjugate gradients, then plain propagation, until the error is at most tol.
 
     times: v -> A v; b: (M, K); log_weight: (M,), log pi; measure: (A v + b - v, v) -> (), the error.
-    The host waits for one number an iteration.
+    The host waits for one number per iteration.
     """
     values, iterations = conjugate_gradients(times, b, log_weight, measure, tol, max_iter)
     while True:
@@ -54,7 +54,7 @@ def solve(
 def conjugate_gradients(
     times: Product, b: Tensor, log_weight: Tensor, measure: Error, tol: float, max_iter: int
 ) -> tuple[Tensor, int]:
-    """(the best v met, iterations). A column whose residual vanishes takes no further steps."""
+    """Return (the best v found, iterations). A column with zero residual stops changing."""
     weight = (log_weight - log_weight.max()).exp_()[:, None]
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def conjugate_gradients(
 
 
 def _is_rounding(residual: Tensor, values: Tensor) -> bool:
-    """Whether no further step can change the values."""
+    """Whether the residual is within rounding, so that further steps cannot improve the values."""
     floor: float = ROUNDING * torch.finfo(values.dtype).eps * float(values.abs().max())
     return float(residual.abs().max()) <= floor
 
@@ -89,12 +89,12 @@ def factorise(matrix: Tensor) -> Factors:
     """The LU factors of I - A, for `solve_directly`."""
     minus = matrix.neg()
     minus.diagonal().add_(1)
-    factors, pivots, _ = torch.linalg.lu_factor_ex(minus)  # a zero pivot shows in the error
+    factors, pivots, _ = torch.linalg.lu_factor_ex(minus)  # `error` will reveal a zero pivot
     return factors, pivots
 
 
 def solve_directly(factors: Factors, times: Product, b: Tensor, measure: Error) -> Solution:
-    """v = (I - A)^(-1) b of the LU factors of I - A, and its error."""
+    """Compute v = (I - A)^(-1) b and its error from the LU factors of I - A."""
     values = torch.linalg.lu_solve(*factors, b)
     image = times(values).add_(b)
     return Solution(values, image, float(measure(image - values, values)), 0)

@@ -1,4 +1,4 @@
-"""Where a graph's loss cannot run: in torch.compile, torch.func, recomputation and double backward."""
+"""Modes of torch that a graph's loss does not support: compile, func, recomputation, double backward."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ R = TypeVar("R")
 
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
-    """torch.compiler.disable: how long the solver runs depends on the values.
+    """Apply torch.compiler.disable, because the number of iterations depends on the values.
 
-    The compiler, whose import takes seconds, is not imported before the program does.
+    Does not import the compiler, which takes seconds, unless the program already has.
     """
     disabled: list[Callable[P, R]] = []
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if "torch._dynamo" not in sys.modules:  # nothing can be compiling
+        if "torch._dynamo" not in sys.modules:  # not loaded, so nothing is being compiled
             return function(*args, **kwargs)
         if not disabled:
             disabled.append(torch.compiler.disable(function))
@@ -33,7 +33,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse_transforms(name: str, *inputs: object) -> None:
-    """Raise inside of torch.func's transforms, and for inputs with a tangent, as linearize makes them."""
+    """Raise inside torch.func's transforms, and for inputs with a tangent, such as linearize creates."""
     if torch._C._functorch.peek_interpreter_stack() is not None or any(map(_has_tangent, inputs)):
         raise RuntimeError(
             f"torch.func transforms (grad, vjp, jacrev, vmap and the others) and forward-mode derivatives "
@@ -47,9 +47,9 @@ def _has_tangent(value: object) -> bool:
 
 
 def refuse_recomputation(why: str) -> None:
-    """Raise where backward() runs this, as it does where torch.utils.checkpoint recomputes.
+    """Raise inside backward(), where torch.utils.checkpoint recomputes.
 
-    It restores the default generators, and nothing else that a call changes. A hook's first call looks alike.
+    Recomputation restores only the default generators, no other state. A call from a hook looks the same.
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
@@ -60,9 +60,9 @@ def refuse_recomputation(why: str) -> None:
 
 
 def refuse_second_derivative(name: str) -> None:
-    """Raise inside of a backward() that is differentiated itself.
+    """Raise in a backward() that is itself being differentiated.
 
-    torch's once_differentiable lets a gradient of a constant pass, with a wrong second derivative.
+    torch's once_differentiable accepts a gradient of a constant, with a wrong second derivative.
     """
     if torch.is_grad_enabled():
         raise RuntimeError(

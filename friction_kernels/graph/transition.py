@@ -1,13 +1,13 @@
 """The published transition matrix T over the scores of unit rows with themselves.
 
-With x_ij = (z_i . z_j) / sigma^2 for rows z_i of length one, and x_ii = -infinity (no node is its own
-neighbour), T is a row softmax, and so are the two normalisers in it:
+With x_ij = (z_i . z_j) / sigma^2 for rows z_i of unit length, and x_ii = -infinity (no node is its own
+neighbour), T and its two normalisers are row softmaxes:
 
     log deg_i = LSE_j x_ij                          Q_ij = exp(x_ij - log deg_i)
     log u_i   = LSE_j (x_ij - log deg_j / 2)        P_ij = exp(x_ij - log deg_j / 2 - log u_i)
     log r_i   = LSE_j (x_ij - log u_j)              T_ij = exp(x_ij - log u_j - log r_i)
 
-Every weight that is ever formed is one of these, at most 1; nothing under- or overflows at any sigma.
+All weights that are computed have one of these forms, at most 1: nothing over- or underflows at any sigma.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from torch import Tensor
 from friction_kernels.scores.backend import Scores
 from friction_kernels.scores.chunked import ChunkedScores, LogDomainScores
 
-ROWS_CONVERTED_AT_ONCE = 4096  # of a T_UU that is stored in bfloat16
+ROWS_CONVERTED_AT_ONCE = 4096  # of a T_UU stored in bfloat16
 
 
 class Normalisers(NamedTuple):
-    """The logarithms above, (N,) each."""
+    """The logarithms defined above, (N,) each."""
 
     log_degree: Tensor
     log_u: Tensor
-    log_r: Tensor  # of the rows that propagation uses; elsewhere a number that keeps T_ij <= 1
+    log_r: Tensor  # exact for unlabelled rows; for the others, a bound that keeps T_ij <= 1
 
 
 def normalisers(scores: Scores, num_labelled: int) -> Normalisers:
-    """Three passes. Rows of T are needed for unlabelled nodes alone."""
+    """Compute the normalisers in three passes. Only unlabelled nodes need rows of T."""
     num_nodes = len(scores.queries)
     log_degree = scores.logsumexp(scores.queries.new_zeros(num_nodes))
     log_u = scores.logsumexp(log_degree / -2)
     log_r = scores.logsumexp(-log_u, range(num_labelled, num_nodes))
-    bound = scores.scale - log_u.min()  # of x_ij - log u_j
+    bound = scores.scale - log_u.min()  # upper bound of x_ij - log u_j
     return Normalisers(log_degree, log_u, torch.cat((bound.expand(num_labelled), log_r)))
 
 
 class Transition:
     """T of one graph whose first `num_labelled` nodes are L and the others U.
 
-    Exponents are differences of numbers as large as 1 / sigma^2, whose rounding leaves the sums of T's rows
-    at 1 + O(eps / sigma^2). Rows are divided by their sums, so that propagation keeps probability at any
-    sigma: what is missing from a row of F then is what no label has reached.
+    Exponents are differences of numbers as large as 1 / sigma^2, so rounding leaves the row sums of T at
+    1 + O(eps / sigma^2). Rows are divided by their sums, so that propagation conserves probability at any
+    sigma: the mass missing from a row of F is then what no label has reached.
     """
 
     def __init__(self, scores: Scores, num_labelled: int):
@@ -60,10 +60,8 @@ class Transition:
         self.unlabelled = range(num_labelled, num_nodes)
         self.of_row = -self.normalisers.log_r  # T_ij = exp(x_ij + of_row_i + of_column_j)
         self.of_column = -self.normalisers.log_u
-        self.row_factor = scores.queries.new_ones(
-            len(self.unlabelled), 1
-        )  # one over the rows' sums
-        self._stored: Tensor | None = None  # T_UU, and what its rounding takes from its rows
+        self.row_factor = scores.queries.new_ones(len(self.unlabelled), 1)  # the inverse row sums
+        self._stored: Tensor | None = None  # T_UU; _stored_factor corrects its rounded row sums
         self._stored_factor: Tensor
 
     @property
@@ -73,7 +71,7 @@ class Transition:
         return self.of_column[u] - self.of_row[u] - self.row_factor[:, 0].log()
 
     def store(self, dtype: torch.dtype) -> None:
-        """Store T_UU, which products then read; before `from_labels`."""
+        """Store T_UU for all later products. Call it before `from_labels`."""
         rows, scores = self.unlabelled, self.scores
         if not isinstance(scores, ChunkedScores):
             scores = LogDomainScores(
@@ -96,12 +94,12 @@ class Transition:
         self._stored, self._stored_factor = stored, factor
 
     def stored_matrix(self) -> Tensor:
-        """T_UU (num_unlabelled, num_unlabelled), which has been stored."""
+        """The stored T_UU (num_unlabelled, num_unlabelled)."""
         assert self._stored is not None
         return self._stored * self.row_factor
 
     def from_labels(self, targets: Tensor) -> Tensor:
-        """T_UL Y_L (num_unlabelled, C); Y_L (num_labelled, C), whose rows sum to one."""
+        """T_UL Y_L (num_unlabelled, C) for Y_L (num_labelled, C), whose rows sum to one."""
         b = self._apply(self.unlabelled, self.labelled, self.of_row, self.of_column, targets)
         sums = b.sum(dim=1, keepdim=True) + self.times(torch.ones_like(self.row_factor))
         self.row_factor = sums.reciprocal_()
@@ -124,7 +122,7 @@ class Transition:
         return self._apply(u, u, self.of_column, self.of_row, values * self.row_factor)
 
     def transposed_to_all(self, values: Tensor) -> Tensor:
-        """T_U^T values, T_U the rows of U: (num_unlabelled, K) -> (N, K)."""
+        """T_U^T values, where T_U are the rows of U: (num_unlabelled, K) -> (N, K)."""
         values = values * self.row_factor
         return self._apply(self.everything, self.unlabelled, self.of_column, self.of_row, values)
 
@@ -136,7 +134,7 @@ class Transition:
 
 
 def _blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, these rows of the matrix in another type): never much of it at once."""
+    """Yield (rows, these rows of the matrix in another dtype), limiting the memory for conversion."""
     at_once = len(matrix) if matrix.dtype == dtype else ROWS_CONVERTED_AT_ONCE
     for start in range(0, len(matrix), at_once):
         rows = slice(start, start + at_once)
@@ -144,7 +142,7 @@ def _blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]
 
 
 def _product(matrix: Tensor, values: Tensor) -> Tensor:
-    """In the type of the values, as without storing."""
+    """Compute in the dtype of the values, as if nothing were stored."""
     return torch.cat([block @ values for _, block in _blocks(matrix, values.dtype)])
 
 

@@ -1,4 +1,4 @@
-"""Rows of length one, of whatever length they were."""
+"""Normalise rows to unit length, whatever their original length."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 
 def unit_rows(embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """(rows of length one in float32 at least, bool (N,): whether a row has a direction).
+    """Return (rows of unit length in at least float32, bool (N,): whether a row has a direction).
 
-    embeddings: (N, d). Rows are scaled before they are squared, so that no finite row is too long or, down
-    to the smallest normal number, too short.
+    embeddings: (N, d). Rows are scaled before squaring, so that no finite row is too long, and none is too
+    short unless its largest element is subnormal.
     """
     e = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
     z, largest = _UnitRows.apply(e)  # type: ignore[no-untyped-call]
@@ -36,4 +36,4 @@ class _UnitRows(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
         z, length, largest = ctx.saved_tensors
         across: Tensor = grad - z * (z * grad).sum(dim=1, keepdim=True)
-        return across.div_(length).div_(largest)  # their product may overflow
+        return across.div_(length).div_(largest)  # one by one, because their product may overflow

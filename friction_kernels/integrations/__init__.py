@@ -1,1 +1,1 @@
-"""What other libraries expect of a loss, a module for each; friction_kernels itself imports none of them."""
+"""Adapters to other libraries, one module each; friction_kernels itself imports none of them."""

@@ -1,4 +1,4 @@
-"""GLoss as a loss of sentence-transformers, for its Trainer."""
+"""GLoss as a sentence-transformers loss, for use with its Trainer."""
 
 from __future__ import annotations
 
@@ -27,41 +27,41 @@ CITATION = """
 
 
 class GLoss(nn.Module):
-    """G-Loss of a batch's sentence embeddings and their classes.
+    """G-Loss of the sentence embeddings of a batch and their classes.
 
-    Equals, with the embeddings that `model` makes of the dataset's one text column:
+    Equals, with the embeddings that `model` computes from the dataset's single text column:
 
         friction_kernels.GLoss(num_classes, **options)(embeddings, labels)
 
-    Call: loss = loss_fn(sentence_features, labels), as the Trainer does, see `forward`. `loss_fn.last` has
-    what the call did.
+    Call: loss = loss_fn(sentence_features, labels), as the Trainer does; see `forward`. `loss_fn.last` holds
+    statistics of the last call.
 
     Source: Sharma, Agarwal, Kumar, "G-Loss: Graph-Guided Fine-Tuning of Language Models", LoG 2025,
-    arXiv 2604.25853. Ours: this way to call it.
+    arXiv 2604.25853. Ours: this calling convention.
 
     Args:
-        model: a SentenceTransformer; first, as losses of sentence-transformers have it.
+        model: a SentenceTransformer, the first argument of every loss in sentence-transformers.
         num_classes: C, at least 2; the dataset's column `label` holds integers from 0 to C - 1.
         options: of `friction_kernels.GLoss`: sigma, gamma, form, class_weight, memory and the others.
 
-    A batch wants several texts of each of several classes: `BatchSamplers.GROUP_BY_LABEL` sees to it, and
-    `memory=GraphMemory(capacity, dim)` shows small batches past embeddings. Documents are told apart by their
-    tokens, as the Trainer takes every column but the label for a text: texts with the same tokens are one
-    document. Where a model reads no tokens, the memory has no ids, and a warning says what that means. The
-    memory follows the model's mode: evaluation adds nothing to it.
+    A batch should contain several texts of each of several classes. `BatchSamplers.GROUP_BY_LABEL` ensures
+    this; `memory=GraphMemory(capacity, dim)` adds past embeddings to small batches. The Trainer treats every
+    column except the label as text, so documents are identified by their tokens: texts with equal tokens are
+    one document. If a model reads no tokens, the memory has no ids, and a warning explains the consequences.
+    The memory follows the model's mode: evaluation adds nothing to it.
 
-    A trained sigma is among `loss_fn.parameters()`, and not among those of the model, which are all that an
-    optimizer named by `optimizer_cls_and_kwargs` gets. The Trainer's checkpoints hold neither memory nor
-    sigma: keep `loss_fn.graph_loss.state_dict()` beside them.
+    A trained sigma is in `loss_fn.parameters()` but not among the model's parameters, which are all that an
+    optimizer from `optimizer_cls_and_kwargs` receives. The Trainer's checkpoints contain neither memory nor
+    sigma: save `loss_fn.graph_loss.state_dict()` along with them.
 
     Raises:
-        ValueError, TypeError: options that `friction_kernels.GLoss` refuses, from the constructor; more
+        ValueError, TypeError: options that `friction_kernels.GLoss` rejects, from the constructor; more
             than one text column, no labels, or labels out of range, from the call.
     """
 
     def __init__(self, model: SentenceTransformer, num_classes: int, **options: Any) -> None:
         super().__init__()
-        self.model = model  # by this name the Trainer puts its wrapped model here
+        self.model = model  # the Trainer replaces this attribute with its wrapped model
         self.graph_loss = losses.GLoss(num_classes, **options)
 
     def forward(
@@ -70,11 +70,11 @@ class GLoss(nn.Module):
         """The loss of a batch.
 
         Args:
-            sentence_features: one dict of what the model reads, of N texts.
+            sentence_features: one dict of model inputs for N texts.
             labels: (N,) or (N, 1), integers.
 
         Returns:
-            A scalar; (N,) with reduction="none". float32, or float64 where embeddings are.
+            A scalar, or (N,) for reduction="none", in float32, or float64 if the embeddings are.
         """
         columns = list(sentence_features)
         if len(columns) != 1:
@@ -94,11 +94,11 @@ class GLoss(nn.Module):
 
     @property
     def last(self) -> losses.GLossStats | None:
-        """What the last call did; None before the first."""
+        """Statistics of the last call, or None before the first."""
         return self.graph_loss.last
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What a model card says of this loss."""
+        """The configuration of this loss for a model card."""
         loss = self.graph_loss
         sigma = loss.sigma.item() if isinstance(loss.sigma, Tensor) else loss.sigma
         return {
@@ -112,14 +112,14 @@ class GLoss(nn.Module):
 
     @property
     def citation(self) -> str:
-        """The paper's entry for BibTeX."""
+        """The paper's BibTeX entry."""
         return CITATION
 
 
 def text_ids(features: dict[str, Tensor]) -> Tensor | None:
-    """(N,) int64: a hash of each text's tokens, or None where the features have no row of tokens a text.
+    """(N,) int64: a hash of each text's tokens, or None if the features have no row of tokens per text.
 
-    Padding does not count, on whichever side it is.
+    Padding is ignored on either side.
     """
     tokens, mask = features.get("input_ids"), features.get("attention_mask")
     if not isinstance(tokens, Tensor) or tokens.dim() != 2:
@@ -132,12 +132,12 @@ def text_ids(features: dict[str, Tensor]) -> Tensor | None:
 
 
 def _mixed(numbers: Tensor) -> Tensor:
-    """The bits of int64 numbers, mixed one to one; products wrap around. (The finalizer of SplitMix64.)"""
+    """Mix the bits of int64 numbers bijectively, with wrapping products. (The finalizer of SplitMix64.)"""
     for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
         numbers = (numbers ^ _shifted(numbers, shift)) * factor
     return numbers ^ _shifted(numbers, 31)
 
 
 def _shifted(numbers: Tensor, by: int) -> Tensor:
-    """To the right, with zeros from the left."""
+    """Logical right shift: fills with zeros from the left."""
     return torch.bitwise_and(numbers >> by, (1 << (64 - by)) - 1)

@@ -1,4 +1,4 @@
-"""The optimizers of all model parts from one configuration, as torchtitan builds them."""
+"""The optimizers of all model parts from one configuration, following torchtitan."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _OF_ONE_OPTIMIZER = ("max_grad_norm", "skip_nonfinite")
 
 @dataclass
 class ParamGroupConfig:
-    """Which parameters a group has, and what updates them; torchtitan's own has the same fields.
+    """The parameters of a group and their optimizer, with the same fields as torchtitan's own class.
 
     Args:
-        pattern: a regular expression, searched for in parameters' names.
+        pattern: a regular expression, searched for in parameter names.
         optimizer_name: a key of `friction_kernels.OPTIMIZERS`.
         optimizer_kwargs: the group's options.
     """
@@ -41,11 +41,11 @@ class ParamGroupConfig:
 
 
 class OptimizersContainer(Stateful):
-    """The optimizers of all model parts, to be stepped, saved and loaded as one.
+    """The optimizers of all model parts, stepped, saved and loaded as one.
 
-    Iterating gives the optimizers, each of which a scheduler may take. `state_dict()` is flat and keyed
-    by parameters' names, so that torch.distributed.checkpoint loads it into other parts and other numbers
-    of processes; parts must therefore keep the names of the whole model. Made by `build_optimizers`.
+    Iteration yields the optimizers, for example to attach a scheduler to each. `state_dict()` is flat and
+    keyed by parameter names, so torch.distributed.checkpoint can load it into other parts and other numbers
+    of processes; parts must therefore keep the whole model's names. Created by `build_optimizers`.
     """
 
     def __init__(self, of_parts: Sequence[tuple[nn.Module, list[Optimizer]]]) -> None:
@@ -66,7 +66,7 @@ class OptimizersContainer(Stateful):
             opt.zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
-        """Of every parameter `state.NAME.exp_avg`, `param_groups.NAME.lr` and the others."""
+        """A flat dict with `state.NAME.exp_avg`, `param_groups.NAME.lr` and so on for every parameter."""
         state: dict[str, Any] = {}
         for part, optimizers in self._of_parts:
             state.update(get_optimizer_state_dict(part, optimizers, options=_FLAT))
@@ -80,27 +80,27 @@ class OptimizersContainer(Stateful):
 def build_optimizers(
     model_parts: Sequence[nn.Module], param_groups: Sequence[ParamGroupConfig]
 ) -> OptimizersContainer:
-    """Build the optimizers of a model whose parts, under pipeline parallelism, this process has.
+    """Build the optimizers of this process's model parts (several under pipeline parallelism).
 
     Equals, for each part and each optimizer that the groups name:
 
         OPTIMIZERS[name]([{"params": [...], **group.optimizer_kwargs} for group in its_groups])
 
-    The way of grouping and the flat state are torchtitan's, of which nothing is needed here.
+    Grouping and the flat state follow torchtitan, which need not be installed.
 
     Args:
-        model_parts: modules, whose parameters may be DTensors; those that need no gradient are left out.
+        model_parts: modules, whose parameters may be DTensors; parameters without requires_grad are skipped.
         param_groups: this module's `ParamGroupConfig`, torchtitan's, or others with the same fields. A
-            parameter belongs to the first whose pattern its name fits.
+            parameter belongs to the first group whose pattern matches its name.
 
     Returns:
         An `OptimizersContainer`, with `step`, `zero_grad`, `state_dict` and `load_state_dict`.
 
     Raises:
-        ValueError: an unknown optimizer; a parameter that no group has; `max_grad_norm` or
-            `skip_nonfinite` where there are several optimizers, each of which would look at its own
-            gradients only: clip with `friction_kernels.clip_grad_norm_` before `step()`.
-        ValueError, TypeError: options that the optimizer refuses.
+        ValueError: an unknown optimizer; a parameter that no group matches; `max_grad_norm` or
+            `skip_nonfinite` with several optimizers, each of which would see only its own gradients: clip
+            with `friction_kernels.clip_grad_norm_` before `step()`.
+        ValueError, TypeError: options that the optimizer rejects.
     """
     for group in param_groups:
         _check_config(group)
@@ -117,9 +117,8 @@ def _check_config(config: ParamGroupConfig) -> None:
             f"one of {', '.join(OPTIMIZERS)}"
         )
     options = inspect.signature(OPTIMIZERS[config.optimizer_name]).parameters.keys() - {"params"}
-    unknown = (
-        config.optimizer_kwargs.keys() - options - TORCHS.keys()
-    )  # of those the optimizer tells
+    # The optimizer itself rejects torch's options.
+    unknown = config.optimizer_kwargs.keys() - options - TORCHS.keys()
     if unknown:
         raise TypeError(
             f"{config.optimizer_name} has no option {min(unknown)!r}, which the group of the pattern "

@@ -1,4 +1,4 @@
-"""Losses that look at a batch as a graph."""
+"""Losses that treat a batch as a graph."""
 
 from friction_kernels.losses.gloss import GLoss
 from friction_kernels.losses.memory import GraphMemory

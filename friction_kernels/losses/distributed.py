@@ -1,4 +1,4 @@
-"""Rows of all ranks in rank order, under torch.distributed; the rows as they are without it."""
+"""Gather the rows of all ranks in rank order; without torch.distributed, rows are returned unchanged."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def gather_rows(
 
 
 def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Each tensor's rows on all ranks, in rank order; ranks may have different numbers of rows, or none.
+    """Gather each tensor's rows from all ranks, in rank order; numbers of rows may differ and may be zero.
 
-    tensors: (n, ...), with the same n on a rank; where one is None it must be so on every rank.
-    Gradients flow back to this rank's rows: those of a loss that every rank computes alike, counted once.
+    tensors: (n, ...), with the same n on one rank; a tensor that is None must be None on every rank.
+    Gradients flow to a rank's rows from that rank's loss only, so every rank must compute the same loss.
     """
     if not is_distributed():
         return tensors
@@ -42,14 +42,14 @@ def gather_rows(*tensors: Tensor | None) -> tuple[Tensor | None, ...]:
 
 
 def same_on_all_ranks(tensor: Tensor) -> Tensor:
-    """Rank 0's tensor, which must have one shape on every rank."""
+    """Return rank 0's tensor; the shape must be the same on every rank."""
     if is_distributed():
         dist.broadcast(tensor, src=0)
     return tensor
 
 
 def _sizes(first: Tensor, tensors: tuple[Tensor | None, ...]) -> list[int]:
-    """The ranks' numbers of rows; every rank raises where the ranks disagree on anything else."""
+    """The number of rows on each rank. Raises on every rank if anything else differs between ranks."""
     layout = [0 if t is None else 1 + t[:0].dim() * 1000 + t.element_size() for t in tensors]
     header = torch.tensor([len(first), *first.shape[1:], *layout], device=first.device)
     headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]

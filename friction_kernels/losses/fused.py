@@ -21,10 +21,10 @@ def fused_loss(
     route: Route,
     **options: Any,
 ) -> tuple[Tensor, FusedStats]:
-    """The mean loss (), differentiable in embeddings and 1 / sigma^2, and what became of it.
+    """Return the mean loss (), differentiable in embeddings and 1 / sigma^2, and its statistics.
 
-    The gradient is computed with the loss, and backward only scales it. options: those of
-    friction_triton.batch.batch_gloss; nothing waits for the device.
+    The gradient is computed together with the loss; backward only scales it. options: arguments of
+    friction_triton.batch.batch_gloss. The host does not wait for the device.
     """
     options["labelled"] = labelled
     loss, statistics = _FusedLoss.apply(  # type: ignore[no-untyped-call]
@@ -34,10 +34,10 @@ def fused_loss(
 
 
 class FusedStats:
-    """The statistics of one launch, for which nothing waits until they are read."""
+    """The statistics of one launch; the host waits for the device only when they are read."""
 
     def __init__(self, statistics: Tensor, labelled: Tensor, route: Route):
-        self._statistics = statistics  # (7,), those of friction_triton.batch.batch_gloss
+        self._statistics = statistics  # (7,), from friction_triton.batch.batch_gloss
         self._labelled = labelled  # bool (N,)
         self._route = route
 
@@ -55,7 +55,7 @@ class FusedStats:
         )
 
     def warn(self, tol: float) -> None:
-        """Warn of a solve that did not converge, or of nodes out of reach. Waits for the device."""
+        """Warn if a solve did not converge or nodes are unreachable. Waits for the device."""
         iterations, residual, _, _, num_unreached, error, of_adjoint = self._statistics.tolist()
         if not (error <= tol and of_adjoint <= tol):
             warn(

@@ -1,4 +1,4 @@
-"""GLoss: how well a batch's labels are recovered by propagation on the graph of its embeddings."""
+"""GLoss: how well propagation on the graph of a batch's embeddings recovers its labels."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from friction_kernels.scores.chunked import Precision
 
 
 class GLoss(WidthModule):
-    """Graph-guided loss: hide a part of the batch's labels, and score how propagation recovers them.
+    """Graph-guided loss: hide some of the batch's labels and score how well propagation recovers them.
 
-    Equals, with a drawn part L of the labelled documents and the rest as U:
+    Equals, with a random subset L of the labelled documents and the rest as U:
 
         F = label_propagation(embeddings, labels, num_classes, sigma=sigma, labelled=drawn)
         loss = cross_entropy(F[U], labels[U], class_weight)        # form="official"
         loss = nll_loss(F[U].log(), labels[U], class_weight)       # form="log"
 
-    Call: loss = loss_fn(embeddings, labels, labelled=None, ids=None), see `forward`. `loss_fn.last` has
-    what the call did (`GLossStats`), `loss_fn.num_skipped` how many calls had one document by itself.
+    Call: loss = loss_fn(embeddings, labels, labelled=None, ids=None), see `forward`. `loss_fn.last` holds
+    statistics of the last call (`GLossStats`), `loss_fn.num_skipped` the number of calls with one document.
 
     Source: Sharma, Agarwal, Kumar, "G-Loss: Graph-Guided Fine-Tuning of Language Models", LoG 2025,
     arXiv 2604.25853, and their code. From the paper: the graph, the propagation, the log form. From the
@@ -52,63 +52,63 @@ class GLoss(WidthModule):
     Args:
         num_classes: C, at least 2.
         sigma: width of the Gaussian, in units of distance between normalised embeddings: a float; a
-            tensor of one element (a Parameter becomes this module's, gradients flow to it); "learnable", a
-            positive parameter that starts at 0.5; or a rule of `gaussian_sigma`, applied anew at each call
-            (default 0.5).
-        gamma: share of the nodes with a known label that is drawn as labelled, in [0, 1): at each call
-            anew, uniformly, rounded up as in the authors' code, but at least one node and at most all but
-            one. With a memory that has rows, none need be drawn (default 0.7).
-        form: "official", what the authors' code computes: F are taken as logits, so the loss cannot fall
-            below log(1 + (C - 1) / e). "log", what the paper prints: -log F of the right class, F from
-            1e-6 to 1, so that it is never below zero; a scored node whose class no labelled node has counts
-            in the mean with -log 1e-6 = 13.8, whatever the embeddings are, and has no gradient (default
-            "official").
-        class_weight: (C,), finite and not negative: the mean is weighted as
-            torch.nn.functional.cross_entropy weights it; None weights all alike (default None).
+            tensor of one element (a Parameter is registered in this module, and gradients flow to it);
+            "learnable", a positive parameter initialised to 0.5; or a rule of `gaussian_sigma`, applied at
+            each call (default 0.5).
+        gamma: fraction of the nodes with a known label that is drawn as labelled, in [0, 1). Each call draws
+            uniformly and rounds up as the authors' code does, but takes at least one node and at most all
+            but one. With a non-empty memory, none need be drawn (default 0.7).
+        form: "official", as computed by the authors' code: F is used as logits, so the loss cannot fall
+            below log(1 + (C - 1) / e). "log", as printed in the paper: -log F of the correct class, with F
+            clamped to [1e-6, 1], so the loss is never below zero. If no labelled node has a scored node's
+            class, that node contributes -log 1e-6 = 13.8 to the mean, whatever the embeddings, and has no
+            gradient (default "official").
+        class_weight: (C,), finite and not negative: the mean is weighted as in
+            torch.nn.functional.cross_entropy; None weights all classes equally (default None).
         solver: "cg" or "iterate", as in `label_propagation` (default "cg").
-        tol: residual at which "cg" ends, as there, above 0 (default 1e-5).
-        max_iter: iterations of "cg" at most, at least 1 (default 64).
+        tol: residual at which "cg" stops, as in `label_propagation`, above 0 (default 1e-5).
+        max_iter: maximum number of iterations of "cg", at least 1 (default 64).
         num_iters: steps of "iterate", at least 1 (default 10).
         precision: of the products of embeddings: "fp32", "tf32" or "bf16" (default "fp32").
         reduction: "mean" or "sum" over the scored nodes; "none" gives (N,), 0 at nodes that are not
             scored (default "mean").
-        ignore_index: documents with this label are nodes of the graph, and neither labelled nor scored
+        ignore_index: documents with this label are nodes of the graph, but neither labelled nor scored
             (default -100).
-        memory: a `GraphMemory`, whose rows join each graph as labelled nodes, and which remembers each
-            batch in training mode where gradients are enabled; pass `ids` to the call, or a document's own
-            older row gives its hidden label away (default None).
+        memory: a `GraphMemory`, whose rows join each graph as labelled nodes. It stores each batch in
+            training mode if gradients are enabled. Pass `ids` to the call, or a document's own older row
+            reveals its hidden label (default None).
         backend: "auto", "triton", "chunked" or "dense", as in `label_propagation` (default "auto").
-        generator: of the draw, on any device; None is the default generator of the embeddings' device
+        generator: for the draw, on any device; None is the default generator of the embeddings' device
             (default None).
-        gather: build the graph over the batches of all ranks (torch.distributed), the draw made by rank
-            0. Every rank computes the same loss, and its own rows get exactly the gradient that one
-            process with all rows would give them. DistributedDataParallel then averages what the ranks'
-            rows contribute, where one process would sum it: multiply the loss by the world size to have
-            the same step. (A trained sigma gets its whole gradient on every rank.) Without
-            torch.distributed nothing changes (default False).
-        memory_budget: bytes that may hold weights between passes, as in `label_propagation`; None takes a
-            sixteenth of the memory that is free in plain torch, and nothing with `gather`, where all ranks
+        gather: build the graph over the batches of all ranks (torch.distributed), with rank 0's draw. Every
+            rank computes the same loss, and its own rows get exactly the gradient that they would get in a
+            single process with all rows. DistributedDataParallel then averages the contributions of the
+            ranks' rows, where a single process would sum them: multiply the loss by the world size to get
+            the same step. (A trained sigma gets its whole gradient on every rank.) Has no effect without
+            torch.distributed (default False).
+        memory_budget: bytes that may hold weights between passes, as in `label_propagation`. None uses a
+            sixteenth of the free memory in plain torch, and nothing with `gather`, because all ranks must
             compute alike (default None).
-        validate: on a GPU, where the call is one launch and there is no memory, False leaves out the
-            checks of values, their warnings, and the wait for them; elsewhere it changes nothing
-            (default True).
+        validate: False skips the checks of values, their warnings, and the wait for them, if the call is one
+            launch on a GPU and there is no memory; otherwise it has no effect (default True).
 
-    On a GPU the host waits once a call for the checks, and once an iteration of "cg". With Triton, up to
-    256 nodes and 64 classes, solver "cg" and reduction "mean" loss and gradient are one launch, for which
-    nothing waits: then the next call warns of a solve that did not converge.
+    On a GPU the host waits once per call for the checks, and once per iteration of "cg". With Triton, up to
+    256 nodes and 64 classes, solver "cg" and reduction "mean", loss and gradient take one launch, for which
+    the host does not wait: the next call then warns if a solve did not converge.
 
-    A call inside a function that torch.utils.checkpoint recomputes makes the same draw again, from the
-    default generator; with a generator, or a memory that it adds to, it is refused in backward().
-    torch.func's transforms are refused.
+    A call inside a function that torch.utils.checkpoint recomputes repeats its draw if it uses the default
+    generator; with a generator, or a memory that it adds to, backward() raises. torch.func's transforms are
+    not supported.
 
-    Warns: once, of classes that are to be recovered and have no labelled node, of a call without ids beside a
-    memory, of one document by itself; of a solve that does not converge, with its residual; of unlabelled
-    nodes that no labelled node reaches.
+    Warns: once about classes to be recovered that have no labelled node, about a call with a memory but no
+    ids, and about a single document; each time a solve does not converge, with its residual, and if
+    unlabelled nodes are not reached by any labelled node.
 
     Raises:
-        ValueError, TypeError: an argument out of range, from the constructor; embeddings or labels without
-            meaning, from the call, which names the rows.
+        ValueError, TypeError: an argument out of range, from the constructor; invalid embeddings or labels,
+            from the call, which names the rows.
         RuntimeError: a backend that cannot serve; a transform of torch.func; from backward(), a second
+            derivative, and the recomputation of a loss with a generator, or a memory that it adds to.
             derivative, and the recomputation of a loss with a generator, or a memory that it adds to.
     """
 
@@ -155,10 +155,10 @@ class GLoss(WidthModule):
         self.register_buffer("class_weight", weight, persistent=False)
         self._set_sigma(sigma)
         self._last: GLossStats | FusedStats | None = None
-        self.num_skipped = 0  # calls with one document by itself, whose loss was zero
+        self.num_skipped = 0  # calls with a single document, whose loss was zero
         self._warned_of_classes = self._warned_of_ids = False
 
-    if TYPE_CHECKING:  # Module's takes and returns anything
+    if TYPE_CHECKING:  # Module.__call__ is untyped
 
         def __call__(
             self,
@@ -179,21 +179,21 @@ class GLoss(WidthModule):
         """The loss of a batch, differentiable in embeddings and sigma.
 
         Args:
-            embeddings: (N, d), float16, bfloat16, float32 or float64, of any length but zero (to which
-                numbers below the smallest normal one count).
+            embeddings: (N, d), float16, bfloat16, float32 or float64, of any nonzero length (subnormal
+                numbers count as zero).
             labels: (N,), integers of any type, in [0, C), or ignore_index.
             labelled: bool (N,), the nodes that keep their label; None draws them (default None).
-            ids: (N,), integers between -2^63 and 2^63 that tell documents apart, such as their places in
-                the data set. Rows of the memory with one of these ids are no nodes of this graph, and are
-                replaced afterwards. Copies of a document within the batch are labelled together, and the
-                last one is remembered. None: a memory does not recognise its documents (default None).
+            ids: (N,), integers between -2^63 and 2^63 that identify documents, such as their index in the
+                data set. Rows of the memory with one of these ids are left out of this graph and replaced
+                afterwards. Copies of a document within the batch are labelled together, and the last one is
+                stored. None: a memory does not recognise its documents (default None).
 
         Returns:
-            (), or (N,) for reduction "none"; float32, or float64 where embeddings are. One document by
-            itself, as at the end of a data set, has no graph: its loss and its gradient are zero.
+            (), or (N,) for reduction "none"; float32, or float64 if the embeddings are. A single document,
+            as at the end of a data set, has no graph: its loss and its gradient are zero.
 
         Raises:
-            ValueError, TypeError: embeddings, labels, labelled or ids without meaning; rows are named.
+            ValueError, TypeError: invalid embeddings, labels, labelled or ids; the message names the rows.
             RuntimeError: as the class says.
         """
         checks.check_batch(embeddings, labels, labelled, ids)
@@ -256,7 +256,7 @@ class GLoss(WidthModule):
             if nodes.num_missing_classes:
                 self._warned_of_classes = True
                 notices.warn_of_missing_classes(nodes)
-            if isinstance(self._last, FusedStats):  # the checks have waited for it
+            if isinstance(self._last, FusedStats):  # the checks above have already waited
                 self._last.warn(self.tol)
             loss, self._last = loss_of_nodes(nodes, embeddings, labels, sigma, options, num_new)
         if memory is not None:
@@ -272,7 +272,7 @@ class GLoss(WidthModule):
         return self.memory is not None and self.training and torch.is_grad_enabled()
 
     def _draw(self, num_new: int, labels: Tensor, ids: Tensor | None) -> Tensor:
-        """(N,): random numbers, the smallest of which are labelled; one a document, 0 for a memory's rows."""
+        """(N,): random keys, one per document, 0 for a memory's rows. The smallest keys are labelled."""
         keys = draw_keys(num_new, labels.device, self.generator)
         keys = same_on_all_ranks(keys) if self.gather else keys
         keys = keys if ids is None else keys[first_copies(ids)]
@@ -280,7 +280,7 @@ class GLoss(WidthModule):
 
     def _options(self, device: torch.device) -> Options:
         if self.class_weight is not None and self.class_weight.device != device:
-            self.class_weight = self.class_weight.to(device)  # once, not at every call
+            self.class_weight = self.class_weight.to(device)  # moved once, not at every call
         settings = Settings(*(getattr(self, name) for name in Settings._fields))
         if self.gather and self.memory_budget is None:
             settings = settings._replace(memory_budget=0)
@@ -289,7 +289,7 @@ class GLoss(WidthModule):
 
     @property
     def last(self) -> GLossStats | None:
-        """What the last call did; None before the first."""
+        """Statistics of the last call, or None before the first."""
         return self._last.read() if isinstance(self._last, FusedStats) else self._last
 
     def extra_repr(self) -> str:

@@ -32,25 +32,24 @@ class Joined(NamedTuple):
     embeddings: Tensor
     labels: Tensor
     labelled: Tensor | None
-    past: Past | None  # None: nothing was added
+    past: Past | None  # None if nothing was added
 
 
 class GraphMemory(torch.nn.Module):
     """A ring of the last `capacity` labelled embeddings, for `GLoss(memory=...)`.
 
-    Its rows are labelled, detached nodes of each graph, so that a batch of 32 sees a graph of 8,192. In
-    training mode, and where gradients are enabled, GLoss adds every batch after its loss was computed; call
-    `add` yourself otherwise.
+    Its rows are labelled, detached nodes of each graph, so that a batch of 32 can see a graph of 8,192. In
+    training mode with gradients enabled, GLoss adds every batch after computing its loss; otherwise call
+    `add` yourself.
 
-    A row with an id stands for a document. When the document comes again, its row is no node of that graph,
-    whose hidden label it would give away, and the document's new embedding takes the row's place. New
-    documents take the places of the oldest rows, by when they first came. Rows without ids are never
-    recognised.
+    A row with an id represents a document. When the document comes again, its row is left out of that graph,
+    because it would reveal the hidden label, and the document's new embedding replaces the row. New
+    documents replace the oldest rows, by order of first arrival. Rows without ids are never recognised.
 
-    Rows are kept at length one in float32, whatever the module is cast to; buffers move with `.to()` and
-    are part of `state_dict()`. Under torch.distributed each rank's new rows are gathered in rank order, so
-    that all ranks' memories stay identical; every rank then must call `add` equally often, if need be with
-    no rows, and with ids on all ranks or on none.
+    Rows are stored with unit length in float32, whatever dtype the module is cast to; buffers move with
+    `.to()` and are part of `state_dict()`. Under torch.distributed each rank's new rows are gathered in rank
+    order, so all ranks' memories stay identical. Every rank must then call `add` equally often, with no rows
+    if need be, and with ids on all ranks or on none.
 
     Source: this library; G-Loss (arXiv 2604.25853) builds its graph from the batch alone.
 
@@ -59,10 +58,10 @@ class GraphMemory(torch.nn.Module):
         dim: d of the embeddings, at least 1.
 
     Raises:
-        ValueError, TypeError: capacity or dim is no integer of at least 1; from `add` and from GLoss,
+        ValueError, TypeError: capacity or dim is not an integer of at least 1; from `add` and from GLoss,
             embeddings of another width, on another device, or with NaN, infinite or zero length.
-        RuntimeError: from `load_state_dict`, a state of another capacity or dim, an incomplete or a broken
-            one, which changes nothing. A state from before ids were stored loads with a warning.
+        RuntimeError: from `load_state_dict`, a state of another capacity or dim, or an incomplete or broken
+            one; nothing is changed. A state saved before ids were stored loads with a warning.
     """
 
     embeddings: Tensor
@@ -77,14 +76,14 @@ class GraphMemory(torch.nn.Module):
         self.register_buffer("embeddings", torch.zeros(capacity, dim, dtype=torch.float32))
         self.register_buffer("labels", torch.zeros(capacity, dtype=torch.int64))
         self.register_buffer("ids", torch.full((capacity,), NO_ID, dtype=torch.int64))
-        # Rows in use, and the next place; on the device, for which GLoss need not wait to go on.
+        # Rows in use and the next place. Kept on the device so that GLoss need not wait for them.
         self.register_buffer("_ring", torch.zeros(2, dtype=torch.int64), persistent=False)
         self._filled_at_most = 0
         self._warned_of_ids = False
 
     @property
     def capacity(self) -> int:
-        """Rows kept at most."""
+        """Maximum number of rows."""
         return self.embeddings.shape[0]
 
     @property
@@ -93,11 +92,11 @@ class GraphMemory(torch.nn.Module):
         return self.embeddings.shape[1]
 
     def __len__(self) -> int:
-        """Rows in use. On a GPU the host waits for it."""
+        """Number of rows in use. On a GPU the host waits for it."""
         return int(self._ring[0])
 
     def rows(self) -> tuple[Tensor, Tensor]:
-        """(embeddings (len, dim), labels (len,)) in use, in no particular order."""
+        """(embeddings (len, dim), labels (len,)) of the rows in use, in no particular order."""
         filled = len(self)
         return self.embeddings[:filled], self.labels[:filled]
 
@@ -108,19 +107,19 @@ class GraphMemory(torch.nn.Module):
         ignore_index: int = -100,
         ids: Tensor | None = None,
     ) -> None:
-        """Put in these rows, and those that the other ranks add.
+        """Add these rows, and those that the other ranks add.
 
         Args:
-            embeddings: (n, dim), floating-point, of any length but zero.
+            embeddings: (n, dim), floating-point, of any nonzero length.
             labels: (n,), integers of any type.
             ignore_index: rows with this label are left out (default -100).
-            ids: (n,), integers between -2^63 and 2^63 that tell documents apart. A row
-                whose id the memory has replaces that row; of several rows with one id the last counts.
-                None: rows that are not recognised when their document comes again, of which one warning
-                tells (default None).
+            ids: (n,), integers between -2^63 and 2^63 that identify documents. A row replaces the memory's
+                row with the same id; of several rows with one id, the last is stored. None: rows are not
+                recognised when their document comes again, which warns once
+                (default None).
 
         Raises:
-            ValueError, TypeError: rows that cannot stand in a graph, or not beside the memory's.
+            ValueError, TypeError: rows that are invalid in a graph, or do not match the memory's.
             RuntimeError: a transform of torch.func.
         """
         checks.check_ignore_index(ignore_index)
@@ -145,7 +144,7 @@ class GraphMemory(torch.nn.Module):
         self.put(*gather_rows(rows.float(), labels[known], None if ids is None else ids[known]))
 
     def check_rows(self, embeddings: Tensor) -> None:
-        """Raise where embeddings (n, d) cannot stand beside the memory's."""
+        """Raise if embeddings (n, d) do not match the memory's width or device."""
         if embeddings.shape[1] != self.dim:
             raise ValueError(
                 f"embeddings have {embeddings.shape[1]} columns and the memory has dim={self.dim}; "
@@ -165,10 +164,10 @@ class GraphMemory(torch.nn.Module):
         ids: Tensor | None,
         ignore_index: int,
     ) -> Joined:
-        """A batch followed by the memory's rows, which are labelled where they are nodes.
+        """Return a batch followed by the memory's rows, which are labelled where they are nodes.
 
         embeddings: (N, dim); labels: (N,) int64; labelled: bool (N,) or None, which stays None; ids: (N,)
-        int64 or None. Documents of the batch are no nodes a second time. Nothing waits for the device.
+        int64 or None. Rows of documents in the batch are left out. The host does not wait for the device.
         """
         count = self._filled_at_most
         if count == 0:
@@ -178,7 +177,7 @@ class GraphMemory(torch.nn.Module):
         if ids is not None:
             present &= ~places_taken(*find(ids, self.ids), self.capacity)[:count]
         compute = torch.promote_types(embeddings.dtype, torch.float32)
-        # What a batch's backward() needs must survive the rows' being overwritten: cat copies them.
+        # cat copies the rows, so that backward() still finds them after they are overwritten.
         joined = torch.cat((embeddings.to(compute), self.embeddings[:count].to(compute)))
         nobody = present.new_zeros(len(labels))
         past = Past(torch.cat((nobody, present)), torch.cat((nobody, ~present)))
@@ -187,9 +186,9 @@ class GraphMemory(torch.nn.Module):
         return Joined(joined, torch.cat((labels, self.labels[:count])), labelled, past)
 
     def remember(self, nodes: Nodes, num_new: int, ids: Tensor | None, *, gathered: bool) -> None:
-        """Put in those of a graph's first `num_new` rows whose label is known, in the batch's order.
+        """Add those of a graph's first `num_new` rows whose label is known, in the batch's order.
 
-        ids: (num_new,) int64 or None; gathered: whether the graph has the rows of all ranks.
+        ids: (num_new,) int64 or None; gathered: whether the graph already has the rows of all ranks.
         """
         num_known = nodes.num_known
         place = nodes.order.where(nodes.order < num_new, num_new)
@@ -201,7 +200,7 @@ class GraphMemory(torch.nn.Module):
 
     @torch.no_grad()
     def put(self, rows: Tensor, labels: Tensor, ids: Tensor | None) -> None:
-        """Put in rows (n, dim) of length one, labels (n,) and ids (n,) int64, the same on all ranks."""
+        """Add rows (n, dim) of unit length, labels (n,) and ids (n,) int64, the same on all ranks."""
         rows, labels = rows[-self.capacity :], labels[-self.capacity :]
         if len(rows) == 0:
             return
@@ -214,7 +213,7 @@ class GraphMemory(torch.nn.Module):
             last = last_copies(ids)
             places, last_new, num_new = places_for(ids, last, self.ids, self._ring[1])
             self._advance(last_new, num_new)
-            # Copies go where the last one goes, and are it.
+            # Copies of a document are all written as the last copy, to the same place.
             places, rows, labels = places[last], rows[last], labels[last]
         self.embeddings.index_copy_(0, places, rows)
         self.labels.index_copy_(0, places, labels)
@@ -224,13 +223,13 @@ class GraphMemory(torch.nn.Module):
             self._filled_at_most = int(self._ring[0])
 
     def _advance(self, last_place: Tensor, num_new: Tensor) -> None:
-        """Move on after num_new (1,) rows were given places, the last of them last_place (1,)."""
+        """Advance the ring by num_new (1,) rows, the last of which went to last_place (1,)."""
         filled, following = self._ring.split(1)
         following.copy_(torch.where(num_new > 0, (last_place + 1) % self.capacity, following))
         filled.copy_((filled + num_new).clamp_max(self.capacity))
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
         self.ids.fill_(NO_ID)
         self._ring.zero_()
         self._filled_at_most = 0
@@ -240,7 +239,7 @@ class GraphMemory(torch.nn.Module):
         return {"filled": filled, "next": following}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        if self._ring.device != self.ids.device:  # assign=True has moved the rows
+        if self._ring.device != self.ids.device:  # assign=True has moved the rows only
             self._ring = torch.empty_like(self._ring, device=self.ids.device)
         self._ring.copy_(torch.tensor([state["filled"], state["next"]]))
         self._filled_at_most = state["filled"]
@@ -255,7 +254,7 @@ class GraphMemory(torch.nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """All of it or nothing: half a ring would be another memory."""
+        """Load everything or nothing: a partial ring would be a different memory."""
         buffers = {"embeddings": self.embeddings, "labels": self.labels, "ids": self.ids}
         state = {k.removeprefix(prefix): v for k, v in state_dict.items() if k.startswith(prefix)}
         missing = {"embeddings", "labels", RING} - state.keys()
@@ -275,14 +274,14 @@ class GraphMemory(torch.nn.Module):
                     "overwritten; clear() forgets them"
                 )
         for name, buffer in buffers.items():
-            state[name] = state[name].to(buffer.dtype)  # which assign=True would not do
+            state[name] = state[name].to(buffer.dtype)  # assign=True would not cast
         state = {prefix + name: value for name, value in state.items()}
         super()._load_from_state_dict(
             state, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraphMemory:
-        """fn says where the buffers go; their types stay, and their values, which to_empty() would lose."""
+        """Move buffers as fn does, but keep their dtypes and the values that to_empty() would lose."""
         before = {name: getattr(self, name) for name in self._buffers}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, buffer in before.items():

@@ -1,4 +1,4 @@
-"""States of a GraphMemory: what cannot be loaded is found before anything is changed."""
+"""Validate the state of a GraphMemory before anything is changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RING = "_extra_state"
 
 
 def faults_of(state: Mapping[str, Any], buffers: Mapping[str, Tensor], prefix: str) -> list[str]:
-    """Why a memory with these buffers cannot load a state, which has RING; prefix: of its keys."""
+    """Why a memory with these buffers cannot load a state containing RING. prefix: of the state's keys."""
     faults: list[str] = []
     for name, buffer in buffers.items():
         if name not in state:

@@ -1,4 +1,4 @@
-"""What GLoss warns of once: batches from which little can be learnt."""
+"""Warnings that GLoss gives once: batches from which little can be learnt."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ FORMS, REDUCTIONS = get_args(Form), get_args(Reduction)
 
 
 class Options(NamedTuple):
-    """Arguments of GLoss by which a graph's loss is computed."""
+    """The arguments of GLoss that determine a graph's loss."""
 
     num_classes: int
     form: str
@@ -33,7 +33,7 @@ class Options(NamedTuple):
 
 
 def check_nodes(nodes: Nodes) -> None:
-    """Raise where nothing can be propagated, or nothing scored."""
+    """Raise if nothing can be propagated or scored."""
     check_sizes(nodes)
     if nodes.num_scored == 0:
         raise ValueError(
@@ -45,10 +45,10 @@ def check_nodes(nodes: Nodes) -> None:
 def loss_of_nothing(
     nodes: Nodes, sigma: float | Tensor, reduction: str
 ) -> tuple[Tensor, GLossStats]:
-    """Zero, with a gradient of zero wherever a loss has one."""
+    """A zero loss whose gradients are zero rather than missing."""
     nan, zero = nodes.z.new_full((), math.nan), nodes.z.new_zeros(())
     stats = GLossStats(0, zero, nan, len(nodes.z), nodes.num_labelled, 0, zero)
-    loss = zero + 0 * nodes.z.sum()  # not -0
+    loss = zero + 0 * nodes.z.sum()  # adding to zero avoids -0
     if isinstance(sigma, Tensor):
         loss = loss + 0 * sigma.to(loss).reshape(())
     return loss.reshape(1) if reduction == "none" else loss, stats
@@ -62,16 +62,16 @@ def loss_of_nodes(
     options: Options,
     num_new: int,
 ) -> tuple[Tensor, GLossStats | FusedStats]:
-    """The loss of checked nodes, and what became of it.
+    """Return the loss of checked nodes, and its statistics.
 
-    embeddings, labels: rows from which nodes.order took the nodes; num_new: how many are the batch's.
+    embeddings, labels: the rows that nodes.order indexes; num_new: how many of them are the batch's.
     """
     graph = graph_of(nodes, options.num_classes, options.reduction)
     route = choose_route(graph, options.settings)
     if route.name != "batch_kernel":
         return _loss_in_passes(nodes, sigma, options, route, num_new)
     labelled = first_of(nodes.order, nodes.num_labelled)
-    if len(nodes.order) < len(embeddings):  # not all rows of a memory are nodes
+    if len(nodes.order) < len(embeddings):  # some rows of a memory are not nodes
         embeddings, labels = embeddings.index_select(0, nodes.order), nodes.labels
         labelled = torch.arange(len(labels), device=labels.device) < nodes.num_labelled
     return _loss_in_one_launch(embeddings, labels, labelled, sigma, options, route)
@@ -80,12 +80,12 @@ def loss_of_nodes(
 def unchecked_loss(
     embeddings: Tensor, labels: Tensor, labelled: Tensor, sigma: float | Tensor, options: Options
 ) -> tuple[Tensor, FusedStats] | None:
-    """The same of a batch that nobody has looked at, where one launch serves; else None."""
+    """The same for an unchecked batch, or None if one launch cannot serve it."""
     graph = Graph(
         embeddings.device,
         torch.promote_types(embeddings.dtype, torch.float32),
         len(embeddings),
-        0,  # not known here, and not asked for
+        0,  # unknown, and not used by the batch kernel's route
         options.num_classes,
         None,
         options.reduction,
@@ -146,5 +146,5 @@ def _reduce(f: Tensor, truth: Tensor, options: Options) -> Tensor:
     weight = None if options.class_weight is None else options.class_weight.to(f.dtype)
     if options.form == "official":
         return cross_entropy(f, truth, weight, reduction=options.reduction)
-    log_f = f.clamp(PROBABILITY_FLOOR, 1).log()  # rounding may leave F above one
+    log_f = f.clamp(PROBABILITY_FLOOR, 1).log()  # rounding may push F above one
     return nll_loss(log_f, truth, weight, reduction=options.reduction)

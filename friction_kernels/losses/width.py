@@ -1,4 +1,4 @@
-"""The width of a loss's Gaussian: a number, a parameter, or a rule that is applied at each call."""
+"""The width of a loss's Gaussian: a number, a parameter, or a rule applied at each call."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from friction_kernels.graph import checks
 from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
 from friction_kernels.graph.unit_rows import unit_rows
 
-SIGMA_AT_FIRST = 0.5  # of sigma="learnable"
+SIGMA_AT_FIRST = 0.5  # initial value of sigma="learnable"
 
 Width = float | Tensor | Literal["learnable"] | Rule
 
@@ -43,12 +43,12 @@ class WidthModule(torch.nn.Module):
     def _sigma_of(
         self, embeddings: Tensor, labels: Tensor, present: Tensor | slice, ignore_index: int
     ) -> float | Tensor:
-        """present: which rows a rule is applied to."""
+        """Return sigma for this batch. present: the rows to which a rule is applied."""
         if self.sigma_rule is None:
             return self._own_sigma()
         embeddings, labels = embeddings.detach()[present], labels[present]
-        _, usable = unit_rows(embeddings)  # the others are named where the graph is made
+        _, usable = unit_rows(embeddings)  # unusable rows are reported when the graph is built
         embeddings, labels = embeddings[usable], labels[usable]
         if len(embeddings) < 2:
-            return SIGMA_AT_FIRST  # of no use: there is no graph
+            return SIGMA_AT_FIRST  # arbitrary: there is no graph
         return gaussian_sigma(embeddings, labels, self.sigma_rule, ignore_index=ignore_index)

@@ -16,7 +16,7 @@ from friction_kernels.optim.release import GradientRelease, release_gradients
 from friction_kernels.optim.rsgdm import RSGDM
 from friction_kernels.optim.statistics import FrictionStats, friction_stats
 
-# Tests, benchmarks and examples loop over this table of classes, each of which has options of its own.
+# Tests, benchmarks and examples iterate over these classes, each of which has its own options.
 OPTIMIZERS: dict[str, Callable[..., PlannedOptimizer]] = {
     cls.__name__: cls
     for cls in (

@@ -1,4 +1,4 @@
-"""What all optimizers share: state, steps by a plan, saving and loading."""
+"""The base class of all optimizers: states, planned steps, saving and loading."""
 
 from __future__ import annotations
 
@@ -28,34 +28,32 @@ Result = TypeVar("Result")
 
 
 def mark_applied(grad: Tensor | None) -> None:
-    """Leave a note on a gradient that a step has applied; a weak reference would forbid swap_tensors()."""
+    """Record on a gradient that a step applied it. (A weak reference would prevent swap_tensors().)"""
     if grad is not None and not grad.is_inference():
         grad._applied_version = grad._version  # type: ignore[attr-defined]
 
 
 def is_applied(grad: Tensor) -> bool:
-    """Whether a gradient has that note and has not changed since."""
+    """Whether a step applied this gradient and it has not changed since."""
     noted = getattr(grad, "_applied_version", None)
     return noted is not None and bool(noted == grad._version)
 
 
 class PlannedOptimizer(Optimizer):
-    """Base of the optimizers. Subclasses say which rule they step by, and their options."""
+    """Base of the optimizers. Subclasses define their rule and options."""
 
     rule: ClassVar[Rule]
 
     _number: int  # by which compiled steps find the optimizer
-    _scaling: GradientScaling | None = (
-        None  # of the last step, where max_grad_norm asked for a norm
-    )
-    # The handle of release_gradients, while it holds.
+    _scaling: GradientScaling | None = None  # of the last step, if max_grad_norm required a norm
+    # The handle of release_gradients while it is active.
     _released: Any = None
-    # GradScaler leaves it to step() to unscale gradients and to do nothing where one is infinite.
+    # Tells GradScaler that step() itself unscales gradients and skips if one is infinite.
     _step_supports_amp_scaling = True
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any]) -> None:
         self._plan: StepPlan | None = None
-        self._graph_memory: list[Tensor] = []  # what captured CUDA graphs use, while this lives
+        self._graph_memory: list[Tensor] = []  # kept for captured CUDA graphs
         self._snapshots = Snapshots()
         compiled.register(self)
         defaults["process_group"] = name_of(defaults.get("process_group"))
@@ -75,9 +73,9 @@ class PlannedOptimizer(Optimizer):
             param_group: a dict with `params` and any of the constructor's options.
 
         Raises:
-            ValueError, TypeError: as from the constructor; nothing is added then.
+            ValueError, TypeError: as from the constructor; the group is then not added.
         """
-        if isinstance(param_group, dict):  # torch says what else it got
+        if isinstance(param_group, dict):  # otherwise torch raises
             index = len(self.param_groups)
             params = param_group.get("params")
             if params is None:
@@ -85,7 +83,7 @@ class PlannedOptimizer(Optimizer):
             if isinstance(params, Tensor):
                 params = [params]
             elif isinstance(params, set):
-                params = []  # torch says what is wrong with them
+                params = []  # torch raises for sets
             else:
                 params = param_group["params"] = list(params)
             param_group = options.without_torchs(
@@ -111,8 +109,8 @@ class PlannedOptimizer(Optimizer):
     def grad_norm(self) -> Tensor | None:
         """The norm of the gradients at the last step, unscaled and before clipping: a float32 scalar.
 
-        It is of the groups that ask for max_grad_norm; None where none does. Nothing waits for a GPU.
-        torch.compile ends a graph before it is read, which fullgraph=True forbids: read it outside.
+        Covers the groups with max_grad_norm; None if there are none. The host does not wait for a GPU.
+        torch.compile breaks the graph at this property; with fullgraph=True, read it outside.
         """
         if torch.compiler.is_compiling():
             torch._dynamo.graph_break(
@@ -131,16 +129,16 @@ class PlannedOptimizer(Optimizer):
         """Update every parameter that has a gradient.
 
         Args:
-            closure: evaluates the model anew and returns the loss.
+            closure: reevaluates the model and returns the loss.
 
         Returns:
             the closure's loss, or None.
 
         Raises:
-            RuntimeError: a gradient or state cannot be used, or a group asks for backend="native" and it
-                cannot serve; nothing is changed then.
+            RuntimeError: a gradient or state is unusable, or backend="native" cannot serve a parameter.
+                Nothing has been changed.
 
-        Changes nothing where a gradient is not finite and skip_nonfinite or a GradScaler minds.
+        If a gradient is not finite, skip_nonfinite or a GradScaler skips the step.
         """
         loss = None
         if closure is not None:
@@ -152,8 +150,8 @@ class PlannedOptimizer(Optimizer):
         return loss
 
     def _evaluate(self, closure: Callable[[], float]) -> float:
-        # GradScaler takes no closures: whoever asks within one finds gradients that nobody is to unscale.
-        # Lightning does, and refuses to clip there unless this is said.
+        # GradScaler does not support closures, so gradients within one are not unscaled here. Lightning
+        # clips inside the closure and would refuse to if this attribute were set.
         if not torch.compiler.is_compiling():
             self._step_supports_amp_scaling = False
         try:
@@ -162,8 +160,8 @@ class PlannedOptimizer(Optimizer):
         finally:
             self.__dict__.pop("_step_supports_amp_scaling", None)
 
-    # Schedulers wrap step() to see that it was called, in a function that torch.compile cannot trace. This
-    # one says so itself.
+    # Schedulers wrap step() to detect that it was called, with a function that torch.compile cannot trace.
+    # Marking step() as wrapped avoids this; _step() sets the flag that schedulers check.
     step._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
 
     @torch.no_grad()
@@ -184,7 +182,7 @@ class PlannedOptimizer(Optimizer):
     def _update(
         self, plan: StepPlan | None, groups: list[dict[str, Any]], first: int = 0
     ) -> StepPlan:
-        """Step the groups by the plan, or by a new one; return the plan that did it."""
+        """Step the groups with the plan, or a new one if it does not fit; return the plan used."""
         plan, scaling = self._with_plan(StepPlan.step, plan, groups, first)
         self._scaling = scaling if plan.needs.clips else None
         return plan
@@ -196,16 +194,16 @@ class PlannedOptimizer(Optimizer):
         groups: list[dict[str, Any]],
         first: int = 0,
     ) -> tuple[StepPlan, Result]:
-        """What `do` makes of a plan for the groups, a new one where the given one does not fit.
+        """Call `do` with a plan for the groups: the given plan if it fits, else a new one.
 
-        first: the place of the groups' first parameter among all of the optimizer's.
+        first: the index of the groups' first parameter among all parameters of the optimizer.
         """
         checks.check_states(self.state)
         loss_scale = LossScale.of(self.__dict__)
         needs, settings = Needs.of(groups, loss_scale), settings_of(self.rule, groups)
         if plan is None or not plan.fits(groups, needs):
             plan = self._make_plan(groups, first, needs)
-        elif plan.reference:  # the native plan looks at its own parameters itself
+        elif plan.reference:  # a native plan checks its own parameters
             self._prepare(groups, plan.reference, needs)
         try:
             return plan, do(plan, self.state, groups, settings, loss_scale)
@@ -221,7 +219,7 @@ class PlannedOptimizer(Optimizer):
             raise RuntimeError(f"{what}: {problem}") from None
 
     def _make_plan(self, groups: list[dict[str, Any]], first: int, needs: Needs) -> StepPlan:
-        """Look at every parameter once: who serves it, and whether it can be served at all."""
+        """Inspect every parameter once: which backend serves it, and whether any can."""
         for index, group in enumerate(groups):
             checks.check_members(index, group)
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
@@ -229,7 +227,7 @@ class PlannedOptimizer(Optimizer):
             group["process_group"] = name_of(group["process_group"])
             options.check(group, self.rule.states)
         if groups is self.param_groups:
-            self._traced = compiled.parameters_of(self.param_groups)  # without what was taken out
+            self._traced = compiled.parameters_of(self.param_groups)  # without removed parameters
         entries = entries_of(self.rule, groups, first)
         self._check_spreads(groups, entries, needs)
         self._prepare(groups, entries, needs)
@@ -239,7 +237,7 @@ class PlannedOptimizer(Optimizer):
     def _check_spreads(
         self, groups: list[dict[str, Any]], entries: list[Entry], needs: Needs
     ) -> None:
-        """Of parameters without gradient, too: what one process refuses, all must."""
+        """Check parameters without gradient, too, so that all processes raise together."""
         for entry in entries:
             group = groups[entry.group]
             param = group["params"][entry.index]
@@ -251,7 +249,7 @@ class PlannedOptimizer(Optimizer):
                 raise RuntimeError(f"{name} cannot be updated: {problem}")
 
     def _prepare(self, groups: list[dict[str, Any]], entries: list[Entry], needs: Needs) -> None:
-        """Check every gradient and state first; then start and convert the states that need it."""
+        """Check every gradient and state, then create and convert states where needed."""
         unready = []
         capturing = is_capturing()
         first_of_group: dict[int, tuple[checks.LateName, Tensor]] = {}
@@ -297,29 +295,29 @@ class PlannedOptimizer(Optimizer):
                 )
             unready.append((param, format))
         for param, format in unready:
-            # Whoever interrupts finds a state as it was or as it should be, and never a half-made one.
+            # Work on a copy, so that an interrupt never leaves a partially converted state.
             state = dict(self.state.get(param, {}))
             format.convert(local(param), state)
             self.state[param] = state
 
     def memory_report(self) -> MemoryReport:
-        """Bytes of parameters and states, gradients left aside; print it for a table.
+        """Bytes of parameters and states, without gradients; print it for a table.
 
-        Counts what there is: states begin with a parameter's first step.
+        Counts allocated tensors only: a parameter's states are created at its first step.
         """
         return MemoryReport.of(self.param_groups, self.state)
 
     # Saving and loading.
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as numbers: what is kept in 8 bits comes as float32, and packs to the same again.
+        """The state as numbers: 8-bit states become float32, which quantizes to the same codes again.
 
-        Where a state is converted for it (one kept in 8 bits; 16-bit residuals of DTensors), all tensors in
-        it are copies, which later steps do not change. Otherwise all are the optimizer's own, as in torch.
-        What is loaded into it (torch.distributed.checkpoint.load writes in place) reaches the optimizer
-        by load_state_dict(), which must follow; a step() without it warns where these were copies.
+        If any state is converted (8-bit states; 16-bit residuals of DTensors), all tensors are copies,
+        which later steps do not change. Otherwise all are the optimizer's own, as in torch.
+        After torch.distributed.checkpoint.load, which writes into these tensors in place, call
+        load_state_dict(); without it, a step() warns if the tensors were copies.
         """
-        # Registered first, so that the user's own hooks see numbers.
+        # Registered first, so that the user's hooks see numbers rather than codes.
         handle = self.register_state_dict_post_hook(
             _export,  # type: ignore[arg-type]
             prepend=True,
@@ -330,24 +328,24 @@ class PlannedOptimizer(Optimizer):
             handle.remove()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, also one of torch's optimizer with the same moments.
+        """Load a state, which may be that of a torch optimizer with the same moments.
 
-        What a loaded group does not say stays as it is here, and so does how a step is computed and
-        kept: `backend`, `capturable`, `master`, `rounding`, `state_dtype`. States are converted to
-        these; a `prev_grad` it does not have starts at zero.
+        Options missing from a loaded group keep their current value, as do the options that define how a
+        step is computed and stored: `backend`, `capturable`, `master`, `rounding`, `state_dtype`. States
+        are converted accordingly; a missing `prev_grad` starts at zero.
 
         Args:
-            state_dict: what `state_dict()` of this class, or of torch's, gave: tensors of the parameters'
+            state_dict: from `state_dict()` of this class or of torch's: tensors of the parameters'
                 shapes, on any device.
 
         Raises:
             ValueError, TypeError: a state_dict of another class, of other shapes or types, or with options
-                that the constructor would refuse; nothing is changed then.
+                that the constructor would reject. Nothing has been changed.
         """
         if not isinstance(state_dict, Mapping):
             raise TypeError(f"load_state_dict takes what state_dict() returned, got {state_dict!r}")
         self._groups_before = [dict(group) for group in self.param_groups]
-        # Registered last, so that it sees what the user's own hooks made of the state_dict.
+        # Registered last, so that it sees the state_dict as modified by the user's hooks.
         handle = self.register_load_state_dict_pre_hook(self._keep_state_dict)
         try:
             super().load_state_dict(dict(state_dict))
@@ -366,7 +364,7 @@ class PlannedOptimizer(Optimizer):
         return checkpoints.without_states(self.rule, state_dict)
 
     def _check_loaded_groups(self, loaded: list[dict[str, Any]]) -> None:
-        """Raise where a loaded group, completed by what is here, has options that cannot be."""
+        """Raise if a loaded group, completed with current values, has invalid options."""
         for index, (group, saved) in enumerate(zip(self.param_groups, loaded, strict=False)):
             given = {k: v for k, v in saved.items() if k not in ("params", *options.OWN)}
             try:
@@ -381,7 +379,7 @@ class PlannedOptimizer(Optimizer):
         self._traced = compiled.parameters_of(self.param_groups)
         self.__dict__.setdefault("_graph_memory", [])
         self.__dict__.setdefault("_snapshots", Snapshots())
-        self.defaults.pop("differentiable", None)  # torch adds it, and it would get into the groups
+        self.defaults.pop("differentiable", None)  # torch adds it, and groups would inherit it
         for option, value in options.DEFAULTS.items():
             self.defaults.setdefault(option, value)
         self.__dict__.setdefault("_options", frozenset(self.defaults))

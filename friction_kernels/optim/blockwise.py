@@ -1,10 +1,10 @@
-"""States in 8 bits: codes and, for each block of 256 elements, a scale, in one uint8 tensor.
+"""8-bit blockwise states: codes and one scale per block of 256 elements, in one uint8 tensor.
 
-States span many orders of magnitude. With r in [0, 1] an element's share of its block's scale, the code
-is the upper bits of the float32 r + d: logarithmic above d, even below, as mu-law companding is. Codes of a
-signed state reach 8 octaves down from the block's largest, others 16, each in 16 steps. An average moves less
-than half a code in a step, and rounding to nearest would freeze it; so a step rounds up from a threshold that
-runs through [0, 1) from step to step. With 1/2, quantizing what `dequantize` gave loses nothing.
+States span many orders of magnitude. Let r in [0, 1] be an element's magnitude relative to its block's scale.
+The code is the upper bits of the float32 r + d: logarithmic above d, linear below, as in mu-law companding.
+Codes of a signed state cover 8 octaves below the block's largest, others 16, with 16 codes per octave. An
+average moves by less than half a code per step, so rounding to nearest would freeze it. Steps instead round
+up from a threshold that varies over [0, 1). With 1/2, quantizing the result of `dequantize` is lossless.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 BLOCK = 256
-# The key under which a state notes the shape of the parameter that its quantized tensors are of: they have
-# none themselves.
+# State key with the shape of the quantized tensors' parameter; the tensors themselves are flat.
 QUANTIZED_SHAPE = "packed_shape"
-# In which order quantized states go through their parameter, where that is not a contiguous tensor's.
+# State key with the element order of quantized states, if not that of a contiguous tensor.
 ORDER = "packed_order"
 _ALIGNMENT = 16
 _SMALLEST_NORMAL = 2.0**-126
@@ -32,7 +31,7 @@ _SIGNED_OFFSET, _UNSIGNED_OFFSET = 0x3B888889, 0x37880088
 
 
 def threshold_of(step: int) -> float:
-    """From where averages are rounded up at this step: multiples of the golden section fill [0, 1) evenly."""
+    """Threshold above which this step rounds up: multiples of the golden section fill [0, 1) evenly."""
     turns = step * 0.6180339887498949
     return torch.tensor(turns - math.floor(turns), dtype=torch.float32, device="cpu").item()
 
@@ -46,7 +45,7 @@ def _float_of(bits: int) -> float:
 
 
 def _rounding(threshold: float, offset: int) -> int:
-    # A few less than all, because the inverse of a scale above 2^126 is inexact.
+    # Stay below the maximum, because the inverse of a scale above 2^126 is inexact.
     return min(int(threshold * (1 << _SHIFT)), (1 << _SHIFT) - 8) - offset
 
 
@@ -72,7 +71,7 @@ def _signed_values(codes: Tensor, scale: Tensor) -> Tensor:
 def _unsigned_codes(x: Tensor, inverse_scale: Tensor, threshold: float) -> Tensor:
     code = _upper_bits(x, inverse_scale, threshold, _UNSIGNED_OFFSET)
     least = (_bits_of(x) != 0) & (inverse_scale != 0)
-    code = code.maximum(least.int())  # what is not zero must not become it
+    code = code.maximum(least.int())  # nonzero values must not become zero
     return (code & 0xFF).to(torch.uint8)
 
 
@@ -86,15 +85,15 @@ def _scale_bytes(count: int) -> int:
 
 
 def quantized_size(count: int) -> int:
-    """Bytes of a quantized state of so many elements."""
+    """Bytes of a quantized state with `count` elements."""
     return _scale_bytes(count) + count
 
 
 def quantize(values: Tensor, *, signed: bool, threshold: float = 0.5) -> Tensor:
-    """float32 values in element order as bytes: scales, zeros up to a multiple of 16 bytes, codes."""
+    """Encode float32 values in element order as bytes: scales, padding to 16 bytes, codes."""
     count, blocks = values.numel(), -(-values.numel() // BLOCK)
     x = pad(values, (0, blocks * BLOCK - count)).view(blocks, BLOCK)
-    # Compared as integers, NaN is the largest.
+    # Compared as integers, NaN is the largest, so it becomes the scale.
     scales = x.abs().view(torch.int32).amax(dim=1).view(torch.float32)
     inverse = torch.where(scales >= _SMALLEST_NORMAL, torch.ones_like(scales) / scales, 0.0)
     codes = (_signed_codes if signed else _unsigned_codes)(x, inverse[:, None], threshold)
@@ -105,7 +104,7 @@ def quantize(values: Tensor, *, signed: bool, threshold: float = 0.5) -> Tensor:
 
 
 def dequantize(quantized: Tensor, count: int, *, signed: bool) -> Tensor:
-    """What `quantize` kept of `count` values, as float32 in element order."""
+    """Decode `count` values from `quantize`, as float32 in element order."""
     blocks, start = -(-count // BLOCK), _scale_bytes(count)
     scales = quantized[: 4 * blocks].view(torch.float32)
     codes = pad(quantized[start:], (0, blocks * BLOCK - count)).view(blocks, BLOCK)
@@ -113,7 +112,7 @@ def dequantize(quantized: Tensor, count: int, *, signed: bool) -> Tensor:
 
 
 def quantized_mismatch(param: Tensor, state: Mapping[str, Any]) -> str | None:
-    """Why a state in 8 bits is not this parameter's any more; None where it is."""
+    """Why an 8-bit state no longer matches its parameter, or None if it does."""
     remedy = "delete its state, or load one with load_state_dict()"
     shape, order = state.get(QUANTIZED_SHAPE, param.shape), state.get(ORDER, range(param.dim()))
     if not isinstance(shape, (tuple, list)):

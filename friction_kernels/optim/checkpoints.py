@@ -1,11 +1,11 @@
-"""What a state_dict holds, and how one of any options becomes the state that an optimizer asks for.
+"""Save states to a state_dict, and convert a state_dict of any options to an optimizer's own.
 
-A state_dict has numbers: 8-bit codes become float32, which packs to the same bytes again; residuals and
-masters stay as they are. A master of another kind than the options ask for is taken as it is, too, and
-converted by the next step: only then are the model's parameters sure to have been loaded.
+A state_dict holds numbers: 8-bit codes become float32, which quantizes to the same bytes again; residuals and
+masters are stored unchanged. A loaded residual or master that the options do not request is kept
+until the next step converts it: only then are the model's parameters sure to be loaded.
 
-Where nothing has to be converted, a state_dict shares its tensors with the optimizer, as torch's do. Where
-anything has, it shares none: it would be partly of one moment and partly of another.
+If nothing needs converting, a state_dict shares its tensors with the optimizer, as in torch. If anything
+does, it shares none; otherwise later steps would change only some of its tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import MOST_FLOAT32_STEPS, NOTES, StateFormat, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
 
-# Of torch's optimizers, whose groups say how they compute; and what amsgrad, once switched off, leaves.
+# Options of torch's optimizers that say how they compute, and states that a disabled amsgrad leaves behind.
 _TORCHS_OPTIONS = ("foreach", "fused", "differentiable", "amsgrad")
 _TORCHS_STATES = ("max_exp_avg_sq",)
 
@@ -38,14 +38,14 @@ _TORCHS_STATES = ("max_exp_avg_sq",)
 def export(
     rule: Rule, groups: list[dict[str, Any]], state_dict: dict[str, Any], snapshots: Snapshots
 ) -> None:
-    """Put numbers in the place of codes, and say of each group which rule it is of.
+    """Replace codes by numbers, and add the rule's identity to each group.
 
-    snapshots: to which a state_dict of copies is added.
+    snapshots: records the state_dict if its tensors are copies.
     """
     for group in state_dict["param_groups"]:
         group.update(rule.identity())
         for option in NOT_SAVED:
-            group[option] = None  # torch.distributed.checkpoint asks for every key of a group
+            group[option] = None  # torch.distributed.checkpoint requires every key of a group
     params = list(chain.from_iterable(group["params"] for group in groups))
     states, converts = state_dict["state"], False
     for ordinal, (number, param) in enumerate(zip(_numbers(state_dict), params, strict=True)):
@@ -73,7 +73,7 @@ def export(
 
 
 def _unsaved_reason(rule: Rule, param: Tensor, state: Any) -> str | None:
-    """What is wrong with a parameter's state; None where it can be read."""
+    """What is wrong with a parameter's state, or None if it can be saved."""
     if not isinstance(state, dict):
         return f"has {state!r} for its state, and not a dict"
     for key in ("step", *rule.states, *MASTER_KEYS):
@@ -85,7 +85,7 @@ def _unsaved_reason(rule: Rule, param: Tensor, state: Any) -> str | None:
 
 
 def _cloned(value: Any) -> Any:
-    """The value with copies of all tensors in it."""
+    """Return the value with every tensor in it cloned."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, dict):
@@ -96,7 +96,7 @@ def _cloned(value: Any) -> Any:
 
 
 def _sendable(part: Tensor) -> Tensor:
-    """Residuals of 16 bits in 32: neither NCCL nor gloo gathers them otherwise."""
+    """Widen 16-bit residuals to 32 bits, because neither NCCL nor gloo gathers int16."""
     return part.int() if part.dtype == torch.int16 else part
 
 
@@ -104,21 +104,21 @@ def _numbers(state_dict: dict[str, Any]) -> list[int]:
     return list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
 
 
-# Loading: all of it is checked, then new states are made, and only then does the optimizer change.
+# Loading: check everything, then build new states, and only then change the optimizer.
 
 
 class Saved(NamedTuple):
-    """What a state_dict has of one parameter whose steps it goes on with."""
+    """The entry of a state_dict for one parameter with a state."""
 
     name: checks.LateName
     param: Tensor
-    group: dict[str, Any]  # the optimizer's, as it is before loading
+    group: dict[str, Any]  # the optimizer's group before loading
     state: Any
-    is_ours: bool  # made by an optimizer of this package, whose users may have added to it
+    is_ours: bool  # saved by an optimizer of this package, to which users may have added entries
 
 
 def understood(state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """The state_dict in plain dicts and lists; raise where it is none, and name what is wrong with it."""
+    """Return the state_dict as plain dicts and lists; raise, naming the fault, if it is not one."""
     for key, kind, word in (("state", Mapping, "dict"), ("param_groups", (list, tuple), "list")):
         if not isinstance(state_dict.get(key), kind):
             what = f"{state_dict[key]!r} as {key!r}, and not a {word}" if key in state_dict else ""
@@ -153,11 +153,11 @@ def _understood_group(index: int, group: object) -> dict[str, Any]:
 def new_states(
     rule: Rule, class_name: str, groups: list[dict[str, Any]], state_dict: dict[str, Any]
 ) -> dict[Tensor, dict[str, Any]]:
-    """The states that a state_dict brings, as they are kept here; raise where it cannot be gone on from."""
+    """Convert a state_dict's states to the optimizer's options; raise if a state cannot be used."""
     if [len(group["params"]) for group in groups] != [
         len(group["params"]) for group in state_dict["param_groups"]
     ]:
-        return {}  # torch raises, and says so
+        return {}  # torch raises for this
     found = list(_parameters(groups, state_dict))
     for saved in found:
         _check_state(rule, class_name, saved)
@@ -168,7 +168,7 @@ def new_states(
 
 
 def _part(states: Iterable[dict[str, Any]]) -> None:
-    """Copy what two states have in common, as where a state_dict names one for two parameters."""
+    """Clone tensors shared by two states, as when a state_dict names one for two parameters."""
     seen: set[int] = set()
     for state in states:
         for key, value in state.items():
@@ -180,7 +180,7 @@ def _part(states: Iterable[dict[str, Any]]) -> None:
 
 
 def _share_all_or_nothing(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> None:
-    """Copy what is shared by a loaded state and the one that was made of it, unless everything is."""
+    """Clone tensors shared between a loaded state and its conversion, unless all are shared."""
     tensors = [
         (kept, key, _is_shared(loaded[key], kept[key]))
         for loaded, kept in pairs
@@ -210,7 +210,7 @@ def _parameters(groups: list[dict[str, Any]], state_dict: dict[str, Any]) -> Ite
             name = checks.LateName(group_index, group, index)
             state = state_dict["state"].get(number, {})
             if isinstance(state, dict) and not state:
-                continue  # its steps begin anew
+                continue  # starts without a state
             yield Saved(name, group["params"][index], group, state, is_ours)
 
 
@@ -222,7 +222,7 @@ def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
         raise ValueError(
             f"{name} cannot be given a state before it has a shape; run the model once, then load"
         )
-    # What is copied starts at zero.
+    # States stored in the parameter's dtype, such as prev_grad, may be missing and start at zero.
     needed = ("step", *(key for key, kind in rule.states.items() if kind.at_least_float32))
     known = {"step", *rule.states, *MASTER_KEYS, *_TORCHS_STATES}
     missing = [key for key in needed if state.get(key) is None]
@@ -244,7 +244,7 @@ def _check_state(rule: Rule, class_name: str, saved: Saved) -> None:
 
 
 def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
-    """The state on the parameter's device, in the types that its group asks for."""
+    """The state on the parameter's device, in the dtypes that its group requires."""
     part = local(saved.param)
     format = StateFormat.of(rule, part, saved.group)
     step = saved.state["step"]
@@ -270,7 +270,7 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
 
 
 def without_states(rule: Rule, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict less what `new_states` made of it, which torch would cast to the parameters' types."""
+    """The state_dict without what `new_states` converted, which torch would cast to parameters' dtypes."""
     options = {*_TORCHS_OPTIONS, *rule.identity()}
     keys = {"step", *rule.states, *MASTER_KEYS, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]

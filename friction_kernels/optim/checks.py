@@ -1,4 +1,4 @@
-"""Bad input gets an error that names it and the remedy, before anything is changed."""
+"""Validate input before anything is changed; errors name the input and the remedy."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ NO_MEMORY = "has no memory for its elements; bring its storage back, or clone() 
 
 
 def as_float(name: str, value: object) -> float | None:
-    """The value of a number or of a tensor of one element; None where it is neither.
+    """The value of a number or one-element tensor, or None for anything else.
 
-    Raises ValueError for a tensor without memory, which must not even be printed.
+    Raises ValueError for a tensor without memory, which cannot even be printed.
     """
     if isinstance(value, Tensor) and lacks_memory(value):
         raise ValueError(f"{name} is a tensor that {NO_MEMORY}")
     if isinstance(value, Tensor) and value.requires_grad:
-        value = value.detach()  # torch warns of reading one that takes part in a graph
+        value = value.detach()  # torch warns when reading a tensor that requires grad
     complex_tensor = isinstance(value, Tensor) and value.is_complex()
-    if isinstance(value, str) or complex_tensor:  # float() would read it, or its real part
+    if isinstance(value, str) or complex_tensor:  # float() would parse it, or drop a part
         return None
     try:
-        return float(value)  # type: ignore[arg-type]  # whatever cannot be read raises
+        return float(value)  # type: ignore[arg-type]  # raises if it cannot be converted
     except (TypeError, ValueError, RuntimeError, OverflowError):
         return None
 
@@ -52,7 +52,7 @@ def check_number(
 
 
 def as_number(name: str, value: float | Tensor) -> float:
-    """A setting as it is in this step; raise TypeError where it is no number."""
+    """A setting's value at this step; raises TypeError if it is not a number."""
     number = as_float(name, value)
     if number is None:
         raise TypeError(f"{name} must be a number, got {value!r}")
@@ -60,19 +60,19 @@ def as_number(name: str, value: float | Tensor) -> float:
 
 
 def check_bound(name: str, value: float) -> None:
-    """Raise ValueError unless value is a number above 0; infinity is one."""
+    """Raise ValueError unless value is a number above 0; infinity is allowed."""
     if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
         raise ValueError(f"{name} must be a number above 0 (math.inf only measures), got {value!r}")
 
 
 def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    # Arrays compare element by element; they have no hash.
+    # Arrays are not hashable, and would compare element by element.
     if not isinstance(value, Hashable) or value not in set(choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def pair_of_betas(value: Sequence[float | Tensor]) -> Sequence[float | Tensor]:
-    """The value itself; raise ValueError where it is no pair."""
+    """Return the value, or raise ValueError if it is not a pair."""
     if not isinstance(value, Sequence) or len(value) != 2:
         raise ValueError(f"betas must be a pair of numbers, got {value!r}")
     return value
@@ -92,7 +92,7 @@ def check_backend(value: str) -> None:
 
 
 def parameter_name(group_index: int, group: Mapping[str, Any], index: int) -> str:
-    """How errors call a parameter: its place, its name where the group knows names, its shape."""
+    """A parameter's name in errors: its index, its name if the group has names, and its shape."""
     names = group.get("param_names")
     name = f"'{names[index]}', " if names else ""
     param = group["params"][index]
@@ -101,7 +101,7 @@ def parameter_name(group_index: int, group: Mapping[str, Any], index: int) -> st
 
 
 def name_at(groups: Iterable[Mapping[str, Any]], ordinal: int) -> str:
-    """The name of a parameter that is known by its place among those of all groups."""
+    """The name of the parameter at this index among those of all groups."""
     for group_index, group in enumerate(groups):
         if ordinal < len(group["params"]):
             return parameter_name(group_index, group, ordinal)
@@ -111,7 +111,7 @@ def name_at(groups: Iterable[Mapping[str, Any]], ordinal: int) -> str:
 
 @dataclass
 class LateName:
-    """A parameter's name, made when an error needs it: a lazy parameter has no shape before."""
+    """A parameter's name, formatted when an error needs it: a lazy parameter has no shape before."""
 
     group_index: int
     group: Mapping[str, Any]
@@ -122,23 +122,23 @@ class LateName:
 
 
 def with_names(params: Iterable[object], group_index: int) -> list[tuple[LateName, Tensor]]:
-    """A new group's tensors and their names; none where torch refuses what was given."""
+    """A new group's tensors with their names; empty if torch will refuse the input."""
     named = [p if isinstance(p, tuple) else (None, p) for p in params]
     tensors = [p for _, p in named]
     if not tensors or not all(isinstance(p, Tensor) for p in tensors):
-        return []  # torch's own add_param_group raises, and says what it got
+        return []  # torch's own add_param_group raises for this
     group = {"params": tensors, "param_names": [n for n, _ in named] if named[0][0] else None}
     return [(LateName(group_index, group, index), param) for index, param in enumerate(tensors)]
 
 
 def is_frozen(param: Tensor) -> bool:
-    """Whether a step leaves a parameter alone, whatever it is, unless that changes."""
+    """Whether steps currently ignore a parameter, whatever its dtype or device."""
     return not param.requires_grad and param.grad is None
 
 
 def unsupported_reason(param: Tensor) -> str | None:
-    """What is wrong with a parameter's type; None where it can be updated."""
-    if param.dtype in NATIVE_DTYPES:  # the reference serves no others
+    """Why a parameter's dtype cannot be updated, or None if it can."""
+    if param.dtype in NATIVE_DTYPES:  # the reference supports no others
         return None
     return (
         f"has type {param.dtype}; only floating-point and complex parameters can be updated, of 16 bits "
@@ -147,7 +147,7 @@ def unsupported_reason(param: Tensor) -> str | None:
 
 
 def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index: int) -> None:
-    """Raise for parameters of types that cannot be updated and for mixed kinds of devices within a group."""
+    """Raise if a parameter's dtype cannot be updated, or a group mixes kinds of devices."""
     trained = [named for named in with_names(params, group_index) if not is_frozen(named[1])]
     for name, param in trained:
         problem = unsupported_reason(param)
@@ -157,7 +157,7 @@ def check_parameters(params: Iterable[Tensor | tuple[str, Tensor]], group_index:
 
 
 def check_device(name: object, param: Tensor, first_name: LateName, first: Tensor) -> None:
-    """Raise where two parameters of a group are on different kinds of devices."""
+    """Raise if two parameters of a group are on different kinds of devices."""
     if param.device.type != first.device.type:
         raise ValueError(
             f"{name} is on {param.device} and parameter {first_name.index} of the group on "
@@ -183,7 +183,7 @@ def check_states(states: object) -> None:
 
 
 def check_group(index: int, group: object, options: Set[str]) -> None:
-    """Raise where a group has no longer what a step reads."""
+    """Raise if a group lacks entries that a step reads."""
     if not isinstance(group, dict):
         raise TypeError(
             f"group {index} of param_groups is of type {type(group).__name__}, and no dict; add groups "
@@ -202,7 +202,7 @@ def check_group(index: int, group: object, options: Set[str]) -> None:
 
 
 def check_members(index: int, group: Mapping[str, Any]) -> None:
-    """Raise where one of a group's parameters is none."""
+    """Raise if a member of a group is not a tensor."""
     for place, param in enumerate(group["params"]):
         if not isinstance(param, Tensor):
             raise TypeError(
@@ -213,7 +213,7 @@ def check_members(index: int, group: Mapping[str, Any]) -> None:
 def check_capturable(
     group: Mapping[str, Any], params: Iterable[Tensor | tuple[str, Tensor]]
 ) -> None:
-    """Raise where a captured step could not follow a setting: a graph reads its own device only."""
+    """Raise if a captured step could not follow a setting: a graph reads its own device only."""
     check_choice("capturable", group["capturable"], (False, True))
     if not group["capturable"]:
         return
@@ -222,7 +222,7 @@ def check_capturable(
     tensors = {name: value for name, value in settings.items() if isinstance(value, Tensor)}
     for item in params:
         param = item[1] if isinstance(item, tuple) else item
-        if not hasattr(param, "device") or is_frozen(param):  # torch says what else it got
+        if not hasattr(param, "device") or is_frozen(param):  # otherwise torch raises
             continue
         for name, value in tensors.items():
             if value.device != param.device:
@@ -233,7 +233,7 @@ def check_capturable(
 
 
 def check_captured(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise where a CUDA graph would leave something out of every replay, in silence."""
+    """Raise if a CUDA graph would silently leave something out of every replay."""
     for group_index, group in enumerate(groups):
         check_capturable(group, [param for param in group["params"] if param.is_cuda])
         for index, param in enumerate(group["params"]):
@@ -254,13 +254,13 @@ def check_captured(groups: Iterable[Mapping[str, Any]]) -> None:
 
 
 def is_fake(tensor: Tensor) -> bool:
-    """Whether it is one of FakeTensorMode's, which have a shape and no numbers."""
+    """Whether it is a FakeTensor, which has a shape but no numbers."""
     module = sys.modules.get("torch._subclasses.fake_tensor")
     return module is not None and isinstance(tensor, module.FakeTensor)
 
 
 def check_not_faking() -> None:
-    """Raise under FakeTensorMode, whose operators compute shapes alone."""
+    """Raise under FakeTensorMode, whose operators compute only shapes."""
     if is_fake(torch.empty(0, device="cpu")):
         raise RuntimeError(
             "step() cannot run under FakeTensorMode, in which tensors have no numbers; leave the mode first"
@@ -268,7 +268,7 @@ def check_not_faking() -> None:
 
 
 def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
-    """Raise where a parameter cannot be updated, or not by this gradient."""
+    """Raise if a parameter cannot be updated, or not with this gradient."""
     if is_fake(param) or is_fake(grad):
         raise RuntimeError(
             f"{name} or its gradient is a FakeTensor and has no numbers; make it outside of FakeTensorMode"
@@ -304,7 +304,7 @@ def check_gradient(name: object, param: Tensor, grad: Tensor) -> None:
 
 
 def check_memory(name: object, what: str, tensor: Tensor) -> None:
-    """Raise for elements without memory: of a storage resized to less, or autograd's zero tensors.
+    """Raise if elements have no memory: in a shrunken storage, or in one of autograd's zero tensors.
 
     what: which tensor of the parameter it is; empty for the parameter itself.
     """
@@ -314,7 +314,7 @@ def check_memory(name: object, what: str, tensor: Tensor) -> None:
 
 
 def lacks_memory(tensor: Tensor) -> bool:
-    """Whether some of its elements have no memory. Subclasses may keep theirs elsewhere."""
+    """Whether some elements have no memory. Subclasses are exempt: they may store elements elsewhere."""
     knows = type(tensor) is Tensor or is_plain(type(tensor))
     if not knows or tensor.is_meta or tensor.layout != torch.strided or not tensor.numel():
         return False
@@ -324,8 +324,8 @@ def lacks_memory(tensor: Tensor) -> bool:
 
 
 def shares_memory(tensor: Tensor) -> bool:
-    """Whether several indices may name one place in memory, as in an expanded tensor."""
-    reach = 1  # of the dimensions so far, in elements
+    """Whether several indices may refer to one memory location, as in an expanded tensor."""
+    reach = 1  # extent of the dimensions so far, in elements
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1 and stride < reach:
             return tensor.numel() > 0

@@ -1,4 +1,4 @@
-"""Gradient clipping outside of the step: torch's own, also over several meshes and of flattened parts."""
+"""Gradient clipping outside the step: torch's own, extended to several meshes and flattened parameters."""
 
 from __future__ import annotations
 
@@ -35,33 +35,33 @@ def clip_grad_norm_(
     *,
     process_group: ProcessGroup | str | None = None,
 ) -> Tensor:
-    """Scale gradients in place so that together they have a norm of at most max_norm.
+    """Scale gradients in place so that their total norm is at most max_norm.
 
-    This is torch.nn.utils.clip_grad_norm_, to the bit, which it calls. Beyond that it takes DTensors of
-    several meshes, and DTensors beside plain tensors, where torch raises, and parameters of
-    FullyShardedDataParallel (FSDP1), of which torch takes this process's parts for the whole. It reads the
-    gradients twice and writes them once; the optimizers' own `max_grad_norm` writes none.
+    Calls torch.nn.utils.clip_grad_norm_ and returns the same bits. In addition it supports DTensors on
+    several meshes, DTensors mixed with plain tensors, for which torch raises, and parameters of
+    FullyShardedDataParallel (FSDP1), whose local shard torch mistakes for the whole. It reads the gradients
+    twice and writes them once; the optimizers' own `max_grad_norm` never writes them.
 
     Args:
-        parameters: a tensor or several, of any shape and device, whose `.grad` is scaled; those without
-            are passed by.
+        parameters: a tensor or several, of any shape and device, whose `.grad` is scaled; parameters
+            without gradient are ignored.
         max_norm: the largest norm, in the gradients' unit.
-        norm_type: which norm; math.inf for the largest absolute value (default 2.0).
-        error_if_nonfinite: raise RuntimeError where the norm is infinite or NaN, instead of scaling by
+        norm_type: the order of the norm; math.inf for the largest absolute value (default 2.0).
+        error_if_nonfinite: raise RuntimeError if the norm is infinite or NaN, instead of scaling by
             it (default False).
-        foreach: use torch's foreach operators; None where there are any (default None).
-        process_group: over which processes the parameters are spread, where each has others or other
-            parts of them and torch does not mark that (default None).
+        foreach: use torch's foreach operators; None uses them where available (default None).
+        process_group: the processes over which the parameters are sharded, with different parameters or
+            different shards on each, if torch does not record it (default None).
 
     Returns:
-        the norm before scaling, a scalar tensor on the first gradient's device; a DTensor where gradients
-        are DTensors of one mesh, 0 where there is no gradient.
+        the norm before scaling, a scalar tensor on the first gradient's device; a DTensor if all gradients
+        are DTensors of one mesh, 0 if there are no gradients.
 
     Raises:
-        RuntimeError: the norm is not finite, and error_if_nonfinite; or it is of parts whose processes are
-            not to be found.
-        ValueError: norm_type is not above 0, and the norm is a sum over processes; process_group is none of
-            this process.
+        RuntimeError: the norm is not finite and error_if_nonfinite is set; or the processes that hold the
+            other shards of a parameter cannot be found.
+        ValueError: norm_type is not above 0 for a sum over processes; process_group is not one of this
+            process.
     """
     params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
     name = name_of(process_group)
@@ -82,7 +82,7 @@ def clip_grad_norm_(
     plain = [param for param in plain if param.grad is not None]
     if not parts and len(meshes) + bool(plain) < 2:
         return torch.nn.utils.clip_grad_norm_(
-            params or parameters,  # torch warns of a generator that is used up
+            params or parameters,  # torch warns if a generator is exhausted
             max_norm,
             norm_type,
             error_if_nonfinite,
@@ -110,7 +110,7 @@ def _norm_of_parts(
     processes: tuple[ProcessGroup, ...],
     foreach: bool | None,
 ) -> Tensor:
-    """Over the parts of all processes, also where this one has no gradient; sums are taken in float64."""
+    """Norm over the shards of all processes, even if this one has no gradient; summed in float64."""
     if not norm_type > 0:
         raise ValueError(f"norm_type must be above 0 for a sum over processes, got {norm_type!r}")
     grads = _gradients(params)

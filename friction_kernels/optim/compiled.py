@@ -1,7 +1,7 @@
-"""A step as one operator, so that torch.compile keeps a training function in one graph.
+"""A step as a single operator, so that torch.compile keeps a training function in one graph.
 
-The operator is told the optimizer by a number. What the step does is looked up when it runs: states begin at
-their first step, and schedulers change settings, without a new compilation.
+The operator receives the optimizer as a number and looks up everything else when it runs. Creating states at
+the first step and changing settings with a scheduler therefore need no recompilation.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from friction_kernels.shards import is_dtensor, local, mismatch, wrap
 
 
 class Traced(Protocol):
-    """What is stepped by the operator: an optimizer."""
+    """An optimizer, as the operator sees it."""
 
     _number: int
-    _traced: list[list[Tensor]]  # the parameters of its groups, as a compiled step knows them
+    _traced: list[list[Tensor]]  # the parameters of its groups, as known to a compiled step
     _options: frozenset[str]
     param_groups: list[dict[str, Any]]
 
@@ -32,13 +32,13 @@ class Traced(Protocol):
 
 _optimizers: WeakValueDictionary[int, Traced] = WeakValueDictionary()
 _numbers = itertools.count()
-_NONE = torch.zeros((), device="cpu")  # compilers drop an operator that changes no tensor
+_NONE = torch.zeros((), device="cpu")  # an operator that mutates no tensor would be eliminated
 
 
 def register(opt: Traced) -> None:
-    """Give an optimizer its number, by which the operator finds it for as long as it lives.
+    """Assign an optimizer the number by which the operator finds it as long as it lives.
 
-    Once: a compiled step has the number in it.
+    The number never changes, because compiled steps contain it.
     """
     if "_number" not in opt.__dict__:
         opt._number = next(_numbers)
@@ -47,11 +47,11 @@ def register(opt: Traced) -> None:
 
 @torch.library.custom_op("friction_kernels::step", mutates_args=("params",))
 def _step(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: int) -> None:
-    """Update the parameters at these places among the optimizer's, by these gradients.
+    """Update the optimizer's parameters with these indices, using these gradients.
 
-    Both are local parts, where parameters are DTensors, which an operator must otherwise be taught to spread.
+    Both are local parts if parameters are DTensors, since the operator has no DTensor sharding rule.
     """
-    params = params[: len(places)]  # without what stands for none
+    params = params[: len(places)]  # drops the placeholder _NONE
     opt = _optimizers[optimizer]
     checks.check_groups(opt.param_groups, opt._options)
     everything, traced = _all(parameters_of(opt.param_groups)), _all(opt._traced)
@@ -62,7 +62,7 @@ def _step(params: list[Tensor], grads: list[Tensor], places: list[int], optimize
             "which compiles it anew. add_param_group() and changes within group['params'] are seen in time"
         )
     own = [everything[place] for place in places]
-    # A compiler may hand the operator copies of what it was called with; the optimizer knows its own.
+    # A compiler may pass copies of the arguments; the optimizer keeps the original parameters.
     copies = [
         (local(param), given)
         for param, given in zip(own, params, strict=True)
@@ -90,7 +90,7 @@ def _(params: list[Tensor], grads: list[Tensor], places: list[int], optimizer: i
 
 
 def parameters_of(groups: Iterable[Mapping[str, Any]]) -> list[list[Tensor]]:
-    """The groups' own lists of parameters. A compiled step is traced by them, and sees them change."""
+    """The groups' own parameter lists. A compiled step is traced with these and guards on changes."""
     return [group["params"] for group in groups]
 
 
@@ -99,22 +99,20 @@ def _all(lists: list[list[Tensor]]) -> list[Tensor]:
 
 
 def step(opt: Traced) -> None:
-    """What torch.compile traces in the place of a step."""
-    everything = _all(
-        opt._traced
-    )  # a look at param_groups would compile anew for each learning rate
+    """The function that torch.compile traces in place of a step."""
+    everything = _all(opt._traced)  # reading param_groups would recompile for every learning rate
     stepped = [
         (place, param, param.grad)
         for place, param in enumerate(everything)
         if param.grad is not None
     ]
     if not stepped:
-        # Other processes may have gradients, and wait for this one's sums.
+        # Other processes may have gradients, and wait for this one's contribution to sums.
         _step([_NONE], [], [], opt._number)
         return
     for place, param, grad in stepped:
         problem = mismatch(param, grad)
-        if problem is not None:  # local parts would not show it
+        if problem is not None:  # cannot be detected from local parts
             shape = tuple(param.shape)
             raise RuntimeError(f"parameter {place} (shape {shape}) cannot be updated: {problem}")
     places = [place for place, _, _ in stepped]

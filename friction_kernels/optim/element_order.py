@@ -1,4 +1,4 @@
-"""The order in which quantized states and random numbers run through a tensor."""
+"""The order in which quantized states and random numbers traverse a tensor."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class ElementOrder(NamedTuple):
-    """Elements as they lie in a parameter's memory; pairs of complex numbers stay together."""
+    """The order of a parameter's elements in memory; the pair of a complex number stays together."""
 
     dims: tuple[int, ...]  # every dimension, outermost first
 
     @classmethod
     def of(cls, param: Tensor, rows_first: bool) -> ElementOrder:
-        """By falling stride; `rows_first`: dimension 0 stays outermost, whatever its stride."""
-        # Dimensions of size one come last, where their strides cannot tell equal orders apart.
+        """By decreasing stride. `rows_first`: dimension 0 stays outermost, whatever its stride."""
+        # Dimensions of size one come last, because their strides carry no information.
         stride = param.stride()
         dims = sorted(range(param.dim()), key=lambda d: (param.shape[d] == 1, -stride[d]))
         if rows_first and dims:
@@ -30,12 +30,12 @@ class ElementOrder(NamedTuple):
         return self.dims == tuple(range(len(self.dims)))
 
     def flatten(self, tensor: Tensor) -> Tensor:
-        """A tensor of the parameter's shape, or of pairs of reals, as one dimension."""
+        """Flatten a tensor of the parameter's shape, or one of real pairs, to one dimension."""
         pairs = range(len(self.dims), tensor.dim())
         return tensor.permute((*self.dims, *pairs)).reshape(-1)
 
     def unflatten(self, flat: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Undo `flatten` of a tensor of that shape."""
+        """Invert `flatten` for a tensor of this shape."""
         dims = (*self.dims, *range(len(self.dims), len(shape)))
         places = sorted(range(len(dims)), key=dims.__getitem__)
         return flat.view([shape[d] for d in dims]).permute(places)

@@ -1,4 +1,4 @@
-"""Which parameters the native kernels serve, and why not the others."""
+"""Which parameters the native kernels serve, and why they cannot serve the others."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from friction_kernels.optim.rule import Rule
 from friction_kernels.optim.sharded_adamp import is_spread
 from friction_kernels.warn import warn
 
-Groups = list[dict[str, Any]]  # an optimizer's, or some of them
+Groups = list[dict[str, Any]]  # all groups of an optimizer, or some of them
 
 
 class Entry(NamedTuple):
-    """A parameter's place, and why the native kernels do not serve it (None where they do)."""
+    """A parameter's position, and why native kernels cannot serve it (None if they can)."""
 
     group: int
-    index: int  # type: ignore[assignment]  # in the place of tuple.index
-    ordinal: int  # its place among all of the optimizer's parameters
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+    ordinal: int  # its index among all of the optimizer's parameters
     fallback_reason: str | None
 
 
 def entries_of(rule: Rule, groups: Groups, first: int) -> list[Entry]:
-    """Every parameter of the groups; `first`: the ordinal of the first one."""
+    """An entry for every parameter of the groups; `first`: the ordinal of the first one."""
     entries: list[Entry] = []
     seen: set[int] = set()
     for group_index, group in enumerate(groups):
@@ -40,12 +40,12 @@ def entries_of(rule: Rule, groups: Groups, first: int) -> list[Entry]:
 def _fallback_reason(
     rule: Rule, group: Mapping[str, Any], param: Tensor, *, again: bool
 ) -> str | None:
-    """again: whether the parameter was met before, so that this step of it must follow that one."""
+    """again: whether the parameter occurred before, so that its updates must run one after the other."""
     if group["backend"] == "reference":
         return "backend='reference' was asked for"
     if again:
         return "it is given twice, and kernels step all parameters at once"
-    if param.grad is None:  # whatever it is: with a gradient it is looked at anew
+    if param.grad is None:  # inspected again once it has a gradient
         return backends.native_unavailable_reason()
     return fallback_reason_with_gradient(rule, param)
 
@@ -58,7 +58,7 @@ def fallback_reason_with_gradient(rule: Rule, param: Tensor) -> str | None:
 
 
 def warn_of_fallbacks(all_groups: Groups, groups: Groups, entries: list[Entry]) -> None:
-    """Say, once for each reason, which parameters with a gradient plain torch serves unasked."""
+    """Warn once per reason about parameters with a gradient that fall back to plain torch."""
     unserved: dict[str, list[int]] = {}
     for entry in entries:
         group = groups[entry.group]

@@ -1,4 +1,4 @@
-"""Friction Adam: sigSignGrad, tanhSignGrad and their AdamW and AdamP forms."""
+"""Friction Adam: sigSignGrad, tanhSignGrad and their AdamW and AdamP variants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from friction_kernels.optim.options import Master, Rounding, StateDtype
 
 _DOC = """{summary}
 
-    Equals, for every parameter p with gradient g (after `maximize` flips it), at its t-th step:
+    Equals, for every parameter p with gradient g (negated if `maximize`), at its t-th step:
 
         {coupled}exp_avg.mul_(beta1).add_(g, alpha=1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(g, g, value=1 - beta2)
@@ -30,57 +30,57 @@ _DOC = """{summary}
         prev_grad.copy_(g)
         {update}
 
-    At usual gradient scales (|g| near 1e-3) the product form's x is so small that S hardly leaves
+    At usual gradient scales (|g| near 1e-3) the product form's x is so small that S stays close to
     {neutral}: the optimizer is then {without}. `friction_input="normalized"` does not depend on the
-    gradients' scale; `friction_kernels.friction_stats(opt)` shows what S does.
+    scale of the gradients; `friction_kernels.friction_stats(opt)` reports the distribution of S.
 
     Source: Zheng et al., "Adaptive Friction in Deep Learning", arXiv 2408.11839{more_sources}.
-    Published: the product form of S. Choices of this library, where the source was not readable:
+    Published: the product form of S. Choices of this library, because the source was not readable:
     beta3 = 1, a zero gradient before the first, S multiplies the bias-corrected first moment{choices}.
-    Its own: friction_input="normalized".
+    Its own addition: friction_input="normalized".
 
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options
             below. Floating-point or complex (updated as pairs of reals), of any dense layout.
-            Moments are kept in float32 at least, prev_grad in the parameter's type. Frozen ones
-            (requires_grad=False, without gradient) may be of any type and on any device.
+            Moments are stored in at least float32, prev_grad in the parameter's dtype. Frozen
+            parameters (requires_grad=False, no gradient) may have any dtype and device.
         lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
             {lr}).
         betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
-        eps: added to the root of the second moment, at least 0 (default 1e-8).
+        eps: added to the square root of the second moment, at least 0 (default 1e-8).
         weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
         beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
 {more_args}        maximize: maximize the objective (default False).
         friction_input: "product" (published) or "normalized" (default "product").
         {shared_args}
-        capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
-            lr, weight_decay, betas and the like are read there at each replay where they are tensors (a
-            number is kept as captured) (default False).
-        backend: "auto" (native where it serves, else reference, with a warning), "native" (raises with the
-            reason where it cannot serve) or "reference" (default "auto").
+        capturable: allow capturing the step in a CUDA graph: `step` is on the parameter's device, and
+            every replay reads lr, weight_decay, betas and the like from there if they are tensors (a
+            number keeps its captured value) (default False).
+        backend: "auto" (native if it can serve, else reference, with a warning), "native" (raises with the
+            reason if it cannot serve) or "reference" (default "auto").
 
     State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
     {extra_states}
-    One of torch.optim.Adam loads into the classes with coupled decay, one of AdamW into the others, either
-    into all where weight_decay is 0; the missing prev_grad starts at zero.
+    A state_dict of torch.optim.Adam loads into the classes with coupled decay, one of AdamW into the
+    others, either into all if weight_decay is 0; the missing prev_grad starts at zero.
 
     Raises:
-        ValueError, TypeError: an option out of range, a group's option of torch's that is not one here
+        ValueError, TypeError: an option out of range, an option of torch that this class does not have
             (fused=True), or kinds of devices mixed within a group; from the constructor and
             add_param_group.
-        RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
+        RuntimeError: a sparse or mismatched gradient or state, or backend="native" that cannot serve;
             from step(), before anything is changed.
     """
 
 
 class FrictionAdam(PlannedOptimizer):
-    """What the six classes share."""
+    """Base of the six classes."""
 
     rule: ClassVar[FrictionAdamRule]
 
 
 class FrictionAdamCoupled(FrictionAdam):
-    """What SigSignGrad and TanhSignGrad share: decay added to the gradient."""
+    """Base of SigSignGrad and TanhSignGrad: decay is added to the gradient."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class FrictionAdamCoupled(FrictionAdam):
 
 
 class FrictionAdamW(FrictionAdam):
-    """What the two AdamW classes share: decoupled decay."""
+    """Base of the two AdamW classes: decoupled decay."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class FrictionAdamW(FrictionAdam):
 
 
 class FrictionAdamP(FrictionAdam):
-    """What the two AdamP classes share: decoupled decay and the projection."""
+    """Base of the two AdamP classes: decoupled decay and the projection."""
 
     def __init__(
         self,
@@ -164,7 +164,7 @@ class FrictionAdamP(FrictionAdam):
 
 
 def _give_own_init(cls: type[FrictionAdam]) -> None:
-    """Let errors of a call's arguments name the class itself, as if it repeated the signature."""
+    """Give the class its own copy of the constructor, so that errors about arguments name the class."""
     shared = cast("FunctionType", cls.__init__)
     own = FunctionType(
         shared.__code__, shared.__globals__, closure=shared.__closure__, argdefs=shared.__defaults__
@@ -175,7 +175,7 @@ def _give_own_init(cls: type[FrictionAdam]) -> None:
 
 
 def _describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
-    """Write the class's docstring, and name its constructor after it.
+    """Set the class's docstring and the name of its constructor.
 
     decay: "coupled", "decoupled" or "projected".
     """
@@ -186,9 +186,9 @@ def _describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
     shrink = "p.mul_(1 - lr * weight_decay)\n        "
     project = (
         "u = S * m_hat / (v_hat.sqrt() + eps)   # nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n"
-        "        # Where p.dim() > 1 and every row of p (first dimension) is nearly orthogonal to g,\n"
+        "        # Projection (p.dim() > 1): if every row of p (first dimension) is nearly orthogonal to g,\n"
         "        # |cosine_similarity(p_row, g_row, eps=eps)| < delta / sqrt(len(p_row)), or else p as a\n"
-        "        # whole is, the component along p_row / (p_row.norm() + eps) is taken out of u and the\n"
+        "        # whole is, the component along p_row / (p_row.norm() + eps) is removed from u, and the\n"
         "        # decay is scaled by wd_ratio.\n"
         "        p.mul_(1 - lr * weight_decay).add_(u, alpha=-lr)"
     )
@@ -216,7 +216,7 @@ def _describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
         extra_states=options.EXTRA_STATES,
         more_args=(
             "        delta: bound of the cosine test, at least 0 (default 0.1).\n"
-            "        wd_ratio: factor of the decay where the update is projected, at least 0 (default 0.1).\n"
+            "        wd_ratio: factor of the decay if the update is projected, at least 0 (default 0.1).\n"
             "        nesterov: look one step ahead in the first moment (default False).\n"
         )
         if adamp

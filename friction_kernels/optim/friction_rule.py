@@ -1,4 +1,4 @@
-"""The friction rules: Adam, AdamW and AdamP times a friction of consecutive gradients."""
+"""The friction rules: Adam, AdamW and AdamP, scaled by a friction of consecutive gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRICTION_INPUTS = get_args(FrictionInput)
 
 
 class FrictionAdamRule(MeasuredRule):
-    """Adam, or AdamW where decay is decoupled, times a friction ("sigmoid" or "tanh")."""
+    """Adam, or AdamW if decay is decoupled, times a friction ("sigmoid" or "tanh")."""
 
     name = "friction_adam"
     states_of = "friction_adam"
@@ -60,7 +60,7 @@ class FrictionAdamRule(MeasuredRule):
         )
 
     def statistic(self, x: Operands, group: Mapping[str, Any]) -> Tensor:
-        """S less its value without friction."""
+        """S minus its value without friction."""
         s = equations.next_friction(
             x.param,
             x.grad,
@@ -86,7 +86,7 @@ class FrictionAdamRule(MeasuredRule):
         return {
             "friction": self.friction,
             "projects_rows": self.projects_rows,
-            "decoupled_weight_decay": self.decoupled,  # as torch's AdamW and Adam say, too
+            "decoupled_weight_decay": self.decoupled,  # also stored by torch's Adam and AdamW
         }
 
     def understood(self, state_dict: dict[str, Any], class_name: str) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class FrictionAdamRule(MeasuredRule):
         return state_dict
 
     def _check_maker(self, index: int, group: Mapping[str, Any], name: str) -> None:
-        """Raise where what made a state_dict's group had the same states and another rule."""
+        """Raise if a group was saved by an optimizer with the same states but another rule."""
         if group.get("amsgrad"):
             raise ValueError(
                 f"the state_dict was made with amsgrad=True, which {name} does not have; "
@@ -118,7 +118,7 @@ class FrictionAdamRule(MeasuredRule):
 
 
 class FrictionAdamPRule(FrictionAdamRule, ProjectedRule):
-    """AdamP, times a friction."""
+    """AdamP times a friction."""
 
     name = "friction_adamp"
 

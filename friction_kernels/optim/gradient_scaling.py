@@ -1,7 +1,7 @@
-"""What a step must know of all gradients before it updates anything: clipping, loss scaling, infinities.
+"""What a step needs to know about all gradients before any update: clipping, loss scaling, infinities.
 
-The norm is one number for all parameters, whoever serves them. Where all of them are native and on a GPU
-nothing here waits for the device: the kernels read the same numbers there.
+The norm is one number for all parameters, whichever backend serves them. If all of them are native and on a
+GPU, the host does not wait for the device: the kernels read the same numbers there.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from friction_kernels.optim.states import reals
 
 
 class LossScale(NamedTuple):
-    """What torch.amp.GradScaler says of the gradients: float32 scalars, None where it says nothing."""
+    """The attributes set by torch.amp.GradScaler: float32 scalars, or None if not set."""
 
-    grad_scale: Tensor | None  # what they were multiplied by
-    found_inf: Tensor | None  # not zero where the step must not be
+    grad_scale: Tensor | None  # the factor that the gradients contain
+    found_inf: Tensor | None  # nonzero if the step must be skipped
 
     @classmethod
     def of(cls, attributes: Mapping[str, Any]) -> LossScale:
-        """Of an optimizer's attributes, which GradScaler sets, and deletes after the step."""
+        """From an optimizer's attributes, which GradScaler sets before a step and deletes after it."""
         return cls(*(_scalar(name, attributes.get(name)) for name in cls._fields))
 
     @property
@@ -44,7 +44,7 @@ def _scalar(name: str, value: Any) -> Tensor | None:
 
 
 class Needs(NamedTuple):
-    """What a step needs to know of all gradients, as the groups and a GradScaler ask for it."""
+    """What a step must know about all gradients, given the groups' options and a GradScaler."""
 
     clips: bool
     skips_nonfinite: bool
@@ -70,27 +70,27 @@ class Needs(NamedTuple):
         return self.skips_nonfinite or self.is_scaled
 
     def counted(self, groups: Sequence[Mapping[str, Any]]) -> list[bool]:
-        """Which groups' gradients the norm is of; only their being finite matters where none clips."""
+        """Which groups the norm covers; if no group clips, it only serves to detect nonfinite gradients."""
         if self.clips:
             return [group["max_grad_norm"] is not None for group in groups]
         return [self.skips_nonfinite] * len(groups)
 
 
 def square_sum(grad: Tensor) -> Tensor:
-    """The sum of squares in float64."""
+    """The sum of squares, in float64."""
     norm: Tensor = torch.linalg.vector_norm(reals(grad), dtype=torch.float64)
     return norm.square()
 
 
 class GradientScaling(NamedTuple):
-    """How one step's gradients are scaled, and whether it is a step at all."""
+    """How the gradients of one step are scaled, and whether the step is skipped."""
 
-    squared: Tensor | None  # float64: the sum of squares of all gradients that count, as they came
+    squared: Tensor | None  # float64: the sum of squares of all counted gradients, before scaling
     loss_scale: LossScale
     skips_nonfinite: bool
 
     def norm(self) -> Tensor:
-        """Of the gradients that count, unscaled: a float32 scalar where their squares were summed."""
+        """The unscaled norm of the counted gradients: a float32 scalar. Requires `squared`."""
         assert self.squared is not None
         norm = self.squared.sqrt()
         if self.loss_scale.grad_scale is not None:
@@ -98,7 +98,7 @@ class GradientScaling(NamedTuple):
         return norm.float().reshape(())
 
     def skips(self) -> bool:
-        """Whether the step must not be. Waits for the device."""
+        """Whether the step must be skipped. Waits for the device."""
         found_inf = self.loss_scale.found_inf
         if found_inf is not None and found_inf.item() != 0:
             return True
@@ -108,7 +108,7 @@ class GradientScaling(NamedTuple):
         return not math.isfinite(self.squared.item())
 
     def factor(self, max_norm: float | None) -> float:
-        """What a group's gradients are multiplied by. Waits for the device."""
+        """The factor by which to multiply a group's gradients. Waits for the device."""
         grad_scale = self.loss_scale.grad_scale
         scale = 1.0 if grad_scale is None else grad_scale.item()
         if not 0 < scale < math.inf:
@@ -120,10 +120,10 @@ class GradientScaling(NamedTuple):
             return 1 / scale
         assert self.squared is not None
         ratio = float(max_norm) / (math.sqrt(self.squared.item()) / scale + 1e-6)
-        return (1.0 if ratio > 1 else ratio) / scale  # NaN where the norm is, as torch clips
+        return (1.0 if ratio > 1 else ratio) / scale  # NaN if the norm is NaN, as in torch
 
     def on(self, device: int) -> tuple[int, Tensor | None, Tensor | None, Tensor | None, bool]:
-        """For a native plan, on a CUDA device."""
+        """The arguments of a native plan for a CUDA device."""
         place = torch.device("cuda", device)
         squared, grad_scale, found_inf = (
             None if number is None else number.to(place, non_blocking=True)

@@ -1,4 +1,4 @@
-"""How much memory parameters and their states take."""
+"""Memory used by parameters and their states."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from friction_kernels.shards import local
 class MemoryReport:
     """Bytes of an optimizer's parameters and states; str() is a table.
 
-    Gradients are not counted; of DTensors this process's parts are.
+    Gradients are not counted. Of DTensors, only this process's part is.
 
     Attributes:
-        parameters: how many elements the parameters have, frozen ones among them.
+        parameters: number of elements of all parameters, including frozen ones.
         sizes: bytes of the parameters ("parameter") and of each state by its name.
-        trainable_parameters: how many elements have the parameters that require gradients.
+        trainable_parameters: number of elements of the parameters that require gradients.
         trainable_sizes: `sizes` of these alone.
     """
 
@@ -32,7 +32,7 @@ class MemoryReport:
 
     @classmethod
     def of(cls, groups: Iterable[Mapping[str, Any]], states: Mapping[Tensor, Any]) -> MemoryReport:
-        """What an optimizer's parameters and states take now.
+        """Measure what an optimizer's parameters and states use now.
 
         Args:
             groups: its param_groups.
@@ -44,22 +44,22 @@ class MemoryReport:
 
     @property
     def total(self) -> int:
-        """Bytes of all."""
+        """Bytes of parameters and states."""
         return sum(self.sizes.values())
 
     @property
     def per_parameter(self) -> dict[str, float]:
-        """`sizes` for one element."""
+        """`sizes` per element."""
         return {name: size / max(self.parameters, 1) for name, size in self.sizes.items()}
 
     @property
     def bytes_per_parameter(self) -> float:
-        """`total` for one element."""
+        """`total` per element."""
         return self.total / max(self.parameters, 1)
 
     @property
     def bytes_per_trainable_parameter(self) -> float:
-        """Bytes of the trainable parameters and their states, for one element of them."""
+        """Bytes of the trainable parameters and their states, per trainable element."""
         return sum(self.trainable_sizes.values()) / max(self.trainable_parameters, 1)
 
     def __str__(self) -> str:
@@ -81,8 +81,8 @@ class MemoryReport:
 
 
 def _count(params: list[Tensor], states: Mapping[Tensor, Any]) -> tuple[int, dict[str, int]]:
-    """How many elements the parameters have, and the bytes of them and of their states."""
-    params = [param for param in params if not is_lazy(param)]  # these have no elements yet
+    """The number of elements of the parameters, and the bytes of the parameters and their states."""
+    params = [param for param in params if not is_lazy(param)]  # lazy ones have no elements yet
     sizes = {"parameter": sum(_bytes(local(param)) for param in params)}
     for param in params:
         for key, value in states.get(param, {}).items():

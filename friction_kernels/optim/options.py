@@ -1,4 +1,4 @@
-"""The options that every optimizer has beside its rule's own: what they may be and what they say."""
+"""The options that all optimizers share, besides those of their rule: validation and documentation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from friction_kernels.optim.blockwise import BLOCK
 from friction_kernels.optim.master_weights import LOW_PRECISION
 from friction_kernels.shards import processes_of
 
-# For groups of optimizers that were pickled before there were these.
+# Defaults for the groups of optimizers that were pickled before these options existed.
 DEFAULTS: dict[str, Any] = {
     "max_grad_norm": None,
     "skip_nonfinite": False,
@@ -24,10 +24,10 @@ DEFAULTS: dict[str, Any] = {
     "state_dtype": None,
     "process_group": None,
 }
-# How a step is computed and kept, not what it computes: a plan is made for these, and load_state_dict
-# leaves them as they are here.
+# These options define how a step is computed and stored, not its result. A plan depends on them, and
+# load_state_dict keeps their current values.
 OWN = ("backend", "capturable", "master", "rounding", "state_dtype", "process_group")
-NOT_SAVED = ("process_group",)  # of OWN, what means nothing to another run
+NOT_SAVED = ("process_group",)  # of OWN, meaningless in another run
 
 Master = Literal["split", "split8", "fp32"]
 Rounding = Literal["nearest", "stochastic"]
@@ -35,8 +35,8 @@ StateDtype = Literal["fp32", "bf16", "8bit"]
 MASTERS = (None, *get_args(Master))
 ROUNDINGS = get_args(Rounding)
 STATE_DTYPES = (None, *get_args(StateDtype))
-QUANTIZED = torch.uint8  # the type of a state in 8 bits
-_SEEDS = 2**53  # a native plan takes settings as float64
+QUANTIZED = torch.uint8  # the dtype of 8-bit states
+_SEEDS = 2**53  # native plans receive settings as float64
 
 _MASTER_STATES = {
     "split": ("residual", torch.int16),
@@ -44,7 +44,7 @@ _MASTER_STATES = {
     "fp32": ("master", torch.float32),
 }
 MASTER_KEYS = ("residual", "master")
-# Options that only torch's optimizers have, with the values that ask for nothing.
+# Options that only torch's optimizers have, with the values that have no effect.
 TORCHS = {
     "foreach": (None, False),
     "fused": (None, False),
@@ -54,44 +54,44 @@ TORCHS = {
     "nesterov": (False,),
 }
 
-# docs/numerics.md has the formats, their errors, and what is whose.
-ARGS = """max_grad_norm: clip as torch.nn.utils.clip_grad_norm_ does, within the step and without writing
-            gradients: the norm is that of all groups that ask, each is scaled to its own bound.
-            `opt.grad_norm` has the norm afterwards, a scalar tensor on the device. math.inf measures
-            only. Gradients are read once more (default None).
-        skip_nonfinite: where any group asks, a step in which any gradient of any group is infinite or
-            NaN changes nothing, not even `step`; nor does one whose gradients' sum of squares is beyond
-            float64. Gradients are read once more (default False).
-        master: keep more of bf16 and fp16 parameters than their type holds: "split" (16 bits more, in
-            `residual`: exact for bf16; 2 bytes), "split8" (8 bits more: relative error 2**-16 for bf16;
-            1 byte), "fp32" (`master`, whose rounding the parameter is; where it is not, somebody wrote
-            the parameter, which counts; 4 bytes). Others ignore it (default None).
-        rounding: of bf16 and fp16 parameters without master: "nearest" or "stochastic", which keeps
+# docs/numerics.md describes the formats, their errors, and what is published or this library's choice.
+ARGS = """max_grad_norm: clip like torch.nn.utils.clip_grad_norm_, but within the step and without writing
+            gradients. The norm covers all groups that set it; each is scaled to its own bound.
+            `opt.grad_norm` holds the norm afterwards, a scalar tensor on the device. math.inf only
+            measures. Gradients are read once more (default None).
+        skip_nonfinite: if any group sets it, a step changes nothing, not even `step`, if any gradient of
+            any group is infinite or NaN, or if the gradients' sum of squares overflows float64.
+            Gradients are read once more (default False).
+        master: keep more bits of bf16 and fp16 parameters than their dtype holds: "split" (16 more, in
+            `residual`: exact for bf16; 2 bytes), "split8" (8 more: relative error 2**-16 for bf16;
+            1 byte), "fp32" (`master`, which rounds to the parameter; a parameter that differs was written
+            by other code and takes precedence; 4 bytes). Other dtypes ignore it (default None).
+        rounding: of bf16 and fp16 parameters without master: "nearest" or "stochastic", which preserves
             small updates on average and takes no memory. Random bits come from Philox4x32-10 (Salmon et
             al., SC 2011), for each seed, step and element (default "nearest").
-        seed: of the stochastic rounding, from 0 and below 2**53 (default 0).
-        state_dtype: "fp32", "bf16" or "8bit", for all states or as a dict from their names. 8 bits are
-            codes in blocks of 256 with a scale each, 1.02 bytes (Dettmers et al., arXiv 2110.02861; the
-            maps are this library's choice); tensors of fewer than 256 elements are kept in float32
-            there. float64 parameters cannot have it, complex ones no "bf16". None keeps them as
-            said of `params` (default None).
-        process_group: over which processes the parameters are spread, where each has others or other
-            parts of them and torch does not mark that (ZeroRedundancyOptimizer, sharding of one's own):
-            max_grad_norm, grad_norm and skip_nonfinite then are of all of them, and all must call
-            step() together. DTensors and FullyShardedDataParallel are known without it. Groups keep the
+        seed: of the stochastic rounding, at least 0 and below 2**53 (default 0).
+        state_dtype: "fp32", "bf16" or "8bit", for all states or as a dict from their names. "8bit" stores
+            codes in blocks of 256 with one scale each, 1.02 bytes (Dettmers et al., arXiv 2110.02861;
+            the maps are this library's choice); tensors of fewer than 256 elements then stay in float32.
+            Not available for float64 parameters, nor "bf16" for complex ones. None stores states as
+            described for `params` (default None).
+        process_group: the processes over which the parameters are sharded, with different parameters or
+            different shards on each, if torch does not record it (ZeroRedundancyOptimizer, custom
+            sharding): max_grad_norm, grad_norm and skip_nonfinite then cover all of them, and all must
+            call step() together. Not needed for DTensors and FullyShardedDataParallel. Groups store the
             name of the process group; a state_dict does not (default None)."""
 EXTRA_STATES = """\
-And `residual` or `master` where asked for. States in 8 bits are uint8 tensors of one dimension;
-    state_dict() has their numbers, and load_state_dict() converts to what the options here ask for."""
+Also `residual` or `master` if requested. 8-bit states are uint8 tensors of one dimension;
+    state_dict() returns their numbers, and load_state_dict() converts to what these options require."""
 
 
 def given(names: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's options, from its locals()."""
+    """A constructor's options, extracted from its locals()."""
     return {k: v for k, v in names.items() if k not in ("self", "params", "__class__")}
 
 
 def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
-    """Raise for an option that is out of range, or that another one of the group excludes."""
+    """Raise for an option that is out of range or conflicts with another option of the group."""
     if group["max_grad_norm"] is not None:
         checks.check_bound("max_grad_norm", group["max_grad_norm"])
     checks.check_choice("skip_nonfinite", group["skip_nonfinite"], (False, True))
@@ -126,9 +126,9 @@ def without_torchs(
     kind: Mapping[str, Any],
     class_name: str,
 ) -> dict[str, Any]:
-    """A new group less the options that only torch's optimizers have; raise where one asks for something.
+    """A new group without the options that only torch's optimizers have; raise if one has an effect.
 
-    own: the options that the class has; kind: what it does in any case.
+    own: the options of the class; kind: options of torch whose value the class implies.
     """
     known = {**TORCHS, **{key: (value,) for key, value in kind.items()}}
     foreign = [key for key in group if key in known and key not in own]
@@ -146,7 +146,7 @@ def without_torchs(
 def check_parameters(
     params: Iterable[Any], group_index: int, group: Mapping[str, Any], states: Iterable[str]
 ) -> None:
-    """Raise where the states of a group's parameters cannot be of the types that it asks for."""
+    """Raise if the states of a group's parameters cannot have the requested dtypes."""
     for name, param in checks.with_names(params, group_index):
         if not checks.is_frozen(param):
             check_parameter(name, param, group, states)
@@ -177,9 +177,9 @@ def _asked(group: Mapping[str, Any], state: str) -> str | None:
 def state_type(
     param: Tensor, group: Mapping[str, Any], state: str, *, wide: bool
 ) -> tuple[torch.dtype, bool]:
-    """The type in which a state is kept, QUANTIZED for 8 bits; and whether the group asks for it.
+    """The dtype in which a state is stored, QUANTIZED for 8 bits; and whether the group requests it.
 
-    wide: whether the state is kept in float32 at least where nothing is asked for.
+    wide: whether the state is stored in at least float32 if nothing is requested.
     """
     asked = _asked(group, state)
     if asked is None:
@@ -193,7 +193,7 @@ def state_type(
 
 
 def master_state(param: Tensor, group: Mapping[str, Any]) -> tuple[str, torch.dtype] | None:
-    """Name and type of the state that holds what a parameter's type cannot; None where nothing does."""
+    """Name and dtype of the state with the bits that a parameter's dtype cannot hold, or None."""
     return _MASTER_STATES.get(group["master"]) if param.dtype in LOW_PRECISION else None
 
 

@@ -1,4 +1,4 @@
-"""Which parameters the native kernels update and which the reference does."""
+"""Plan a step: which parameters the native kernels update, and which the reference does."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 
 States = dict[Tensor, Any]
-# A group's settings by the native rule's names; a capturable group's may be tensors on a GPU.
+# A group's settings under the native rule's names. With capturable=True they may be tensors on a GPU.
 Settings = dict[str, float | Tensor]
 
 
 class PlanMismatchError(Exception):
-    """A step that was not made, because something is not as it was planned; nothing was changed."""
+    """A step could not be made because something differs from the plan. Nothing was changed."""
 
     def __init__(self, entry: int, what: str) -> None:
-        """entry: which of a plan's parameters, -1: none in particular."""
+        """entry: index of the parameter in the plan, or -1 for none in particular."""
         super().__init__(what)
         self.entry = entry
 
@@ -49,7 +49,7 @@ def is_capturing() -> bool:
 
 
 def settings_of(rule: Rule, groups: Groups) -> list[Settings]:
-    """What this step computes with; raise where a setting is no number, before anything is changed."""
+    """The settings of this step; raises before anything is changed if one is not a number."""
     found = []
     for group in groups:
         options.check_seed(group["seed"])
@@ -67,18 +67,18 @@ def settings_of(rule: Rule, groups: Groups) -> list[Settings]:
 
 @dataclass
 class StepPlan:
-    """Made anew only when something changes. Its groups are those of the optimizer, or some of them."""
+    """A plan for the optimizer's groups, or some of them, rebuilt only when something changes."""
 
     rule: Rule
-    native: Any  # a plan of _native; None where it serves no parameter
+    native: Any  # a plan of _native; None if it serves no parameter
     entries: list[Entry]
     reference: list[Entry]
-    choices: list[dict[str, Any]]  # what each group asks for
+    choices: list[dict[str, Any]]  # the options of each group that the plan depends on
     members: list[list[Tensor]]  # the parameters of each group
     needs: Needs
-    native_devices: list[int]  # -1: the processor
-    # Over which processes sums over parameters are taken, and of which entries (whether it is one of them,
-    # for each); () where they are whole.
+    native_devices: list[int]  # -1: the CPU
+    # The process groups over which sums over parameters are taken, each with a mask of the entries that it
+    # covers; () for unsharded parameters.
     spreads: dict[tuple[ProcessGroup, ...], list[bool]]
 
     @classmethod
@@ -91,7 +91,7 @@ class StepPlan:
         states: States,
         graph_memory: list[Tensor],
     ) -> StepPlan:
-        """graph_memory: where memory is kept that captured CUDA graphs use."""
+        """graph_memory: collects memory that captured CUDA graphs use."""
         params = [param for group in groups for param in group["params"]]
         native = None
         if not all(entry.fallback_reason for entry in entries):
@@ -104,7 +104,7 @@ class StepPlan:
         devices = {
             param.device.index if param.is_cuda else -1
             for param, entry in zip(params, entries, strict=True)
-            if entry.fallback_reason is None and param in states  # else it asks for a new plan
+            if entry.fallback_reason is None and param in states  # others need a new plan anyway
         }
         return cls(
             rule=rule,
@@ -119,14 +119,14 @@ class StepPlan:
         )
 
     def fits(self, groups: Groups, needs: Needs) -> bool:
-        """Whether the groups ask for what was planned."""
+        """Whether the plan was made for these groups and needs."""
         if needs != self.needs or len(groups) != len(self.choices):
             return False
         for group, choice in zip(groups, self.choices, strict=True):
             if any(group[option] != value for option, value in choice.items()):
                 return False
         if not self.reference:
-            return True  # the native plan looks itself
+            return True  # the native plan compares the parameters itself
         return all(
             len(group["params"]) == len(params) and all(map(operator.is_, group["params"], params))
             for group, params in zip(groups, self.members, strict=True)
@@ -135,14 +135,14 @@ class StepPlan:
     def step(
         self, states: States, groups: Groups, settings: list[Settings], loss_scale: LossScale
     ) -> GradientScaling | None:
-        """Update every parameter that has a gradient; return what was found of the gradients.
+        """Update every parameter that has a gradient; return the scaling of the gradients.
 
         Raises PlanMismatchError before anything is changed.
         """
         with self._reading(states, groups):
             scaling = self._measure(groups, loss_scale)
             factors = [1.0] * len(groups)
-            # What the host must know: whether the step is one, and the factors.
+            # The host must know whether to skip the step, and the factors.
             if scaling is not None and (self.reference or -1 in self.native_devices):
                 if scaling.skips():
                     return scaling
@@ -157,7 +157,7 @@ class StepPlan:
     def statistics(
         self, states: States, groups: Groups, settings: list[Settings], loss_scale: LossScale
     ) -> list[tuple[int, float, float]]:
-        """Of each group's statistic in the step that is about to be made: count, sum and sum of squares.
+        """For each group: count, sum and sum of squares of the statistic in the upcoming step.
 
         Raises PlanMismatchError; waits for GPUs.
         """
@@ -190,7 +190,7 @@ class StepPlan:
 
     @contextmanager
     def _reading(self, states: States, groups: Groups) -> Iterator[None]:
-        """Read what is there once, and hold it for what is made of it."""
+        """Read parameters, gradients and states once, and keep them valid within the context."""
         if self.native is None:
             yield
             return
@@ -199,18 +199,18 @@ class StepPlan:
             yield
 
     def _measure(self, groups: Groups, loss_scale: LossScale) -> GradientScaling | None:
-        """What the step needs to know of the gradients; None where it needs nothing."""
+        """Measure what the step needs to know about the gradients, or None if it needs nothing."""
         if not self.needs.anything:
             return None
         counted = self.needs.counted(groups)
         squared = self._squared_norm(groups, counted) if any(counted) else None
         found_inf = loss_scale.found_inf
         if self.needs.skips_nonfinite and not all(counted):
-            # Gradients that do not count must be finite, too.
+            # Gradients outside the norm must be finite, too.
             rest = self._squared_norm(groups, [not counts for counts in counted])
             infinite = (~rest.isfinite()).float()
             found_inf = infinite if found_inf is None else found_inf.to(rest.device) + infinite
-        if found_inf is not None:  # torch's scaler looks over the processes of one gradient only
+        if found_inf is not None:  # torch's scaler reduces only over the processes of one gradient
             found_inf = found_inf.clone()
             for processes in self.spreads:
                 all_reduce(found_inf, processes, "MAX")
@@ -218,7 +218,7 @@ class StepPlan:
         return GradientScaling(squared, loss_scale, self.needs.skips_nonfinite)
 
     def _squared_norm(self, groups: Groups, counted: list[bool]) -> Tensor:
-        """The sum of squares of the gradients of the counted groups, on the first device."""
+        """The sum of squares of the counted groups' gradients, on the first device."""
         total: Tensor | None = None
         for processes, members in self.spreads.items():
             theirs = [
@@ -234,7 +234,7 @@ class StepPlan:
     def _device_of_sums(
         self, processes: tuple[ProcessGroup, ...], members: list[bool]
     ) -> torch.device:
-        """Where these entries' sums are reduced: with parameters on GPUs, processes send nothing else."""
+        """The device on which to reduce these entries' sums: their own, as NCCL sends only GPU tensors."""
         params = list(compress(chain.from_iterable(self.members), members))
         trained = [param for param in params if not checks.is_frozen(param)]
         devices = (param.device for param in (*trained, *params))
@@ -243,7 +243,7 @@ class StepPlan:
     def _local_squared_norm(
         self, groups: Groups, counted: list[bool], device: torch.device
     ) -> Tensor:
-        """The same of the counted entries' parts on this process."""
+        """The same for the counted entries' parts on this process."""
         targets = {
             index: torch.empty(
                 1, dtype=torch.float64, device="cpu" if index < 0 else f"cuda:{index}"
@@ -262,7 +262,7 @@ class StepPlan:
                 sums.append(square_sum(local(param.grad)))
         if not sums:
             return torch.zeros((), dtype=torch.float64, device=device)
-        # No operator where one launch has it all.
+        # No extra operator if a single launch computed everything.
         total, *others = [part.to(device) for part in sums]
         for part in others:
             total = total + part
@@ -275,7 +275,7 @@ class StepPlan:
         scaling: GradientScaling | None,
         factors: list[float],
     ) -> tuple[Any, ...]:
-        """Of the native plan: settings in its order, threads, and what GPUs read of the gradients."""
+        """Arguments of the native plan: settings in its order, threads, and gradient scaling for GPUs."""
         rows = []
         for group, given, factor in zip(groups, settings, factors, strict=True):
             given = {**given, **_scaling_settings(group, scaling, factor)}
@@ -287,7 +287,7 @@ class StepPlan:
     def _of(
         self, entry: Entry, states: States, groups: Groups
     ) -> tuple[Rule, Tensor, dict[str, Any], dict[str, Any]]:
-        """What the reference takes of a parameter."""
+        """The arguments of the reference for one parameter."""
         group = groups[entry.group]
         param = group["params"][entry.index]
         return self.rule, param, states[param], group
@@ -334,12 +334,12 @@ _UNSCALED = {"grad_factor": 1.0, "max_norm": math.inf}
 def _scaling_settings(
     group: Mapping[str, Any], scaling: GradientScaling | None, factor: float
 ) -> dict[str, float]:
-    """A group's settings that scaling decides; on a GPU the kernels make the factor themselves."""
+    """The settings of a group that scaling determines; on a GPU the kernels compute the factor."""
     if scaling is None:
         return _UNSCALED
     max_norm = group["max_grad_norm"]
     stepped = (param for param in group["params"] if param.grad is not None)
-    on_gpu = next((param.is_cuda for param in stepped), False)  # all are, or none
+    on_gpu = next((param.is_cuda for param in stepped), False)  # a group never mixes them
     return {
         "grad_factor": 1.0 if on_gpu else factor,
         "max_norm": math.inf if max_norm is None else float(max_norm),
@@ -364,12 +364,12 @@ def _is_ready(
 def _native_entry(
     rule: Rule, groups: Groups, entry: Entry, needs: Needs, states: States
 ) -> tuple[object, ...]:
-    """A parameter as the extension's plans take it."""
+    """A parameter's entry for the extension's plans."""
     group = groups[entry.group]
     param, native = group["params"][entry.index], entry.fallback_reason is None
     state = states.get(param) if native else None
     if not state or (param.grad is None and not _is_ready(rule, group, param, state, needs)):
-        state = None  # to be looked at when there is a gradient
+        state = None  # checked once there is a gradient
     master = options.master_state(param, group)
     rounding = None
     if state is not None and options.rounds_stochastically(param, group):

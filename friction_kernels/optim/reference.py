@@ -1,4 +1,4 @@
-"""A step of one parameter by the equations in plain torch."""
+"""A step of one parameter with the equations in plain torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from friction_kernels.shards import local
 
 
 class Numbers:
-    """What equations take of a parameter at its next step, in float32 at least."""
+    """The inputs of a parameter's next step, in at least float32."""
 
     def __init__(
         self,
@@ -27,12 +27,12 @@ class Numbers:
         *,
         grad_factor: float,
     ) -> None:
-        """grad_factor: what the gradient is multiplied by before anything else."""
+        """grad_factor: multiplies the gradient before anything else."""
         assert param.grad is not None
         self.rule, self.whole, self.group = rule, param, group
         self._param, self._state = local(param), state
         self.step = state["step"].item() + 1
-        self._plain = self._param.resolve_conj()  # a copy where it is a conjugated view
+        self._plain = self._param.resolve_conj()  # a copy of a conjugated view
         self._real = reals(self._plain)
         self.wide = read_wide(self._real, state)
         grad = reals(local(param.grad)).to(self.wide.dtype)
@@ -45,22 +45,22 @@ class Numbers:
         return Operands(self.wide, self.grad, self.states, self.step, self.whole.dim() > 1)
 
     def statistic(self) -> Tensor:
-        """What the rule's statistic is in the step. Changes nothing."""
+        """The rule's statistic in this step. Has no side effects."""
         assert isinstance(self.rule, MeasuredRule)
         return self.rule.statistic(self.operands(), self.group)
 
 
 class Update(Numbers):
-    """A parameter's next step: the numbers that equations change, and how they are kept."""
+    """A parameter's next step: the numbers that the equations change, and how to store them."""
 
     def __init__(self, *arguments: Any, ordinal: int, grad_factor: float) -> None:
-        """Count the step. ordinal: the parameter's place among all of the optimizer's."""
+        """Increment the step count. ordinal: the parameter's index among all of the optimizer's."""
         super().__init__(*arguments, grad_factor=grad_factor)
         self._ordinal = ordinal
         self._state["step"] += 1
 
     def keep_states(self) -> None:
-        """Write the states, and let go of their numbers and the gradient's."""
+        """Store the states, and free the numbers of states and gradient."""
         for key, kind in self.rule.states.items():
             write_state(self._param, self._state, key, kind, self.states[key])
         del self.states, self.grad

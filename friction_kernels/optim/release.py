@@ -1,4 +1,4 @@
-"""Gradient release: each parameter is stepped when its gradient arrives, and the gradient freed."""
+"""Gradient release: update each parameter as soon as its gradient arrives, then free the gradient."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def release_gradients(
 ) -> GradientRelease:
     """Let backward() step each parameter as soon as its gradient is complete, and free the gradient.
 
-    No two gradients of these parameters are alive at a time: the memory for gradients is that of the
-    largest parameter, not of the model. The parameters become what opt.step() after backward() would make
-    of them, to the bit:
+    At most one gradient of these parameters exists at a time: gradients use the memory of the largest
+    parameter, not of the model. The resulting parameters equal those of opt.step() after backward(), to
+    the bit:
 
         release_gradients(model, opt)
         for batch in data:
@@ -32,36 +32,35 @@ def release_gradients(
             scheduler.step()
 
     Each backward() is a step: gradients cannot be accumulated over several; make the batch smaller instead.
-    Where one backward() completes a gradient several times (reentrant checkpoints that share a
-    parameter), each time is a step.
+    If one backward() completes a gradient several times (reentrant checkpoints that share a parameter),
+    each time is a step.
 
-    opt.step() remains for parameters that are not released, and else changes nothing: training loops,
-    Lightning, the Trainer of transformers and schedulers, which warn where it is never called, may go on
-    calling it. zero_grad() finds nothing. Settings are read at each parameter's step, so schedulers
-    work; step hooks run at opt.step() alone.
+    opt.step() still updates parameters that are not released, and otherwise changes nothing. Training
+    loops, Lightning, the Trainer of transformers and schedulers, which warn if it is never called, can
+    keep calling it. zero_grad() finds nothing. Settings are read at each parameter's step, so schedulers
+    work; step hooks run only at opt.step().
 
     Args:
-        model_or_params: a module, or parameters of any shape. Those that the optimizer does not have are
-            left alone (another optimizer may have them); so are those that are frozen now, and should
-            they thaw, opt.step() serves them.
+        model_or_params: a module, or parameters of any shape. Parameters that the optimizer does not have
+            are ignored (another optimizer may have them), as are those that are frozen now; if they are
+            unfrozen later, opt.step() updates them.
         opt: one of this package's optimizers.
 
     Returns:
-        a handle: remove() ends the release, and opt.step() makes the steps again; so does the end of the
-        optimizer. Copies of the optimizer or of the model (deepcopy, pickle) do not release.
+        a handle: remove() ends the release, and opt.step() makes the steps again. The release also ends
+        with the optimizer. Copies of the optimizer or of the model (deepcopy, pickle) do not release.
 
     Raises:
         TypeError: another kind of optimizer.
         ValueError: none of the parameters is the optimizer's and trainable; one has no shape yet, or is
             given to the optimizer twice; a group has max_grad_norm or skip_nonfinite, which need all
-            gradients at once; a model with DistributedDataParallel in it or parameters of
+            gradients at once; the model contains DistributedDataParallel or parameters of
             FullyShardedDataParallel, which reduce gradients after they arrive.
-        RuntimeError: the optimizer releases already. And from backward() or step(), where one of those
-            options was set since; and from step() under a torch.amp.GradScaler, whose scale the gradients
-            still had when they were stepped by: train in bfloat16 without it, or do not release; and
-            where a gradient that was freed is there again. DistributedDataParallel puts it back, and is
-            not seen before where its inner module or its parameters were given: a step by each process's
-            own gradients is made by then, so start anew.
+        RuntimeError: the optimizer releases already. From backward() or step(): one of those options was
+            set since. From step(): a torch.amp.GradScaler is used, so the steps saw scaled gradients
+            (train in bfloat16 without it, or do not release); or a freed gradient is there again.
+            DistributedDataParallel restores it, and is not detected earlier if its inner module or its
+            parameters were given. Each process has then stepped with its own gradients, so start over.
     """
     if not isinstance(opt, PlannedOptimizer):
         raise TypeError(
@@ -112,11 +111,11 @@ _REDUCED_LATER = (
 
 
 class Place(NamedTuple):
-    """Where an optimizer has a parameter."""
+    """The position of a parameter in an optimizer."""
 
     group: int
-    index: int  # type: ignore[assignment]  # in the place of tuple.index
-    ordinal: int  # among all of its parameters
+    index: int  # type: ignore[assignment]  # shadows tuple.index
+    ordinal: int  # its index among all parameters
 
 
 def _places_in(opt: PlannedOptimizer) -> dict[Tensor, Place]:
@@ -143,14 +142,14 @@ def _refusal_reason(opt: PlannedOptimizer, groups: Sequence[Mapping[str, Any]]) 
 
 
 class GradientRelease:
-    """What `release_gradients` returns."""
+    """The handle returned by `release_gradients`."""
 
     def __init__(self, opt: PlannedOptimizer, params: list[Tensor]) -> None:
         self._opt = opt
         self._places = _places_in(opt)
         self._plans: dict[Tensor, StepPlan] = {}
-        # Tensors' hooks are not seen by the garbage collector: one that led back to its parameter would
-        # keep the model and the optimizer for ever.
+        # The garbage collector does not see the hooks of tensors. A hook with a strong reference to its
+        # parameter would keep the model and the optimizer alive forever.
         myself = weakref.ref(self)
 
         def on_gradient(param: Tensor) -> None:
@@ -188,7 +187,7 @@ class GradientRelease:
     def _update(self, param: Tensor) -> None:
         place = self._place_of(param)
         if place is None or param.grad is None:
-            return  # no longer the optimizer's; or another hook took the gradient
+            return  # removed from the optimizer, or another hook took the gradient
         group = self._opt.param_groups[place.group]
         checks.check_group(place.group, group, self._opt._options)
         problem = _refusal_reason(self._opt, [group])
@@ -200,7 +199,7 @@ class GradientRelease:
         param.grad = None
 
     def _place_of(self, param: Tensor) -> Place | None:
-        """Groups may be added, removed and, by load_state_dict, replaced."""
+        """Look up the parameter again, because groups can be added, removed and replaced."""
         groups, place = self._opt.param_groups, self._places.get(param)
         if place is not None and place.group < len(groups):
             params = groups[place.group]["params"]

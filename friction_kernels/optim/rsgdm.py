@@ -18,54 +18,54 @@ from friction_kernels.optim.rule import Operands, Rule
 
 _DOC = """Momentum corrected by its own change.
 
-    Equals, for every parameter p with gradient g (after `maximize` flips it):
+    Equals, for every parameter p with gradient g (negated if `maximize`):
 
         g = g + weight_decay * p               # unless decoupled_weight_decay
         previous = momentum_buffer.clone()
         momentum_buffer.mul_(momentum).add_(g, alpha=1 - momentum)
         difference = momentum_buffer - previous
-        p.mul_(1 - lr * weight_decay)          # where decoupled_weight_decay
+        p.mul_(1 - lr * weight_decay)          # if decoupled_weight_decay
         p.add_(momentum_buffer + momentum * difference, alpha=-lr)
 
-    The paper's estimate z_t = b z_{{t-1}} + (1 - b)(g_t - g_{{t-1}}), started at z_0 = g_0 = 0, is the
-    difference of the two momentum buffers, so that one buffer is enough. And with a constant lr all of
-    it is Nesterov momentum in other clothes: RSGDM(lr, momentum) equals
-    torch.optim.SGD(lr=lr * (1 - momentum), momentum=momentum, nesterov=True) to rounding.
-    Expect its results, with a learning rate 1 / (1 - momentum) times as large.
+    The paper's estimate z_t = b z_{{t-1}} + (1 - b)(g_t - g_{{t-1}}), with z_0 = g_0 = 0, is the
+    difference of the two momentum buffers, so one buffer is enough. With a constant lr, the whole
+    update is Nesterov momentum, reparametrised: RSGDM(lr, momentum) equals
+    torch.optim.SGD(lr=lr * (1 - momentum), momentum=momentum, nesterov=True) up to rounding.
+    Expect the same results, with a learning rate 1 / (1 - momentum) times as large.
 
     Source: Qin et al., "Reducing Bias in Deep Learning Optimization: The RSGDM Approach",
     arXiv 2409.15314. Published: the update. Choices of this library: the coupled and the decoupled
-    weight decay, `maximize`, the start z_0 = g_0 = 0, and z_t = m_t - m_{{t-1}} also at a step whose
-    momentum is not the last one's (a scheduler may cycle it), where the paper's z_t has no such form.
+    weight decay, `maximize`, the start z_0 = g_0 = 0, and z_t = m_t - m_{{t-1}} even if the momentum
+    changes between steps (a scheduler may cycle it), where the paper's z_t is not this difference.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options below.
             Floating-point or complex (updated as pairs of reals), of any dense layout. The buffer is
-            kept in float32 at least. Frozen ones (requires_grad=False, without gradient) may be of any
-            type and on any device.
+            stored in at least float32. Frozen parameters (requires_grad=False, no gradient) may have
+            any dtype and device.
         lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default 0.1).
         momentum: decay of the momentum, in [0, 1) (default 0.9).
         weight_decay: at least 0 (default 0.0).
         decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default False).
         maximize: maximize the objective (default False).
         {shared_args}
-        capturable: let a CUDA graph hold the step: `step` lies on the device of the parameter, and
-            lr, momentum and weight_decay are read there at each replay where they are tensors (a number
-            is kept as captured) (default False).
-        backend: "auto" (native where it serves, else reference, with a warning), "native" (raises with the
-            reason where it cannot serve) or "reference" (default "auto").
+        capturable: allow capturing the step in a CUDA graph: `step` is on the parameter's device, and
+            every replay reads lr, momentum and weight_decay from there if they are tensors (a number
+            keeps its captured value) (default False).
+        backend: "auto" (native if it can serve, else reference, with a warning), "native" (raises with the
+            reason if it cannot serve) or "reference" (default "auto").
 
     State: `step`, `momentum_buffer`.
     {extra_states}
-    One of torch.optim.SGD with momentum and without dampening loads, as Nesterov momentum in other
-    clothes: its buffer and learning rate are converted (not those of a scheduler, which is made anew),
-    and its weight decay stays coupled.
+    A state_dict of torch.optim.SGD with momentum and without dampening loads as equivalent Nesterov
+    momentum: its buffer and learning rate are converted (but not a scheduler's, which must be created
+    anew), and its weight decay stays coupled.
 
     Raises:
-        ValueError, TypeError: an option out of range, a group's option of torch's that is not one here
+        ValueError, TypeError: an option out of range, an option of torch that this class does not have
             (fused=True), or kinds of devices mixed within a group; from the constructor and
             add_param_group.
-        RuntimeError: a sparse or misfit gradient or state, or backend="native" that cannot serve;
+        RuntimeError: a sparse or mismatched gradient or state, or backend="native" that cannot serve;
             from step(), before anything is changed.
     """
 
@@ -86,8 +86,8 @@ class RSGDMRule(Rule):
         return {**own, "decoupled": group["decoupled_weight_decay"]}
 
     def update(self, x: Operands, group: Mapping[str, Any]) -> None:
-        # The equations want a history z_{t-1}, g_{t-1}. One that leads to m_{t-1} is z_{t-1} = 0 with
-        # g_{t-1} = m_{t-1}; like every other it gives z_t = m_t - m_{t-1}, so no more need be kept.
+        # The equations need a history z_{t-1}, g_{t-1}. Every history that leads to m_{t-1} gives the same
+        # z_t = m_t - m_{t-1}; use z_{t-1} = 0, g_{t-1} = m_{t-1}, so that only m is stored.
         m = x.states["momentum_buffer"]
         equations.rsgdm(
             x.param,
@@ -139,10 +139,10 @@ class RSGDM(PlannedOptimizer):
 
 
 def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict of torch.optim.SGD in RSGDM's terms.
+    """Convert a state_dict of torch.optim.SGD to RSGDM.
 
-    SGD's buffer is the sum of momentum**k g_{t-k}, ours that times 1 - momentum; a step by the sum and
-    SGD's lr is one by ours and lr / (1 - momentum).
+    SGD's buffer is the sum of momentum**k g_{t-k}; RSGDM's is 1 - momentum times that. A step with SGD's
+    buffer and lr therefore equals a step with RSGDM's buffer and lr / (1 - momentum).
     """
     groups, states = [], dict(state_dict["state"])
     for index, group in enumerate(state_dict["param_groups"]):
@@ -166,7 +166,7 @@ def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
             state = states.get(number)
             buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
             if isinstance(buffer, Tensor):
-                states[number] = {"step": 0.0, "momentum_buffer": buffer * rest}  # SGD counts none
+                states[number] = {"step": 0.0, "momentum_buffer": buffer * rest}  # SGD has no step
         kept = {k: v for k, v in group.items() if k not in ("dampening", "nesterov")}
         for key in ("lr", "initial_lr"):
             if key in kept:

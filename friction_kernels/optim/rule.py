@@ -1,4 +1,4 @@
-"""A rule: what a step does to one tensor, and which states it keeps. It knows no optimizer."""
+"""A rule: how a step updates one tensor, and which states it has. It is independent of the optimizer."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 class StateKind(NamedTuple):
-    """How a state is kept."""
+    """How a state is stored."""
 
-    at_least_float32: bool  # otherwise in the parameter's type, as what is copied may be
+    at_least_float32: bool  # otherwise in the parameter's dtype, which suffices for copies
     non_negative: bool
 
 
@@ -28,7 +28,7 @@ _KINDS = {
 
 @cache
 def _states() -> dict[str, dict[str, StateKind]]:
-    """By rule and name: the table that the native rules are made from, too."""
+    """Parse the states by rule and name from states.def, which also defines the native rules."""
     table: dict[str, dict[str, StateKind]] = {}
     text = Path(__file__).with_name("states.def").read_text()
     for rule, state, kind in re.findall(r"^STATE\((\w+), (\w+), (\w+)\)$", text, re.MULTILINE):
@@ -37,25 +37,25 @@ def _states() -> dict[str, dict[str, StateKind]]:
 
 
 class Operands(NamedTuple):
-    """What a rule sees of one tensor at a step: real numbers, in float32 at least."""
+    """The inputs of a rule for one tensor at a step: real numbers, in at least float32."""
 
     param: Tensor
     grad: Tensor
     states: Mapping[str, Tensor]
     step: float
-    is_matrix: bool  # whether the parameter, as the user has it, has several dimensions
+    is_matrix: bool  # whether the user's parameter has several dimensions
 
 
 class Rule(ABC):
-    """The mathematics of an optimizer, its options given as a parameter group's."""
+    """The mathematics of an optimizer, with options from a parameter group."""
 
     name: ClassVar[str]  # of the native plan
-    states_of: ClassVar[str]  # whose states in states.def
+    states_of: ClassVar[str]  # the rule in states.def that lists the states
     projects_rows: ClassVar[bool] = False  # whether a second phase needs whole rows
 
     @property
     def states(self) -> Mapping[str, StateKind]:
-        """Of each tensor, beside `step`."""
+        """The states of each tensor, besides `step`."""
         return _states()[self.states_of]
 
     @abstractmethod
@@ -64,27 +64,27 @@ class Rule(ABC):
 
     @abstractmethod
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
-        """The group's numbers and flags by the native rule's names."""
+        """The group's numbers and flags under the native rule's names."""
 
     @abstractmethod
     def update(self, x: Operands, group: Mapping[str, Any]) -> None:
-        """Advance parameter and states in place, by the equations."""
+        """Advance parameter and states in place with the equations."""
 
     def identity(self) -> dict[str, Any]:
-        """What tells the rule from others with the same states; a state_dict's groups say it."""
+        """Entries of a state_dict's groups that distinguish rules with the same states."""
         return {}
 
     def understood(self, state_dict: dict[str, Any], class_name: str) -> dict[str, Any]:
-        """A state_dict in this rule's terms; raise where there are none."""
+        """Convert a state_dict to this rule's conventions; raise if that is impossible."""
         return state_dict
 
 
 class MeasuredRule(Rule):
-    """A rule with a quantity that `statistics` are of."""
+    """A rule with a quantity that `statistics` summarizes."""
 
     @abstractmethod
     def statistic(self, x: Operands, group: Mapping[str, Any]) -> Tensor:
-        """Of each element in the step that a gradient would make. Changes nothing."""
+        """The quantity for each element in the step that a gradient would make. Has no side effects."""
 
 
 class ProjectedRule(Rule):

@@ -1,7 +1,7 @@
-"""AdamP's steps of matrices whose rows, or parts of rows, lie on several processes.
+"""AdamP's steps of matrices whose rows, or parts of rows, are on several processes.
 
-Sums are taken in float64, first of each row over the processes that share it, then over the rows of all, and
-those of all matrices together. Verdicts stay on the device.
+Sums are accumulated in float64: first each row's over the processes that share it, then over all rows. One
+message carries those of all matrices. The decisions stay on the device.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 def is_spread(param: Tensor) -> bool:
-    """Whether the decision to project a parameter takes more than one process."""
+    """Whether the decision to project a parameter involves several processes."""
     return param.dim() > 1 and bool(sharding_groups(param))
 
 
 def flattened_refusal(rule: Rule, param: Tensor) -> str | None:
-    """Why a rule cannot update a parameter of FSDP1; None where it can."""
+    """Why a rule cannot update a parameter of FSDP1, or None if it can."""
     if not rule.projects_rows or not is_flattened(param) or param.dim() > 1:
-        return None  # more dimensions: nobody cut it
+        return None  # with several dimensions, the parameter was not cut
     stretch = stretch_of(param)
     if stretch is not None and stretch.dims <= 1:
         return None
@@ -42,18 +42,18 @@ def flattened_refusal(rule: Rule, param: Tensor) -> str | None:
 
 
 class Direction(NamedTuple):
-    """A matrix between two halves of its step: its direction is known, and not what becomes of it."""
+    """A matrix halfway through its step: the direction is known, the projection not yet decided."""
 
     update: Update
     u: Tensor
-    sums: Tensor  # of p.g, p.p, g.g and p.u of each row that has a part here
+    sums: Tensor  # of p.g, p.p, g.g and p.u for each row with elements on this process
 
 
 def make_together(rule: ProjectedRule, updates: Iterable[Update]) -> None:
-    """Make the steps of spread matrices.
+    """Make the steps of sharded matrices.
 
-    Every process that holds a part of one must call it, with the same matrices in the same order. All
-    directions live until the last sum is there.
+    Every process that holds a part of a matrix must call it, with the same matrices in the same order. All
+    directions stay in memory until the last sum arrives.
     """
     directions = [_direction(rule, update) for update in updates]
     wholes = [direction.update.whole for direction in directions]
@@ -81,7 +81,7 @@ def _direction(rule: ProjectedRule, update: Update) -> Direction:
 
 
 def _sum_over(parts: list[Tensor], processes: list[tuple[ProcessGroup, ...]]) -> list[Tensor]:
-    """Each tensor summed over its processes, in one message to each set of these."""
+    """Sum each tensor over its processes, with one message per set of processes."""
     sums = list(parts)
     for key in dict.fromkeys(processes):
         members = [index for index, groups in enumerate(processes) if groups == key]
@@ -93,7 +93,7 @@ def _sum_over(parts: list[Tensor], processes: list[tuple[ProcessGroup, ...]]) ->
 
 
 def _count_failing(direction: Direction, sums: Tensor) -> Tensor:
-    """How many rows are not nearly orthogonal to their gradient."""
+    """The number of rows that are not nearly orthogonal to their gradient."""
     whole = direction.update.whole
     row_length = count_of_reals(whole) // max(whole.shape[0], 1)
     passing = _nearly_orthogonal(sums, row_length, direction.update.group)
@@ -106,7 +106,7 @@ def _nearly_orthogonal(sums: Tensor, length: int, group: Mapping[str, Any]) -> T
 
 
 def _finish(direction: Direction, rows: Tensor, *, failing: Tensor, total: Tensor) -> None:
-    """Project by rows, else as a whole, else not, and update: `equations.friction_adamp` from there on."""
+    """Project by rows, else as a whole, else not, and update: the rest of `equations.friction_adamp`."""
     update, u = direction.update, direction.u
     group = update.group
     by_rows = failing == 0

@@ -1,4 +1,4 @@
-"""Which elements of a whole parameter a process holds: stochastic rounding goes by their places in it."""
+"""Which elements of a whole parameter a process holds, because stochastic rounding depends on their index."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def shard_of(param: Tensor, rows_first: bool) -> Shard:
-    """A parameter's local part, walked as one process walks the whole.
+    """A parameter's local part as indices into the whole, in the whole's element order.
 
-    Raises ValueError where these places are not rows of one length at one distance.
+    Raises ValueError unless these indices form rows of equal length at equal distance.
     """
     part = local(param)
     count = part.numel()
@@ -73,7 +73,7 @@ def _spread(param: DTensor) -> str:
 
 
 def why_no_shard(param: Tensor, rows_first: bool) -> str | None:
-    """Why `shard_of` has no answer; None where it has one."""
+    """Why `shard_of` raises, or None if it does not."""
     try:
         shard_of(param, rows_first)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""State_dicts of copies: what is loaded into them in place does not reach the optimizer by itself."""
+"""State_dicts that hold copies: tensors loaded into them in place do not reach the optimizer."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from friction_kernels.warn import warn
 
 
 class _Snapshot(NamedTuple):
-    """A state_dict, and by which of its tensors one sees that something was loaded into it."""
+    """A state_dict, with one of its tensors observed to detect that something was loaded into it."""
 
     step: weakref.ref[Tensor]  # one of its step counts
-    alias: Tensor  # of the same memory and version, which is there when the state_dict is gone
+    alias: Tensor  # shares its memory and version, and outlives the state_dict
     version: int
 
     def is_alive(self) -> bool:
@@ -25,12 +25,12 @@ class _Snapshot(NamedTuple):
         return self.alias._version != self.version
 
     def seen(self) -> _Snapshot:
-        """The same, as it is now."""
+        """The snapshot with its current version recorded."""
         return self._replace(version=self.alias._version)
 
 
 class Snapshots:
-    """Those that are alive. Keeps the memory of one step count of each, and nothing else."""
+    """The state_dicts that are alive. Keeps one step count of each in memory, and nothing else."""
 
     def __init__(self) -> None:
         self._snapshots: list[_Snapshot] = []
@@ -39,15 +39,15 @@ class Snapshots:
         return len(self._snapshots)
 
     def add(self, state_dict: Mapping[str, Any]) -> None:
-        """Watch a state_dict."""
+        """Start watching a state_dict."""
         self._snapshots = [each for each in self._snapshots if each.is_alive() or each.is_written()]
         steps = (state.get("step") for state in state_dict["state"].values())
         step = next((step for step in steps if isinstance(step, Tensor)), None)
-        if step is not None and not step.is_inference():  # these have no version
+        if step is not None and not step.is_inference():  # inference tensors have no version
             self._snapshots.append(_Snapshot(weakref.ref(step), step.detach(), step._version))
 
     def warn_of_written(self) -> None:
-        """Warn where something was loaded into one, and load_state_dict() did not follow."""
+        """Warn if something was loaded into a state_dict without a load_state_dict() afterwards."""
         if self._snapshots and self._any_written():
             warn(
                 "something was loaded into what state_dict() returned, and load_state_dict() did not "
@@ -57,13 +57,13 @@ class Snapshots:
             )
 
     def loaded(self, states: Iterable[Mapping[str, Any]]) -> None:
-        """load_state_dict() followed, and these are the new states: they may be a snapshot's own tensors."""
+        """Called after load_state_dict() with the new states, which may share a snapshot's tensors."""
         self._any_written()
         taken = {state["step"].data_ptr() for state in states}
         self._snapshots = [e for e in self._snapshots if e.alias.data_ptr() not in taken]
 
     def _any_written(self) -> bool:
-        """Whether one was written since this was last asked."""
+        """Whether a snapshot was written since the last call."""
         is_written = any(each.is_written() for each in self._snapshots)
         self._snapshots = [each.seen() for each in self._snapshots if each.is_alive()]
         return is_written

@@ -1,4 +1,4 @@
-"""What is checked of states: those that a step goes on from, and those that are loaded."""
+"""Checks of states: those that a step continues from, and those that are loaded."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from friction_kernels.optim.checks import (
 from friction_kernels.shards import is_dtensor, local
 
 _MASTER_DTYPES = {"residual": (torch.int16, torch.int8), "master": (torch.float32,)}
-_MOST_STEPS = 2**53  # above it float64 has no odd numbers, and a step would not be counted
+_MOST_STEPS = 2**53  # above it, adding 1 does not change a float64 number
 
 
 def why_no_step_count(value: object) -> str | None:
-    """What is wrong with a count of steps; None where it is one. A tensor on a GPU is waited for."""
+    """Why a value is not a count of steps, or None if it is. Waits for a tensor on a GPU."""
     wanted = "must be a count of steps, a whole number from 0 to 2**53"
     if isinstance(value, Tensor):
         if value.numel() != 1:
@@ -40,7 +40,7 @@ def why_no_step_count(value: object) -> str | None:
 
 
 def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_state: bool) -> None:
-    """Raise where what a state_dict has cannot become a parameter's state."""
+    """Raise if an entry of a state_dict cannot become a parameter's state."""
     remedy = "load one that was saved with this model's parameters in this order"
     if not isinstance(value, Tensor):
         raise ValueError(
@@ -61,7 +61,7 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_sta
     if is_state:
         right = value.is_complex() if param.is_complex() else value.is_floating_point()
     else:
-        right = value.dtype in (*_MASTER_DTYPES[key], torch.int32)  # 16 bits that were sent in 32
+        right = value.dtype in (*_MASTER_DTYPES[key], torch.int32)  # int16 is sent as int32
         wanted = " or ".join(map(str, _MASTER_DTYPES[key]))
         remedy = f"it must be {wanted}; {remedy}"
     if not right:
@@ -77,7 +77,7 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_sta
 def check_state(
     name: object, param: Tensor, state: Mapping[str, Any], keys: Collection[str]
 ) -> None:
-    """Raise where a parameter's state does not fit it."""
+    """Raise if a parameter's state does not fit it."""
     remedy = "; load states with load_state_dict(), which converts them"
     if not isinstance(state, dict):
         raise RuntimeError(f"{name} has {state!r} for its state, and not a dict{remedy}")
@@ -96,7 +96,7 @@ def check_state(
         problem = quantized_mismatch(param, state)
         if problem is not None:
             raise RuntimeError(f"{name} {problem}")
-    if step.device.type == "cpu":  # nobody waits for a GPU
+    if step.device.type == "cpu":  # do not wait for a GPU
         problem = why_no_step_count(step)
         if problem is not None:
             raise RuntimeError(f"state 'step' of {name} {problem}")
@@ -135,7 +135,7 @@ def check_state(
 
 
 def _tensor_of(name: object, state: Mapping[str, Any], key: str, remedy: str) -> Tensor:
-    """A state; raise where its numbers are not simply there, on this process."""
+    """Return a state; raise unless it is a plain, dense tensor on this process."""
     if key not in state:
         raise RuntimeError(f"{name} has no state '{key}'{remedy}")
     value = state[key]

@@ -1,4 +1,4 @@
-"""A parameter's wide value and its states: how they are kept, started, converted, read and written."""
+"""A parameter's wide value and its states: how to store, create, convert, read and write them."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from friction_kernels.optim.options import MASTER_KEYS, QUANTIZED
 from friction_kernels.optim.rounding import RandomKey, round_from, round_stochastically
 from friction_kernels.optim.rule import Rule, StateKind
 
-NOTES = (QUANTIZED_SHAPE, ORDER)  # what a state has beside its tensors
+NOTES = (QUANTIZED_SHAPE, ORDER)  # entries of a state that are not tensors
 
 
 def reals(tensor: Tensor) -> Tensor:
-    """A complex tensor as pairs of reals, another as it is."""
+    """View a complex tensor as pairs of reals; return other tensors unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
@@ -38,11 +38,11 @@ def count_of_reals(tensor: Tensor) -> int:
 
 # Step counts.
 
-MOST_FLOAT32_STEPS = 2**24  # and one more is the same number in float32
+MOST_FLOAT32_STEPS = 2**24  # adding 1 to it does not change a float32 number
 
 
 def is_full(step: Tensor) -> bool:
-    """Whether a count of the host's is float32 and can count no further. Nobody waits for a GPU."""
+    """Whether a float32 step count on the CPU can count no further. Never waits for a GPU."""
     return (
         step.dtype == torch.float32
         and step.device.type == "cpu"
@@ -54,7 +54,7 @@ def is_full(step: Tensor) -> bool:
 
 
 def read_state(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
-    """A state's real numbers in float32 at least; the state's own memory where it is kept so."""
+    """A state's real numbers in at least float32; its own memory if it is stored that way."""
     value: Tensor = state[key]
     if value.dtype != QUANTIZED:
         value = reals(value)
@@ -67,7 +67,7 @@ def read_state(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKin
 def write_state(
     param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind, numbers: Tensor
 ) -> None:
-    """Keep numbers that came from `read_state` and that a step changed."""
+    """Store numbers that came from `read_state` and were changed by a step."""
     value = state[key]
     if value.dtype == QUANTIZED:
         is_average = kind.at_least_float32
@@ -81,7 +81,7 @@ def write_state(
 
 
 def numbers_of(param: Tensor, state: Mapping[str, Any], key: str, kind: StateKind) -> Tensor:
-    """A state as numbers of the parameter's shape: codes become float32, others stay as they are."""
+    """A state as numbers of the parameter's shape: codes become float32, others are returned as is."""
     value: Tensor = state[key]
     if value.dtype != QUANTIZED:
         return value
@@ -97,10 +97,10 @@ def _element_order(param: Tensor, state: Mapping[str, Any]) -> ElementOrder:
 
 
 def read_wide(param: Tensor, state: Mapping[str, Any]) -> Tensor:
-    """The value that arithmetic sees, in float32 at least; its own memory where it is kept so."""
+    """The parameter's value in at least float32; its own memory if it is stored that way."""
     if "master" in state:
         master: Tensor = state["master"]
-        # Where the parameter is not what the master rounds to, somebody wrote it.
+        # A parameter that is not the rounded master was written by other code, and takes precedence.
         written = master.to(param.dtype).view(torch.int16) != param.view(torch.int16)
         return master.copy_(torch.where(written, param.to(master.dtype), master))
     if "residual" in state:
@@ -116,7 +116,7 @@ def write_wide(
     random: RandomKey | None,
     order: ElementOrder,
 ) -> None:
-    """Keep a wide value that came from `read_wide` and was changed; `random`: round by chance."""
+    """Store a wide value that came from `read_wide` and was changed; `random`: round stochastically."""
     if "residual" in state:
         narrow, residual = split(wide, param.dtype, state["residual"].dtype)
         state["residual"].copy_(residual)
@@ -128,15 +128,15 @@ def write_wide(
         param.copy_(wide)
 
 
-# How both are to be kept.
+# How states and wide values are to be stored.
 
 
 @dataclass(frozen=True)
 class StateFormat:
-    """How a group wants one parameter and its states to be kept."""
+    """How a group's options require one parameter and its states to be stored."""
 
     kinds: Mapping[str, StateKind]
-    states: dict[str, tuple[torch.dtype, bool]]  # type, and whether the group asks for it
+    states: dict[str, tuple[torch.dtype, bool]]  # dtype, and whether the group requests it
     master: tuple[str, torch.dtype] | None
     order: ElementOrder
     counts_on_device: bool
@@ -150,7 +150,7 @@ class StateFormat:
         *,
         may_skip: bool = False,
     ) -> StateFormat:
-        """may_skip: whether a step may turn out to be none, which only the parameter's device knows."""
+        """may_skip: whether a step may be skipped, which only the parameter's device knows."""
         states = {
             key: options.state_type(param, group, key, wide=kind.at_least_float32)
             for key, kind in rule.states.items()
@@ -164,7 +164,7 @@ class StateFormat:
         )
 
     def fits(self, param: Tensor, state: Mapping[str, Any]) -> bool:
-        """Whether a state is kept so. A step counted on the device may go on there."""
+        """Whether a state has this format. A step counted on the device may stay there."""
         return (
             self._master_states(state) == ([self.master] if self.master else [])
             and not (self.counts_on_device and state["step"].device != param.device)
@@ -179,10 +179,10 @@ class StateFormat:
         return state[key].dtype == dtype or not asked
 
     def convert(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Start what a state lacks and convert what is kept otherwise.
+        """Create missing states, and convert those in another format.
 
-        Where anything is converted the rest is copied: a state_dict that shares the tensors, and keeps those
-        that were converted, stays of one moment.
+        If anything is converted, the rest is copied, so that a state_dict that shares the tensors still
+        holds the states of a single step.
         """
         keys = ("step", *self.states, *MASTER_KEYS)
         before = {key: state[key] for key in keys if key in state}
@@ -199,7 +199,7 @@ class StateFormat:
             state["step"] = torch.zeros((), dtype=torch.float32, device=device)
             return
         if param.device.type != "cpu" and self.counts_on_device:
-            state["step"] = state["step"].to(device, torch.float32)  # which kernels count in
+            state["step"] = state["step"].to(device, torch.float32)  # as the kernels require
         elif is_full(state["step"]):
             state["step"] = state["step"].double()
 
@@ -212,7 +212,7 @@ class StateFormat:
         self.note_order(param, state)
 
     def note_order(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Note the shape and the element order that quantized states are of: they have none themselves."""
+        """Record the shape and element order of quantized states, whose tensors are flat."""
         for note in NOTES:
             state.pop(note, None)
         values = [state[key] for key in self.states if key in state]
@@ -229,7 +229,7 @@ class StateFormat:
         return torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
 
     def keep(self, numbers: Tensor, key: str) -> Tensor:
-        """Numbers of the parameter's shape in the type in which the state is to be kept."""
+        """Convert numbers of the parameter's shape to the state's storage format."""
         dtype, _ = self.states[key]
         if dtype != QUANTIZED:
             return numbers.to(dtype)
@@ -238,7 +238,7 @@ class StateFormat:
         return quantize(flat, signed=not self.kinds[key].non_negative)
 
     def _convert_master(self, param: Tensor, state: dict[str, Any]) -> None:
-        """Give the parameter the master weight it should have, in which its wide value lives on."""
+        """Convert the parameter's master weight to the required kind, preserving its wide value."""
         found = self._master_states(state)
         wide = None
         if self.master is not None and self.master not in found:

@@ -1,4 +1,4 @@
-"""What the friction does: mean and standard deviation of S in the step that is about to be made."""
+"""Friction statistics: mean and standard deviation of S in the upcoming step."""
 
 from __future__ import annotations
 
@@ -14,45 +14,44 @@ from friction_kernels.optim.planning import StepPlan
 
 
 class FrictionStats(NamedTuple):
-    """S over `count` elements of a group; `mean` and `std` are nan where none is to be stepped."""
+    """S over `count` elements of a group; `mean` and `std` are nan if there are none."""
 
     mean: float
     std: float
-    count: int  # type: ignore[assignment]  # in the place of tuple.count
+    count: int  # type: ignore[assignment]  # shadows tuple.count
 
 
 @torch.no_grad()
 def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     """Mean and standard deviation of the friction S in the next step, for each parameter group.
 
-    Call it between backward() and step(): S is a function of the previous gradient and the one that is
-    about to be applied, with its clipping, loss scale, `maximize` and coupled decay. It is computed over
-    every element that has a gradient, in one launch that changes no parameter. (States that do not exist
-    yet are begun, at zero.)
+    Call it between backward() and step(): S depends on the previous gradient and the one about to be
+    applied, with its clipping, loss scale, `maximize` and coupled decay. It is computed over every element
+    that has a gradient, in one launch that changes no parameter. (States that do not exist yet are
+    created, as zeros.)
 
         loss.backward()
         print(friction_stats(opt))
         opt.step()
 
-    S is 1/2 (sigmoid) or 1 (tanh) where friction does nothing. A standard deviation near zero says
-    that it does nothing anywhere, which is usual for friction_input="product"; try "normalized".
+    S is 1/2 (sigmoid) or 1 (tanh) where friction has no effect. A standard deviation near zero means
+    that it has no effect anywhere, which is usual for friction_input="product"; try "normalized".
 
-    Source of S: arXiv 2408.11839; what is measured of it is this library's.
+    Source of S: arXiv 2408.11839; these statistics are this library's.
 
     Args:
-        opt: one of the friction optimizers. Where a torch.amp.GradScaler scaled the loss, call
+        opt: one of the friction optimizers. If a torch.amp.GradScaler scaled the loss, call
             scaler.unscale_(opt) first.
 
     Returns:
-        one FrictionStats(mean, std, count) for each group; a step that will be skipped is over no element.
-        Of parameters that are spread over processes, all of it is of this process's parts, and all
-        processes must call it where a norm is taken over them. It waits for GPUs.
+        one FrictionStats(mean, std, count) for each group; a step that will be skipped covers no elements.
+        For sharded parameters they cover this process's parts only, and all processes must call this
+        function if a norm is taken over them. Waits for GPUs.
 
     Raises:
         TypeError: another optimizer, which has no friction.
-        RuntimeError: there is no gradient that is about to be applied, because none was computed, step()
-            has applied it already, or release_gradients applies each as it comes; or the step cannot be
-            made.
+        RuntimeError: no gradient is about to be applied, because none was computed, step() has applied it
+            already, or release_gradients applies each as it arrives; or the step cannot be made.
     """
     if not isinstance(opt, FrictionAdam):
         raise TypeError(
@@ -65,7 +64,7 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
 
 
 def _check_gradients(opt: FrictionAdam) -> None:
-    """Raise where there is no gradient that a step is yet to apply."""
+    """Raise unless there are gradients that a step has yet to apply."""
     if opt._released is not None:
         raise RuntimeError(
             "release_gradients applies each gradient as it comes, so that there is none between backward() "

@@ -1,1 +1,1 @@
-"""Score matrices of queries and keys that need never be stored: passes over them, and their backends."""
+"""Score matrices of queries and keys, computed tile by tile without being stored, and their backends."""

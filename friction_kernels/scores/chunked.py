@@ -1,4 +1,4 @@
-"""Score matrices in plain torch, for any device, in O(N + M) memory beside one or two tiles of rows."""
+"""Score matrices in plain torch, for any device, in O(N + M) memory plus one or two tiles of rows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from friction_kernels.scores.backend import Term
 
 Precision = Literal["fp32", "tf32", "bf16"]
 PRECISIONS = get_args(Precision)
-# A tile is whole rows: enough of them for an efficient product, few enough to be far below N x M.
+# A tile consists of whole rows: enough for an efficient product, yet far fewer elements than N x M.
 ELEMENTS_PER_TILE = 1 << 22  # 16 MiB in float32
 FEWEST_ROWS, MOST_ROWS = 64, 1024
-LARGEST_SCORE = 20.0  # of the exp domain
+LARGEST_SCORE = 20.0  # limit of the exp domain
 
 
 def round_to(precision: str, z: Tensor) -> Tensor:
-    """z as a tensor core reads it in this precision; the products of such numbers are exact in float32."""
+    """Round z as a tensor core does in this precision; products of such numbers are exact in float32."""
     if precision == "bf16":
         return z.to(torch.bfloat16).to(z.dtype)
-    if precision == "tf32":  # ten bits of mantissa, to nearest, in float32's range
+    if precision == "tf32":  # ten mantissa bits, to nearest, in float32's range
         bits = z.float().contiguous().view(torch.int32)
         return ((bits + 0x1000) & ~0x1FFF).view(torch.float32).to(z.dtype)
     return z
@@ -31,8 +31,8 @@ def round_to(precision: str, z: Tensor) -> Tensor:
 class ChunkedScores:
     """Tiles of the scores x, or of their exponentials, computed for each pass or stored once.
 
-    What both domains of `backend.Scores` share. The diagonal of masked scores is -infinity, that of their
-    exponentials 0. Nobody writes to a tile.
+    Shared by both domains of `backend.Scores`. With a masked diagonal, x_ii is -infinity and exp(x_ii) is
+    0. Callers must not write to a tile.
     """
 
     exponential: ClassVar[bool]  # whether tiles hold exp(x)
@@ -70,7 +70,7 @@ class ChunkedScores:
         return matrix
 
     def buffer(self) -> Tensor:
-        """Memory for one tile, for the length of a pass."""
+        """Memory for one tile, reused throughout a pass."""
         return self._left.new_empty(self.rows_per_tile * len(self.keys))
 
     def row_chunks(self, rows: range) -> Iterator[range]:
@@ -78,12 +78,12 @@ class ChunkedScores:
             yield range(start, min(start + self.rows_per_tile, rows.stop))
 
     def strips(self) -> Iterator[tuple[range, range]]:
-        """(rows, columns) that cover the matrix; of a symmetric one, each from its diagonal on."""
+        """Yield (rows, columns) that cover the matrix; if symmetric, each strip starts at its diagonal."""
         for rows in self.row_chunks(range(len(self.queries))):
             yield rows, range(rows.start if self.symmetric else 0, len(self.keys))
 
     def tile(self, rows: range, columns: range, buffer: Tensor | None = None) -> Tensor:
-        """(len(rows), len(columns)), in `buffer`, which is needed where nothing is stored."""
+        """(len(rows), len(columns)), written to `buffer`, which is required if nothing is stored."""
         if self._matrix is not None:
             return self._matrix[_at(rows), _at(columns)]
         assert buffer is not None
@@ -100,7 +100,7 @@ class ChunkedScores:
         return out
 
     def _no_gradient(self) -> tuple[Tensor, Tensor]:
-        """Zeros for `_add_products`: of the queries and of the keys, which may be the same."""
+        """Zeros for `_add_products`: gradients of queries and keys, one tensor if they are the same."""
         of_queries = torch.zeros_like(self.queries)
         return of_queries, of_queries if self.symmetric else torch.zeros_like(self.keys)
 
@@ -112,9 +112,9 @@ class ChunkedScores:
         rows: range,
         columns: range,
     ) -> None:
-        """Add what the coefficients of a strip send to queries and keys.
+        """Add the contributions of a strip's coefficients to the gradients of queries and keys.
 
-        Symmetric coefficients serve the rows of their strip once, and other rows through their transpose.
+        Symmetric coefficients count once for the strip's own rows, and transposed for all later rows.
         """
         of_queries[_at(rows)].addmm_(coefficients, self.keys[_at(columns)])
         done = len(rows) if self.symmetric else 0
@@ -129,8 +129,8 @@ class ChunkedScores:
 class LogDomainScores(ChunkedScores):
     """Everything in logarithms, for scores of any size.
 
-    A weight's exponent is at most 0 when its exponential is taken, so that nothing overflows, and nothing
-    that matters underflows.
+    Exponents are at most 0 when exponentials are taken, so nothing overflows, and only negligible weights
+    underflow.
     """
 
     exponential = False
@@ -140,7 +140,7 @@ class LogDomainScores(ChunkedScores):
         rows = range(len(self.queries)) if rows is None else rows
         buffer, scratch = self.buffer(), self.buffer()
         result = column_bias.new_empty(len(rows))
-        smallest = torch.finfo(result.dtype).min  # of a row without any score, whose result is -inf
+        smallest = torch.finfo(result.dtype).min  # for rows without any score, whose result is -inf
         for chunk in self.row_chunks(rows):
             x = self.tile(chunk, everything, buffer)
             logits = torch.add(x, column_bias, out=_as_tile(scratch, chunk, everything))
@@ -185,7 +185,7 @@ def _add_term(
     columns: range,
 ) -> None:
     i, j = _at(rows), _at(columns)
-    # In the order of logsumexp: with the same rounding, a softmax's row sums to one more exactly.
+    # Same order as in logsumexp: with equal rounding, a softmax's row sums to one more exactly.
     torch.add(x, term.column_bias[j], out=weights).add_(term.row_bias[i, None]).exp_()
     factor = term.row_factor[i, None]
     if term.left is not None and term.right is not None:
@@ -196,10 +196,10 @@ def _add_term(
 class ExpDomainScores(ChunkedScores):
     """Products with the weights W = exp(x) themselves, for scores from -20 to 20.
 
-    Weights, their sums and all their normalised forms are ordinary float32 numbers then. In a graph of unit
-    rows with up to a million nodes |log deg| <= 34, |log u| <= 51, and |log r| <= 85, which no graph comes
-    near. So a logsumexp is a product with a vector, and dL/dx is W times a matrix of low rank: a pass takes
-    one exponential an element, or none where W is stored.
+    In this range weights, their sums and all normalised forms are ordinary float32 numbers. In a graph of
+    unit rows with up to a million nodes |log deg| <= 34, |log u| <= 51, and |log r| <= 85; real graphs stay
+    far below. A logsumexp is then a product with a vector, and dL/dx is W times a low-rank matrix: a pass
+    takes one exponential per element, or none if W is stored.
     """
 
     exponential = True
@@ -231,7 +231,7 @@ class ExpDomainScores(ChunkedScores):
         return result
 
     def gradient(self, terms: Sequence[Term]) -> tuple[Tensor, Tensor | None]:
-        # dL/dx_ij = W_ij left_i . right_j, with the terms' biases inside of left and right.
+        # dL/dx_ij = W_ij left_i . right_j, with the terms' biases folded into left and right.
         left, right = (torch.cat(parts, dim=1) for parts in zip(*map(_factors, terms), strict=True))
         if self.symmetric:  # dL/dx_ij + dL/dx_ji
             left, right = torch.cat((left, right), dim=1), torch.cat((right, left), dim=1)
@@ -245,7 +245,7 @@ class ExpDomainScores(ChunkedScores):
 
 
 def _factors(term: Term) -> tuple[Tensor, Tensor]:
-    """left (N, 1 + K) and right (M, 1 + K), whose product with W is the term."""
+    """left (N, 1 + K) and right (M, 1 + K), such that the term is W * (left @ right.T)."""
     left, right = term.row_factor[:, None], torch.ones_like(term.column_bias)[:, None]
     if term.left is not None and term.right is not None:
         left, right = torch.cat((term.left, left), dim=1), torch.cat((term.right, right), dim=1)

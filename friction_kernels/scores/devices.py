@@ -1,4 +1,4 @@
-"""What a device offers to score matrices: free memory, and whether Triton's kernels run on it."""
+"""Properties of a device that matter to score matrices: free memory and support for Triton kernels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-CGROUP = Path("/sys/fs/cgroup")  # of a container, which may have less than its machine
+CGROUP = Path("/sys/fs/cgroup")  # a container may have less memory than its machine
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated; 0 where nobody says."""
+    """Bytes that can be allocated, or 0 if unknown."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
@@ -20,7 +20,7 @@ def free_memory(device: torch.device) -> int:
         return 0
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:  # no Linux
+    except OSError:  # not Linux
         return 0
     of_machine = [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
     return min([*of_machine, *_left_in_container()], default=0)
@@ -36,7 +36,7 @@ def _left_in_container() -> list[int]:
 
 
 def triton_unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the Triton kernels cannot serve embeddings, or None where they can."""
+    """Return why the Triton kernels cannot serve embeddings, or None if they can."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         return f"the embeddings are on {device}, and its kernels run on CUDA devices"
     if dtype == torch.float64:

@@ -1,1 +1,1 @@
-"""Triton kernels of friction_kernels: passes over score matrices that are never stored."""
+"""Triton kernels of friction_kernels: passes over score matrices, which are never stored."""

@@ -1,6 +1,6 @@
-"""Weights applied to columns of values; they are formed tile by tile and never stored."""
+"""Apply weights to columns of values. Weights are computed tile by tile and never stored."""
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_weighted(
     sums, x, rows, row_bias, column_bias, values, pitch, first_key, first_column,
     MASK_DIAGONAL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sums + exp(x + biases) values, for the columns of x, which begin at first_column."""
+    """sums + exp(x + biases) values, for the columns of x, which start at first_column."""
     columns = first_column + tl.arange(0, x.shape[1])
     weights = tl.exp2(x + (row_bias[:, None] + tl.load(column_bias + columns)[None, :]))
     if MASK_DIAGONAL:
@@ -42,9 +42,9 @@ def apply_kernel(
     queries,  # (num_queries, dim)
     keys,  # (num_keys, dim)
     scale,  # (1,) float32
-    row_bias,  # (num_rows up to a multiple of BLOCK_M,) float32, in base 2
+    row_bias,  # (num_rows rounded up to a multiple of BLOCK_M,) float32, in base 2
     column_bias,  # (pitch,) float32, in base 2; -inf beyond num_columns
-    values,  # (width up to a multiple of BLOCK_K, pitch) float32, transposed; 0 beyond num_columns
+    values,  # (width rounded up to BLOCK_K, pitch) float32, transposed; 0 beyond num_columns
     result,  # (splits, num_rows, width) float32
     first_row,
     num_rows,
@@ -54,7 +54,7 @@ def apply_kernel(
     num_keys,
     dim,
     width,
-    pitch,  # num_columns up to a multiple of BLOCK_N
+    pitch,  # num_columns rounded up to a multiple of BLOCK_N
     blocks_per_split,
     MASK_DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -67,7 +67,7 @@ def apply_kernel(
 ):
     """result_sik = sum over j in split s of exp(scale q_i . k_j + row_bias_i + column_bias_j) values_jk.
 
-    j != i where masked. One program owns BLOCK_M rows and BLOCK_K columns of the values.
+    With MASK_DIAGONAL, j != i. One program computes BLOCK_M rows and BLOCK_K columns of the result.
     """
     block_row = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)

@@ -36,21 +36,21 @@ def batch_gloss(
     precision: str = "fp32",
     propagated: Tensor | None = None,
 ) -> BatchGLoss:
-    """The loss of GLoss(solver="cg") and its gradients, in one launch for which nothing waits.
+    """The loss of GLoss(solver="cg") and its gradients, in one launch. The host does not wait for it.
 
-    log_form: the form "log"; else "official".
-    embeddings: (N, d) float32, bfloat16 or float16, any length but zero, N from 2 to 256.
+    log_form: use the form "log" instead of "official".
+    embeddings: (N, d) float32, bfloat16 or float16, of any nonzero length, N from 2 to 256.
     labels: (N,) integers in [0, num_classes) or ignore_index; labelled: (N,) bool, true only where the
         label is known. num_classes: at most 64. class_weight: (num_classes,) or None.
     inverse_sigma_squared: one float32 on the embeddings' device.
-    propagated: (N, num_classes) float32 that is filled with F, where given.
+    propagated: (N, num_classes) float32, an optional output for F.
 
-    statistics: iterations; residual, max_i sum_c |T F - F|_ic; correct, how many of the counted nodes have
-        their label as the largest F; counted, nodes in the loss; unreached, nodes of U that no label
+    statistics: iterations; residual, max_i sum_c |T F - F|_ic; correct, the number of counted nodes whose
+        largest F is that of their label; counted, the nodes in the loss; unreached, nodes of U that no label
         reaches, whose rows of F are uniform and have no gradient; the errors of solve and adjoint, at most
-        tol where they converged.
+        tol if they converged.
 
-    Values are not checked: that would make the host wait.
+    Values are not checked, because the host would have to wait.
     """
     if precision not in DOT_PRECISION:
         raise ValueError(f"precision must be one of {', '.join(DOT_PRECISION)}, got {precision!r}")
@@ -82,10 +82,10 @@ def batch_gloss(
 
 
 def sizes(num_nodes: int, num_classes: int, precision: str) -> dict[str, int]:
-    """Compile-time sizes. What is held in registers depends on none but WIDTH."""
+    """Compile-time sizes. Of these, only WIDTH affects the number of registers."""
     fp32 = precision == "fp32"
     chunk, depth = (16, 16) if fp32 else (32, 32)
-    if triton.knobs.runtime.interpret:  # a step takes the same time whatever its size
+    if triton.knobs.runtime.interpret:  # a step takes the same time for any size
         chunk, depth = 64, 64
     return {
         "SIZE": max(64, triton.next_power_of_2(num_nodes)),

@@ -1,11 +1,11 @@
 """The graph of one batch, inside one program: similarities in scratch memory, and passes over them.
 
-Everything N x N or N x C lies in scratch, which stays in the L2 cache, and is walked in strips of rows, by
-chunks of columns; no more is held in registers. Logarithms are in base 2. Where one thread reads what
-another has written, a barrier stands in between, at the end of the function that wrote it.
+All N x N and N x C arrays are in scratch memory, which stays in the L2 cache. They are traversed in strips of
+rows, by chunks of columns, so registers hold no more than that. Logarithms are in base 2. Functions end with
+a barrier if other threads read what they wrote.
 """
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import triton.language as tl
 
 from friction_triton.tiles import LOG2_E, add_product, half
 
-SMALLEST: tl.constexpr = tl.constexpr(2.0**-126)  # normal number
+SMALLEST: tl.constexpr = tl.constexpr(2.0**-126)  # smallest normal number
 
 
 @triton.jit
 def inverse_lengths(embeddings, result, count, dim, STRIP: tl.constexpr, BLOCK_D: tl.constexpr):
-    """result_i = 1 / |e_i|; 0 for a row of zeros, and for rows that do not exist.
+    """result_i = 1 / |e_i|; 0 for rows of zeros and rows beyond count.
 
-    Rows are scaled before they are squared, so that none is too long or too short.
+    Rows are scaled before squaring, so that none is too long or too short.
     """
     steps = tl.arange(0, BLOCK_D)
     for first in range(0, count, STRIP):
@@ -30,7 +30,7 @@ def inverse_lengths(embeddings, result, count, dim, STRIP: tl.constexpr, BLOCK_D
         for start in range(0, dim, BLOCK_D):
             e = block_of(embeddings, rows, start + steps, count, dim)
             largest = tl.maximum(largest, tl.max(tl.abs(e), axis=1))
-        # A power of two, so that scaling rounds nothing.
+        # Scale by a power of two, which is exact.
         exponent = tl.maximum(largest, SMALLEST).to(tl.int32, bitcast=True) >> 23
         scale = ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
         squares = tl.zeros((STRIP,), tl.float32)
@@ -51,7 +51,7 @@ def block_of(embeddings, rows, channels, count, dim):
 
 @triton.jit
 def directions(embeddings, inverse_length, rows, channels, count, dim, HALF: tl.constexpr):
-    """z_ik = e_ik / |e_i| for index tensors rows, channels that broadcast; bfloat16 where HALF."""
+    """z_ik = e_ik / |e_i| for index tensors rows, channels that broadcast; bfloat16 if HALF."""
     mask = (rows < count) & (channels < dim)
     e = tl.load(embeddings + rows * dim + channels, mask=mask, other=0.0).to(tl.float32)
     z = e * tl.load(inverse_length + rows)
@@ -64,7 +64,7 @@ def similarities(
     SIZE: tl.constexpr, STRIP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
     HALF: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x_ij = z_i . z_j / sigma^2 in base 2, -inf on the diagonal and in columns that do not exist."""
+    """x_ij = z_i . z_j / sigma^2 in base 2, -inf on the diagonal and in columns beyond count."""
     steps = tl.arange(0, BLOCK_D)
     scale = tl.load(inverse_sigma_squared) * LOG2_E
     for first in range(0, count, STRIP):

@@ -1,6 +1,6 @@
 """G-Loss of one batch and its gradient in one program."""
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from friction_triton.batch_loss import loss_and_slopes
 from friction_triton.batch_solver import leave_out_unreached, solve
 from friction_triton.tiles import LN_2, add_product
 
-VECTORS: tl.constexpr = tl.constexpr(15)  # of N numbers, in scratch
-ARRAYS: tl.constexpr = tl.constexpr(8)  # of N x WIDTH numbers
+VECTORS: tl.constexpr = tl.constexpr(15)  # scratch arrays of N numbers
+ARRAYS: tl.constexpr = tl.constexpr(8)  # scratch arrays of N x WIDTH numbers
 
 
 @triton.jit(do_not_specialize=["count", "num_classes", "tol", "max_iter", "ignore_index"])
@@ -30,11 +30,11 @@ def batch_kernel(
     embeddings,  # (count, dim)
     labels,  # (count,) int64
     labelled,  # (count,) bool
-    class_weight,  # (num_classes,) float32, read where WEIGHTED
+    class_weight,  # (num_classes,) float32, read if WEIGHTED
     inverse_sigma_squared,  # (1,) float32
     grad_embeddings,  # (count, dim) float32
     results,  # (9,) float32: loss, dL/d(1/sigma^2), and the statistics of batch.batch_gloss
-    propagated,  # (count, num_classes) float32, written where it is wanted
+    propagated,  # (count, num_classes) float32, written if WANTED
     scratch,  # batch.scratch_size float32
     count,
     dim,
@@ -58,7 +58,7 @@ def batch_kernel(
     """F_U = (I - T_UU)^(-1) T_UL Y_L;  L = mean_i w_yi nll(F_i, y_i) over i in U;  dL/de, dL/d(1/sigma^2).
 
     T_ij = exp(x_ij - log u_j - log r_i) with x_ij = z_i . z_j / sigma^2; see friction_kernels/graph for the
-    equations. Nodes stay in their order: U and L are masks, -inf among the biases.
+    equations. Nodes are not reordered: U and L are masks, encoded as -inf in the biases.
     """
     inverse_length = scratch
     log_degree = inverse_length + SIZE
@@ -68,17 +68,17 @@ def batch_kernel(
     from_labelled = minus_log_u + SIZE  # column biases of T: -log u_j, or -inf
     to_unlabelled = from_labelled + SIZE  # row biases of T: -log r_i, or -inf
     from_unlabelled = to_unlabelled + SIZE
-    weight = from_unlabelled + SIZE  # of the inner product in which T_UU is self-adjoint, or T_UU^T
-    unknown = weight + SIZE  # 1 in U
+    weight = from_unlabelled + SIZE  # of the inner product in which T_UU or T_UU^T is self-adjoint
+    unknown = weight + SIZE  # 1 in U, else 0
     delta = unknown + SIZE
     of_log_u = delta + SIZE
     of_log_degree = of_log_u + SIZE
     along = of_log_degree + SIZE
-    measured = along + SIZE  # 1 in U but where no label reaches the node
+    measured = along + SIZE  # 1 in U, except for nodes that no label reaches
     x = scratch + VECTORS * SIZE
     array: tl.constexpr = SIZE * WIDTH
     f = x + SIZE * SIZE
-    image = f + array  # T F, and after it the same of the adjoint
+    image = f + array  # T F, followed by the same for the adjoint
     b = image + 2 * array
     solution = b + array  # F_U, later the adjoint
     work = solution + array
@@ -127,7 +127,7 @@ def batch_kernel(
     scale = 1.0
     num_left_out = 0.0
     for phase in range(3):
-        # F_U = T_UU F_U + b; the same without nodes that no label reaches, where these were in the way; and
+        # F_U = T_UU F_U + b; again without the nodes that no label reaches, if these prevented convergence;
         # then the adjoint l = T_UU^T l + dL/dF.
         adjoint = phase // 2
         if (phase != 1) | (num_left_out > 0):
@@ -190,7 +190,7 @@ def batch_kernel(
         tl.store(of_log_degree + rows, tl.where(rows < count, -0.5 * slope, 0.0))
     tl.debug_barrier()
 
-    # G in place of x, and z_i . dL/dz_i = sum_j G_ij z_i . z_j, of which dL/d(1/sigma^2) is made.
+    # Overwrite x with G, and sum z_i . dL/dz_i = sum_j G_ij z_i . z_j, which gives dL/d(1/sigma^2).
     inverse = tl.load(inverse_sigma_squared)
     along_sum = 0.0
     for first in range(0, count, STRIP):
@@ -226,7 +226,7 @@ def batch_kernel(
         tl.store(along + rows, along_rows)
         along_sum += tl.sum(along_rows)
     tl.debug_barrier()
-    # dL/dz_i = sum_j G_ij z_j / sigma^2, and dL/de_i its part across z_i, by |e_i|.
+    # dL/dz_i = sum_j G_ij z_j / sigma^2. dL/de_i is its part orthogonal to z_i, divided by |e_i|.
     for first in range(0, count, STRIP):
         rows = first + tl.arange(0, STRIP)
         length = tl.load(inverse_length + rows)[:, None]

@@ -1,6 +1,6 @@
-"""The loss of the propagated labels, and its slopes, inside one program."""
+"""The loss of the propagated labels and its derivatives, inside one program."""
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def loss_and_slopes(
     SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr,
     LOG_FORM: tl.constexpr, WEIGHTED: tl.constexpr, WANTED: tl.constexpr,
 ):  # fmt: skip
-    """Leave F in f and dL/dF in b, store loss and counts, and return max_c sum_i |dL/dF_ic|.
+    """Write F to f and dL/dF to b, store loss and counts, and return max_c sum_i |dL/dF_ic|.
 
-    Nodes that no label reaches are made uniform and are no longer unknown, so that nothing flows through
-    them; weight becomes that of the inner product in which T_UU^T is self-adjoint.
+    Nodes that no label reaches become uniform and are cleared in `unknown`, so that no gradient flows through
+    them. weight becomes that of the inner product in which T_UU^T is self-adjoint.
     """
     everyone = tl.arange(0, SIZE)
     classes = tl.arange(0, WIDTH)
@@ -47,7 +47,7 @@ def loss_and_slopes(
         scored = is_u & (its != ignore_index)
         class_exists = (classes < num_classes)[None, :]
         solved = array_of(solution, rows, WIDTH)
-        # A row's exact sum is one. Where it is far from that, no label reaches the node.
+        # A row's exact sum is one. If its sum is far from one, no label reaches the node.
         lost = is_u & ~(tl.abs(tl.sum(solved, axis=1) - 1) < 0.5)
         values = tl.where(lost[:, None], 1.0 / num_classes, solved)
         values = tl.where(class_exists, values, float("-inf"))
@@ -82,7 +82,7 @@ def loss_and_slopes(
             offsets = rows[:, None] * num_classes + classes[None, :]
             tl.store(propagated + offsets, of_f, mask=row_exists[:, None] & class_exists)
         remains = is_u & ~lost
-        tl.debug_barrier()  # several threads may have read one number of `unknown`
+        tl.debug_barrier()  # several threads may read the same number of `unknown`
         tl.store(unknown + rows, remains.to(tl.float32))
         minus_u = -tl.load(log_u + rows)
         tl.store(from_unlabelled + rows, tl.where(remains, minus_u, float("-inf")))

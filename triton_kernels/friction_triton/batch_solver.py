@@ -1,11 +1,11 @@
 """v = A v + b inside one program: conjugate gradients, then plain propagation.
 
 A_ij = exp(x_ij + row_bias_i + column_bias_j) is T_UU or its transpose, self-adjoint in the inner product
-with the weights pi (T_UU) or 1 / pi. friction_kernels/graph/solvers.py has the same method, and its reasons:
-no sigma makes the unknowns overflow, and the error is measured without weights.
+with the weights pi (T_UU) or 1 / pi. friction_kernels/graph/solvers.py explains the method: the unknowns do
+not overflow for any sigma, and the error is measured without weights.
 """
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MASS_TOLERANCE: tl.constexpr = tl.constexpr(constants.MASS_TOLERANCE)
 
 @triton.jit
 def add_error(worst, column_sums, residual, values, unknown):
-    """Both errors, with a strip of rows added: F's is its worst row, the adjoint's its worst column."""
+    """Add a strip of rows to both errors: the largest row of F's residual, and the adjoint's column sums."""
     mass = tl.abs(tl.sum(values, axis=1) - 1) / MASS_TOLERANCE
     rows = tl.maximum(tl.sum(tl.abs(residual), axis=1), mass)
     worst = tl.maximum(worst, tl.max(tl.where(unknown > 0, rows, 0.0)))
@@ -35,11 +35,11 @@ def conjugate_gradients(
     SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Leave the best v met in `best`, and return the number of iterations.
+    """Write the best v found to `best`, and return the number of iterations.
 
-    b, v, best, r, p, q: (SIZE, WIDTH); weight, unknown: (SIZE,), 0 where a node is not unknown.
-    is_adjoint, and scale, to which the adjoint's error is relative, are known at run time, so that the code
-    exists once. A column whose residual vanishes takes no further steps.
+    b, v, best, r, p, q: (SIZE, WIDTH); weight, unknown: (SIZE,), 0 at nodes that are not unknown.
+    is_adjoint, and scale, the adjoint's reference for its error, are run-time arguments, so that the code is
+    compiled only once. A column with zero residual stops changing.
     """
     squared = tl.zeros((WIDTH,), tl.float32)
     worst, sums = 0.0, tl.zeros((WIDTH,), tl.float32)
@@ -103,9 +103,9 @@ def leave_out_unreached(
     SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Take nodes out of the system into which nothing flows from labels; return how many these are.
+    """Remove nodes without inflow from labels from the system; return their number.
 
-    reached: room for an array, whose rows will be 1 at nodes that are reached, and 0 at others.
+    reached: scratch array, set to 1 in the rows of reached nodes and to 0 in others.
     """
     everyone = tl.arange(0, SIZE)
     num_reached = 0.0
@@ -167,9 +167,9 @@ def solve(
     SIZE: tl.constexpr, STRIP: tl.constexpr, WIDTH: tl.constexpr, CHUNK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Leave v and image = A v + b; return iterations, error, and the largest sum |image - v| of a row.
+    """Write v and image = A v + b; return iterations, error, and the largest row sum of |image - v|.
 
-    work: room for three more arrays.
+    work: scratch memory for three more arrays.
     """
     array: tl.constexpr = SIZE * WIDTH
     iteration = conjugate_gradients(

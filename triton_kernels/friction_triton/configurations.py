@@ -1,4 +1,4 @@
-"""Tiles for each architecture and precision, and the division of a pass among programs."""
+"""Tile sizes for each architecture and precision, and the division of a pass among programs."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 import torch
 import triton
 
-# Of queries with keys, as tl.dot calls them; operands in bfloat16 are that whatever this says.
+# input_precision of tl.dot for queries and keys; it has no effect on bfloat16 operands.
 DOT_PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee"}
-# Of products with float32 values: three TF32 products keep 21 of float32's 24 bits.
+# For products with float32 values: three TF32 products keep 21 of float32's 24 bits.
 VALUE_PRECISION = {"fp32": "ieee", "tf32": "tf32x3", "bf16": "tf32x3"}
-# Columns that a step of a product reads; queries and keys are padded to a multiple of it.
+# Columns that each step of a product reads; queries and keys are padded to a multiple of it.
 BLOCK_D = {"fp32": 16, "tf32": 32, "bf16": 64}
-if triton.knobs.runtime.interpret:  # a step takes the interpreter the same time whatever its size
+if triton.knobs.runtime.interpret:  # the time of an interpreted step does not depend on its size
     BLOCK_D = dict.fromkeys(BLOCK_D, 64)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A kernel's compile-time sizes, and how many stages of loads ahead are compared by autotuning.
+    """A kernel's compile-time sizes, and the numbers of pipeline stages that autotuning compares.
 
-    Nothing else is compared: stages change when a number is read, not the order in which numbers are added.
+    Autotuning compares nothing else: stages change when a number is loaded, not the order of summation.
     So a result has the same bits whichever configuration wins.
     """
 
@@ -37,8 +37,8 @@ class Tile:
 def tile(kernel: str, precision: str, architecture: int) -> Tile:
     """The tile of a pass; `architecture` is 80, 90 or 100.
 
-    The largest that neither spill a register nor exceed shared memory (test_triton_compiled.py): the wider
-    a tile, the less comes from the cache for each product.
+    The largest tiles that neither spill registers nor exceed shared memory (test_triton_compiled.py): wider
+    tiles load less from the cache per product.
     """
     ampere, fp32 = architecture < 90, precision == "fp32"
     stages = (2, 3) if fp32 or ampere else (3, 4)
@@ -62,9 +62,9 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
 
 @functools.cache
 def tuned(kernel, of: Tile):
-    """`kernel` with the tile's sizes, autotuned over its stages once per d; kept on disk.
+    """`kernel` with the tile's sizes, autotuned over its stages once per d; cached on disk.
 
-    Autotuning runs a kernel repeatedly, so a result that a kernel adds to is restored in between.
+    Autotuning runs a kernel repeatedly, so a result that the kernel accumulates into is restored each time.
     """
     stages = of.stages[:1] if triton.knobs.runtime.interpret else of.stages
     configs = [
@@ -82,7 +82,7 @@ def tuned(kernel, of: Tile):
 
 
 def _milliseconds(call, quantiles=None) -> list[float]:
-    """Median, shortest and longest of three runs: a pass over a million nodes takes a second."""
+    """Median, minimum and maximum of three runs; no more, as a pass over a million nodes takes a second."""
     call()
     times = []
     for _ in range(3):
@@ -97,9 +97,9 @@ def _milliseconds(call, quantiles=None) -> list[float]:
 
 @functools.cache
 def architecture(device: torch.device) -> int:
-    """Whose tiles a device uses: 90 for Hopper, 100 for Blackwell, 80 (they need least) for any other."""
+    """The architecture whose tiles a device uses: 90 for Hopper, 100 for Blackwell, else 80 (smallest)."""
     if device.type != "cuda":
-        return 90  # where kernels are interpreted
+        return 90  # interpreted
     major, _ = torch.cuda.get_device_capability(device)
     return {9: 90, 10: 100}.get(major, 80)
 
@@ -112,10 +112,10 @@ def _processors(device: torch.device) -> int:
 
 
 def splits(programs: int, blocks: int, device: torch.device, at_most: int = 16) -> int:
-    """How many splits of the `blocks` steps of each of `programs` fill the processors.
+    """The number of splits, of the `blocks` steps of each of `programs`, that fills the processors.
 
-    The fewest that leave processors idle for less than a tenth of the pass, or else those that leave them
-    idle least. Each split writes its sum, and the sums are added in order.
+    The smallest that leaves processors idle for less than a tenth of the pass, or else the one with the least
+    idle time. Each split writes its own sum, and the sums are added in order.
     """
     processors = _processors(device)
 

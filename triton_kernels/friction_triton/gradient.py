@@ -1,6 +1,6 @@
-"""The gradient pass: a stripe of coefficients, formed once and multiplied with queries and with keys."""
+"""The gradient pass: compute a stripe of coefficients once, then multiply it with queries and keys."""
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def low_rank(
 
 @triton.jit
 def term_of(x, vectors, vector_pitch, rows, columns, FLIPPED: tl.constexpr):
-    """(exp(x_ij + row_bias_i + column_bias_j), row_factor_i); FLIPPED: of x_ji, with the tile of x_ij."""
+    """(exp(x_ij + row_bias_i + column_bias_j), row_factor_i); FLIPPED: for x_ji, given the tile of x_ij."""
     if FLIPPED:
         row_bias = tl.load(vectors + columns)[None, :]
         column_bias = tl.load(vectors + vector_pitch + rows)[:, None]
@@ -51,10 +51,10 @@ def coefficients_kernel(
     keys,  # (num_keys, dim)
     scale,  # (1,) float32
     vectors,  # (terms, 3, vector_pitch) float32: row_bias and column_bias in base 2, row_factor; or zeros
-    active,  # (vector_pitch,) int32: 1 where left or row_factor of the first term is not 0
-    left,  # (num_queries up to a tile, width) float32
-    right,  # (num_keys up to a tile, width) float32
-    result,  # (num_rows, pitch): G from row first and column first_column on
+    active,  # (vector_pitch,) int32: 1 if left or row_factor of the first term is nonzero
+    left,  # (num_queries rounded up to a tile, width) float32
+    right,  # (num_keys rounded up to a tile, width) float32
+    result,  # (num_rows, pitch): G starting at row first and column first_column
     first,
     first_column,
     num_rows,
@@ -62,9 +62,9 @@ def coefficients_kernel(
     num_keys,
     dim,
     width,  # a multiple of BLOCK_K
-    pitch,  # num_keys up to a multiple of the tile
+    pitch,  # num_keys rounded up to a multiple of the tile
     vector_pitch,
-    TERMS: tl.constexpr,  # after the first
+    TERMS: tl.constexpr,  # number of terms after the first
     SYMMETRIC: tl.constexpr,
     MASK_DIAGONAL: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -76,10 +76,10 @@ def coefficients_kernel(
 ):
     """G_ij = scale times the sum over terms of exp(x_ij + row_bias_i + column_bias_j) row_factor_i.
 
-    x_ij = scale q_i . k_j. left_i . right_j is added to the first term's row_factor_i. Where keys are the
-    queries (SYMMETRIC), G_ij + G_ji instead. Masked entries are 0.
+    x_ij = scale q_i . k_j. left_i . right_j is added to the first term's row_factor_i. If the keys are the
+    queries (SYMMETRIC), computes G_ij + G_ji instead. Masked entries are 0.
     """
-    # Programs that run at the same time share columns, which then come from the cache.
+    # Concurrent programs share columns, which are then read from the cache.
     row_blocks = tl.cdiv(num_rows, BLOCK_M)
     row = first + tl.program_id(0) % row_blocks * BLOCK_M
     column = first_column + tl.program_id(0) // row_blocks * BLOCK_N
@@ -89,7 +89,7 @@ def coefficients_kernel(
     )
     rows = row + tl.arange(0, BLOCK_M)
     columns = column + tl.arange(0, BLOCK_N)
-    # What does not exist gets coefficients of zero: the products read whole tiles.
+    # Rows and columns beyond the end get zero coefficients, because the products read whole tiles.
     absent = (rows >= num_queries)[:, None] | (columns >= num_keys)[None, :]
     if MASK_DIAGONAL:
         absent = absent | (rows[:, None] == columns[None, :])
@@ -102,14 +102,14 @@ def coefficients_kernel(
         if SYMMETRIC:
             weights, factor_j = term_of(x, of_term, vector_pitch, rows, columns, True)
             g += weights * factor_j
-    # G-Loss's labelled nodes propagate nothing onwards: most tiles are spared both products.
+    # G-Loss's labelled nodes receive no propagation, so most tiles skip both products.
     if tl.max(tl.load(active + rows)) > 0:
         inner = low_rank(
             left, right, row, column, width, BLOCK_M, BLOCK_N, BLOCK_K, VALUE_PRECISION
         )
         weights, factor_i = term_of(x, vectors, vector_pitch, rows, columns, False)
         g += weights * (inner + factor_i)
-    if SYMMETRIC:  # noqa: SIM102 - one is known to the compiler
+    if SYMMETRIC:  # noqa: SIM102 - a compile-time condition
         if tl.max(tl.load(active + columns)) > 0:
             inner = low_rank(
                 right, left, row, column, width, BLOCK_M, BLOCK_N, BLOCK_K, VALUE_PRECISION
@@ -123,7 +123,7 @@ def coefficients_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "depth", "blocks_per_split"])
 def product_kernel(
-    coefficients,  # (num_rows, depth), or its transpose; rows as stored are pitch apart
+    coefficients,  # (num_rows, depth), or its transpose; stored with row stride pitch
     z,  # (depth, dim)
     result,  # (splits, num_rows, dim) float32
     num_rows,
@@ -140,7 +140,7 @@ def product_kernel(
 ):
     """result_sik (+)= sum over j in split s of coefficients_ij z_jk.
 
-    One program owns BLOCK_M rows and BLOCK_N columns of the result: no atomics, one order of summation.
+    One program computes BLOCK_M rows and BLOCK_N columns of the result: no atomics, a fixed summation order.
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     channels = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -154,7 +154,7 @@ def product_kernel(
     else:
         left = coefficients + first + rows[:, None].to(tl.int64) * pitch + steps[None, :]
         stride = 1
-    # Beyond the last channel the first ones are read again; dim is a multiple of 16.
+    # Channels past the last wrap around instead of being masked; dim is a multiple of 16.
     safe_channels = tl.max_contiguous(tl.multiple_of(channels % dim, 16), 16)
     right = z + first.to(tl.int64) * dim + (steps * dim)[:, None] + safe_channels[None, :]
     sums = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -1,6 +1,6 @@
 """The log-sum-exp pass: the normalisers of a row softmax of scores."""
 
-# ruff: noqa: N803 - what is compiled in is written in capitals, as everywhere in Triton
+# ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def logsumexp_kernel(
     queries,  # (num_queries, dim)
     keys,  # (num_keys, dim)
     scale,  # (1,) float32
-    column_bias,  # (num_keys up to a multiple of BLOCK_N,) float32, in base 2; -inf beyond num_keys
+    column_bias,  # (num_keys rounded up to BLOCK_N,) float32, in base 2; -inf beyond num_keys
     result,  # (splits, num_rows) float32
     first_row,
     num_rows,
@@ -31,15 +31,15 @@ def logsumexp_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """result_si = log sum over j in split s of exp(scale q_i . k_j + column_bias_j), j != i where masked.
+    """result_si = log sum over j in split s of exp(scale q_i . k_j + column_bias_j), j != i if masked.
 
-    One program owns BLOCK_M rows and walks one split of the columns, keeping each row's maximum and sum.
-    The first maximum is finite, so that a tile without any score is no special case.
+    One program processes BLOCK_M rows and one split of the columns, tracking each row's maximum and sum.
+    The maximum starts at a finite value, so that a tile without any score needs no special case.
 
-    Where keys are the queries, x is symmetric, yet every tile is computed twice. Using a tile for its columns
-    too would take half the products, but a second exponential and two reductions across warps for each
-    number, and N^2 / 256 partial sums in memory. By arithmetic that saves under a third of a pass at d = 768
-    in bfloat16, and a sixth at d = 384.
+    If the keys are the queries, x is symmetric, yet every tile is computed twice. Using a tile for its
+    columns too would halve the products, but need a second exponential and two reductions across warps per
+    number, and N^2 / 256 partial sums in memory. By arithmetic that saves under a third of a pass at
+    d = 768 in bfloat16, and a sixth at d = 384.
     """
     block_row = tl.program_id(0) * BLOCK_M
     split = tl.program_id(1)

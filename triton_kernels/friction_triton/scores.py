@@ -1,4 +1,4 @@
-"""Score matrices on a GPU: `friction_kernels.scores.backend.Scores` in passes over tiles."""
+"""Score matrices on a GPU: `friction_kernels.scores.backend.Scores` with passes over tiles."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from friction_triton.launches import launch
 from friction_triton.logsumexp import logsumexp_kernel
 from friction_triton.tiles import LOG2_E
 
-STRIPE_BYTES = 96 << 20  # of coefficients at a time, or as many as the keys have
+STRIPE_BYTES = 96 << 20  # of coefficients at a time, or the size of the keys if larger
 
 
 class TritonScores:
     """Passes over x_ij = scale q_i . k_j, tile by tile, in O((N + M) (d + K)) memory.
 
-    queries: (N, d), keys: (M, d), or None for the queries; float32, or bfloat16 or float16 where precision
-    is "bf16". scale: one float32 on their device; the host never reads it. mask_diagonal: x_ii = -inf.
+    queries: (N, d), keys: (M, d), or None for the queries; float32, or bfloat16 or float16 if precision is
+    "bf16". scale: one float32 on their device; the host never reads it. mask_diagonal: x_ii = -inf.
     precision: of the products q_i . k_j and, in the gradient, of G with queries and keys: "fp32", "tf32", or
-    "bf16", for which both are rounded. Everything else is float32. The same inputs give the same bits on one
-    device. Where keys are the queries, the gradient alone makes use of symmetry; see logsumexp_kernel.
+    "bf16", which rounds both. All other arithmetic is float32. The same inputs give the same bits on one
+    device. If the keys are the queries, only the gradient exploits symmetry; see logsumexp_kernel.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TritonScores:
         self._dim = self._queries.shape[1]
 
     def _operand(self, rows: Tensor) -> Tensor:
-        # Zeros after the last dimension change no product, and spare every kernel a mask.
+        # Zero padding of the last dimension changes no product, and saves every kernel a mask.
         rows = rows.detach().to(torch.bfloat16 if self.precision == "bf16" else torch.float32)
         return pad(rows, (0, -rows.shape[1] % BLOCK_D[self.precision])).contiguous()
 
@@ -102,12 +102,12 @@ class TritonScores:
         return result[0] if num_splits == 1 else result.sum(dim=0)
 
     def gradient(self, terms) -> tuple[Tensor, Tensor | None]:
-        """As the protocol has it, in float32.
+        """See `Scores.gradient`; the result is float32.
 
-        A row's sum over j of d numbers does not fit in registers for large d. So the coefficients G of a
-        stripe of rows are written, and G k and G^T q are matrix products: by arithmetic that is cheaper than
-        computing the tile anew for each part of d. A stripe of a symmetric G begins at its own first row;
-        earlier stripes have added what it lacks to the left, as G^T q.
+        For large d, the d sums over j of a row do not fit in registers. So the coefficients G of a stripe of
+        rows are stored, and G k and G^T q are matrix products: by arithmetic that is cheaper than recomputing
+        the tile for each part of d. A stripe of a symmetric G starts at its diagonal; earlier stripes have
+        already added the columns left of it, as G^T q.
         """
         queries, keys, sizes = self._queries, self._keys, self._tile("coefficients")
         block, pitch = sizes["BLOCK_M"], triton.cdiv(len(keys), 128) * 128
@@ -142,7 +142,7 @@ class TritonScores:
     def _add_product(
         self, coefficients: Tensor, z: Tensor, result: Tensor, *, transposed: bool = False
     ) -> None:
-        """result += coefficients z, or coefficients^T z; what exceeds z and result is not looked at."""
+        """result += coefficients z, or coefficients^T z; coefficients may extend beyond z and result."""
         sizes = self._tile("product")
         row_blocks = triton.cdiv(len(result), sizes["BLOCK_M"])
         channel_blocks = triton.cdiv(self._dim, sizes["BLOCK_N"])
@@ -159,7 +159,7 @@ class TritonScores:
             result += sums.sum(dim=0)
 
     def _coefficient_inputs(self, terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What coefficients_kernel reads, with zeros beyond the last row and key."""
+        """The inputs of coefficients_kernel, with zeros beyond the last row and key."""
         rows, columns = (triton.cdiv(len(t), 128) * 128 for t in (self._queries, self._keys))
         first, pitch = terms[0], max(rows, columns)
         if any(term.left is not None for term in terms[1:]):
@@ -184,7 +184,7 @@ class TritonScores:
         return tile(kernel, self.precision, architecture(self._queries.device))
 
     def _divide(self, programs: int, blocks: int) -> tuple[int, int]:
-        """(splits, blocks in each); every split has some."""
+        """Return (splits, blocks per split), such that no split is empty."""
         per_split = triton.cdiv(blocks, splits(programs, blocks, self._queries.device))
         return triton.cdiv(blocks, per_split), per_split
 
@@ -196,7 +196,7 @@ class TritonScores:
 
 
 def _padded_bias(bias: Tensor, multiple: int) -> Tensor:
-    """In base 2, and -inf up to a multiple of a tile: what is not there has no weight."""
+    """Convert to base 2, and pad with -inf to a multiple of a tile, so that padding has no weight."""
     return pad(
         bias.detach().float() * LOG2_E.value, (0, -len(bias) % multiple), value=float("-inf")
     )
@@ -207,5 +207,5 @@ def _zeros_after(vector: Tensor, length: int) -> Tensor:
 
 
 def _padded(values: Tensor, rows: int, columns: int) -> Tensor:
-    """Zeros up to multiples of a tile."""
+    """Pad with zeros to multiples of a tile."""
     return pad(values, (0, -values.shape[1] % columns, 0, -len(values) % rows)).contiguous()
