@@ -474,6 +474,22 @@ MISFITS = {
         other_state("exp_avg", without_memory((300,))),
         "'exp_avg' for parameter 1 .* has no memory",
     ),
+    "step of gaps": (
+        other_state("step", torch.tensor([2.0]).to_sparse()),
+        r"'step' of parameter 1 .* layout torch\.sparse_coo",
+    ),
+    "numbers from JSON": (
+        lambda saved: saved.update(state={str(n): s for n, s in saved["state"].items()}),
+        "state has '0' where a group has 0.*int again",
+    ),
+    "a master of integers": (
+        other_state("master", torch.ones(300, dtype=torch.int32)),
+        "'master' of type torch.int32 for parameter 1 .* must be torch.float32",
+    ),
+    "residuals beyond 16 bits": (
+        other_state("residual", torch.full((300,), 70_000, dtype=torch.int32)),
+        "'residual' of type torch.int32 for parameter 1 .* must be torch.int16",
+    ),
     "step as dict": (other_state("step", {}), "'step' of parameter 1 .* got {}"),
     "step on meta": (
         other_state("step", torch.tensor(2.0, device="meta")),

@@ -286,3 +286,15 @@ def test_scaled_float16_gradients_of_a_low_precision_model_are_unscaled_in_float
     for param, start in zip(params, wide, strict=True):
         moved = start - param.detach().float()
         torch.testing.assert_close(moved, torch.full_like(moved, 0.19), rtol=0, atol=1e-3)
+
+
+@both_backends
+@pytest.mark.parametrize("name", ["found_inf", "grad_scale"])
+def test_a_scale_without_memory_is_refused_by_name(name, backend):
+    (param,) = make_params([(5,)])
+    opt = SigSignAdamW([param], backend=backend)
+    param.grad = torch.ones(5)
+    opt.grad_scale, opt.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    getattr(opt, name).untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"{name} is a tensor that has no memory"):
+        opt.step()

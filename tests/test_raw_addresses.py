@@ -384,8 +384,9 @@ def test_storage_resized_to_less_is_an_error(name, lost, share):
     values, size = lose.detach().clone(), lose.untyped_storage().nbytes()
     lose.untyped_storage().resize_(int(size * share))
     number = 0 if lost == "state" else 1
-    with pytest.raises(RuntimeError, match=rf"parameter {number} of group 0 .*no memory"):
-        opt.step()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match=rf"parameter {number} of group 0 .*no memory"):
+            opt.step()
     lose.untyped_storage().resize_(size)
     with torch.no_grad():
         lose.copy_(values)

@@ -149,8 +149,9 @@ def test_every_state_without_memory_is_refused_by_name(kind, make, backend):
         kept = state[key]
         state[key] = make(kept.clone())
         before = [param.detach().clone() for param in params]
-        with pytest.raises(RuntimeError, match=f"parameter 1 of .* state '{key}' has no memory"):
-            opt.step()
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match=f"parameter 1 .* state '{key}' has no memory"):
+                opt.step()
         assert all(map(torch.equal, params, before))
         with pytest.raises(
             RuntimeError, match=rf"state_dict\(\): .* 1 .* '{key}' that has no memory"
@@ -401,8 +402,9 @@ def stepped_twins(backend):
 def test_a_state_that_is_a_negated_view_is_refused_and_not_read_as_its_opposite(key, backend):
     (param, _), (opt, _) = stepped_twins(backend)
     opt.state[param][key] = torch._neg_view(-opt.state[param][key])
-    with pytest.raises(RuntimeError, match=f"state '{key}' that is a negated"):
-        opt.step()
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match=f"state '{key}' that is a negated"):
+            opt.step()
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be served by native kernels")

@@ -153,7 +153,7 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   if (param.device == kElsewhere || operands[1].device != param.device)
     return "it and its gradient are not on one device, the CPU or a GPU";
   if (!operands[1].same_shape(param)) return "its shape differs from its gradient's";
-  entry.moved = entry.param_data != param.data;
+  entry.moved = entry.moved || entry.param_data != param.data;
   entry.param_data = param.data;
   note_strides(entry, 0, param);
   note_strides(entry, 1, operands[1]);
@@ -296,6 +296,7 @@ const char* Plan::read_entry(size_t index) {
     for (size_t i = first_state; i < held_.size(); ++i)
       within = within && reader_->is_within_storage(held_[i].ptr());
     if (!within) return "its storage, or a state's, has fewer bytes than it has elements for";
+    entry.moved = false;
   }
   if (reader_->is_lazy_view(grad.ptr(), entry.is_complex)) {
     grad = grad.attr("resolve_conj")().attr("resolve_neg")();

@@ -45,7 +45,7 @@ struct PlanEntry {
   bool order_known = false;
   StateAddress states[kMaxStates];
   // Whether an address has changed since the last step. Old ones are only compared, never followed.
-  bool moved = true;
+  bool moved = true;  // until what it is now has been checked
   const void* param_data = nullptr;
   bool device_counts = false;  // the step counter is on the parameter's GPU
 

@@ -40,6 +40,8 @@ def _scalar(name: str, value: Any) -> Tensor | None:
         return torch.tensor(checks.as_number(name, value), dtype=torch.float32, device="cpu")
     if value.numel() != 1:
         raise ValueError(f"{name} must be one number, got a tensor of shape {tuple(value.shape)}")
+    if checks.lacks_memory(value):
+        raise ValueError(f"{name} is a tensor that {checks.NO_MEMORY}")
     return value.float().reshape(())
 
 

@@ -30,6 +30,8 @@ def why_no_step_count(value: object) -> str | None:
         if value.numel() != 1:
             shape = tuple(value.shape)
             return f"{wanted}; as a tensor it must have one element, got shape {shape}"
+        if value.layout != torch.strided:
+            return f"{wanted}, got a tensor of layout {value.layout}"
         if lacks_memory(value):
             return NO_MEMORY
     count = as_float("step", value)
@@ -61,7 +63,7 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_sta
     if is_state:
         right = value.is_complex() if param.is_complex() else value.is_floating_point()
     else:
-        right = value.dtype in (*_MASTER_DTYPES[key], torch.int32)  # int16 is sent as int32
+        right = value.dtype in _MASTER_DTYPES[key] or _is_int16_in_32(key, local(value))
         wanted = " or ".join(map(str, _MASTER_DTYPES[key]))
         remedy = f"it must be {wanted}; {remedy}"
     if not right:
@@ -72,6 +74,11 @@ def check_loaded(name: object, param: Tensor, key: str, value: object, *, is_sta
         raise ValueError(
             f"the state_dict has '{key}' of shape {tuple(value.shape)} for {name}; {remedy}"
         )
+
+
+def _is_int16_in_32(key: str, value: Tensor) -> bool:
+    """Whether a residual of 16 bits was widened, as it is when it is sent between processes."""
+    return key == "residual" and value.dtype == torch.int32 and bool((value == value.short()).all())
 
 
 def check_state(
