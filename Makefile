@@ -6,7 +6,7 @@ BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*')
 
-.PHONY: example test test-deep test-integrations sanitize torch-suite bench bench-report gpu-report lint format docs wheel
+.PHONY: example test test-deep test-integrations sanitize torch-suite bench bench-report gpu-prepare gpu-report lint format docs wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -33,6 +33,9 @@ bench: .venv/installed  ## measure against eager code and every peer: ARGS="scal
 
 bench-report: .venv/installed  ## results as one page with pictures
 	$(BIN)/python -m bench report $(ARGS)
+
+gpu-prepare: .venv/installed  ## build the library for another machine's GPU: ARGS="--python python3.12 --capability 90"
+	$(BIN)/python bench/gpu_prepare.py $(ARGS)
 
 gpu-report:  ## settle on a GPU what only a GPU can: tests, sanitizers, benchmarks; installs nothing
 	$(PYTHON) bench/gpu_report.py $(ARGS)

@@ -51,8 +51,8 @@ def run(command: list, log: Path, seconds: float, env: dict[str, str] | None = N
 
     It and what it starts are a process group, which ends when its time is up.
     """
-    paths = os.environ.get("PYTHONPATH"), str(ROOT), str(ROOT / "triton_kernels")
-    path = os.pathsep.join(filter(None, paths))
+    folders = (ROOT, ROOT / "triton_kernels", ROOT / "tests" / "support")
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), *map(str, folders))))
     with log.open("ab") as file:
         start = file.tell()
         process = subprocess.Popen(

@@ -1,22 +1,22 @@
-"""Everything that only a GPU can settle, in one command: under 8 minutes for the optimizers, and for G-Loss.
+"""Everything that only a GPU can settle, in two stages that fit a card lent for minutes.
 
-``python bench/gpu_report.py`` builds for the card, runs the tests marked ``gpu``, the suite `optimizers`,
-compute-sanitizer, the suite `scale`, and G-Loss's tests and suite. Results, their report and the fate of each
-part go to ``bench/results/<device>/``; a run that is not whole (fewer parts, ``--quick``, ``--device cpu``)
-writes to ``build/gpu_report``. The exit status says whether every part went well. Two commands may share the
-work: ``--only build tests benchmarks sanitizers`` and ``--only build scale gloss``. Results and logs are
-copied to $OUT where it is set. Nothing is installed, and the card's settings stay as they are.
+``python bench/gpu_report.py --stage 1`` proves the kernels right and measures what is claimed first, in 150
+seconds and the build of a library where none is built for the card; ``--stage 2`` runs all tests, the
+sanitizers and the other benchmarks, in 300. Without ``--stage``, both. Results, the log and the fate of each
+part (``report.json``, ``report.md``) are written as each part ends, to $OUT where it is set, else to
+``build/gpu_report``: a run that is killed keeps what had ended. A part that fails, hangs or loses the card
+costs no other part its time. Nothing is installed, and the card's settings stay as they are. Pages and
+pictures are made from the results afterwards: ``python -m bench report FOLDER``.
 """
 
 import argparse
 import importlib.util
-import json
 import os
 import re
 import shutil
 import sys
 import time
-from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,46 +27,21 @@ if str(ROOT) not in sys.path:  # run as a file
 
 # Nothing that loads what is built here: that is imported late, and by other processes.
 from bench.gpu_machine import find_device, last_line, run  # noqa: E402
-from bench.records import results_folder, save  # noqa: E402
+from bench.records import load, save  # noqa: E402
 
-SECONDS = 450  # of G-Loss's part, and of the optimizers'; 8 minutes with starting and writing
-OF_OPTIMIZERS = ("build", "tests", "benchmarks", "sanitizers")
-PARTS = (*OF_OPTIMIZERS, "scale", "gloss")
-# Seconds a part may take, at most.
-LIMITS = {"build": 120, "tests": 120, "benchmarks": 60, "sanitizers": 50}
-BEGIN_WITHIN = 40  # seconds, in which a model's benchmark begins what it measures
-BENCHMARKS = [
-    *((model, "float32") for model in ("vit_b_16", "resnet50", "tiny", "gpt2", "llama_1b")),
-    ("llama_7b_8_of_32_layers", "float32"),
-    ("vit_b_16", "bfloat16"),
-    ("llama_1b", "bfloat16"),
-]
-DRY_BENCHMARKS = [("resnet50", "float32")]
-QUICK_ROUNDS = 6
-SANITIZERS = ("memcheck", "racecheck", "initcheck")
-
-
-@dataclass(frozen=True)
-class Apart:
-    """A suite with minutes of its own: seconds of its tests, of all of it, and in which it begins work."""
-
-    limit: float
-    begin_within: float
-    tests: tuple[str, ...] = ()
-    tests_limit: float = 0
-    dry: tuple[str, ...] = ()  # filters of a dry run
-
-
-APART = {
-    "scale": Apart(limit=90, begin_within=50),
-    "gloss": Apart(
-        limit=300,
-        begin_within=200,
-        tests=("tests/test_triton_scores.py", "tests/test_triton_batch.py"),
-        tests_limit=150,
-        dry=("--nodes", "64"),
-    ),
-}
+BUDGET = {1: 150, 2: 300}  # seconds of all parts but a build
+BUILD_LIMIT = 150
+TEST_LIMIT = 40  # seconds of one test
+STARTING = 8  # seconds before a benchmark measures, and of its last step
+CHECK_LIBRARY = "from friction_kernels import backends; exit(backends.cuda_unavailable_reason())"
+# One launch of each kernel against the CPU's bits, a table above 32 KB, a graph through a schedule.
+FIRST_TESTS = (
+    "give_the_cpus_bits or decides_as_the_equations or norm_of_gradients or scaled_clipped_and_skipped "
+    "or (one_launch and 700) or follows_a_schedule or friction_stats"
+)
+EIGHT_BITS = ("copy", "SigSignAdamW 8bit", "AdamW fused")
+FIRST = ("copy", "SigSignAdamW", "SigSignAdamP", "RSGDM", "AdamW fused")
+PASSES = ("tests/test_triton_batch.py", "tests/test_triton_scores.py")
 
 
 @dataclass
@@ -77,13 +52,65 @@ class Outcome:
     summary: str
 
 
-def build_commands(capability: str | None, folder: Path) -> list[list]:
+@dataclass(frozen=True)
+class Part:
+    stage: int
+    name: str
+    limit: float  # seconds, its start counted
+    do: "Callable[[Report, Part], None]"
+
+
+def tests(*chosen: str) -> Callable[["Report", Part], None]:
+    return lambda report, part: report.test(part, list(chosen))
+
+
+def benchmark(suite: str, *chosen: object) -> Callable[["Report", Part], None]:
+    return lambda report, part: report.measure(part, suite, list(chosen))
+
+
+def steps(model: str, dtype: str, *contenders: str) -> Callable[["Report", Part], None]:
+    few = ["--contenders", *contenders] if contenders else []
+    return benchmark("optimizers", "--models", model, "--dtypes", dtype, *few)
+
+
+def sanitizer(tool: str) -> Callable[["Report", Part], None]:
+    return lambda report, part: report.sanitize(part, tool)
+
+
+# What would be missed most comes first.
+PARTS = (
+    Part(1, "library", 13, lambda report, part: report.build(part)),
+    Part(1, "first kernels", 36, tests("-m", "gpu", "-k", FIRST_TESTS, "tests/test_gpu.py")),
+    Part(1, "first passes", 26, tests("-k", "golden", *PASSES)),
+    Part(1, "vit_b_16 float32", 22, steps("vit_b_16", "float32", *FIRST)),
+    Part(1, "vit_b_16 bfloat16", 16, steps("vit_b_16", "bfloat16", *FIRST)),
+    Part(1, "8-bit states", 16, benchmark("scale", "--contenders", *EIGHT_BITS)),
+    Part(1, "gloss bf16", 21, benchmark("gloss", "--nodes", 128, 65_536, "--dtypes", "bf16")),
+    Part(2, "tests", 75, tests("-m", "gpu", "tests/test_gpu.py", "tests/test_grad_scaler.py")),
+    Part(2, "memcheck", 40, sanitizer("memcheck")),
+    Part(2, "llama_1b float32", 25, steps("llama_1b", "float32")),
+    Part(2, "scale", 25, benchmark("scale")),
+    Part(2, "gloss", 20, benchmark("gloss", "--nodes", 32_768)),
+    Part(2, "gloss a million", 20, benchmark("gloss", "--nodes", 1_000_000, "--dtypes", "bf16")),
+    Part(2, "racecheck", 30, sanitizer("racecheck")),
+    Part(2, "initcheck", 20, sanitizer("initcheck")),
+    Part(2, "llama_1b bfloat16", 15, steps("llama_1b", "bfloat16")),
+    Part(2, "tiny float32", 15, steps("tiny", "float32")),
+    Part(2, "resnet50 float32", 15, steps("resnet50", "float32")),
+)
+DRY = {"optimizers": ["--models", "resnet50", "--dtypes", "float32"], "gloss": ["--nodes", 64]}
+DRY_LIMIT = 300  # seconds, on a machine that may be busy
+
+
+def build_commands(
+    capability: str | None, folder: Path, python: str = sys.executable
+) -> list[list]:
     """CMake as setup.py drives it, for one card; without one, only a look whether it configures."""
     import pybind11
 
     target = ROOT / "friction_kernels" if capability else folder / "out"
     configure = ["cmake", "-S", ROOT, "-B", folder, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-DPython_EXECUTABLE={shutil.which(python)}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
     configure += [f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}"]
     configure += [f"-DFRICTION_CUDA={1 if capability else 0}"]
@@ -91,11 +118,6 @@ def build_commands(capability: str | None, folder: Path) -> list[list]:
         return [configure]
     configure += [f"-DFRICTION_CUDA_ARCHITECTURES={capability}-real"]
     return [configure, ["cmake", "--build", folder]]
-
-
-def suite_command(suite: str, device: str, quick: bool, folder: Path, *more: object) -> list:
-    command = [sys.executable, "-m", "bench", "run", suite, "--device", device, "--out", folder]
-    return [*command, *more, *(["--quick"] if quick or device == "cpu" else [])]
 
 
 def faults(report: dict[str, Any]) -> list[str]:
@@ -111,222 +133,142 @@ def faults(report: dict[str, Any]) -> list[str]:
     return found
 
 
-def counted(report: dict[str, Any]) -> str:
-    verdicts = Counter(goal["verdict"] for goal in report["goals"])
-    goals = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-    parts = [f"{report['kind']}, {len(report['scenarios'])} scenarios", f"goals: {goals or 'none'}"]
-    return "; ".join([*parts, *faults(report)])
-
-
 class Report:
     def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.dry = options.device == "cpu"
-        self.begin = self.budget_begins = time.monotonic()
-        self.machine = find_device(options.device)
-        parts = set(options.only or PARTS)
-        self.full = not (self.dry or options.quick) and set(OF_OPTIMIZERS) <= parts
-        self.scratch = options.folder or ROOT / "build" / "gpu_report"
-        self.results = results_folder(options.device)
-        self.logs = self.scratch / "logs"
-        self.logs.mkdir(parents=True, exist_ok=True)
-        for log in self.logs.glob("*.log"):
-            log.unlink()
+        self.dry, self.device = options.device == "cpu", options.device
+        self.folder = Path(options.folder or os.environ.get("OUT") or ROOT / "build" / "gpu_report")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.log = self.folder / "log.txt"
+        self.scratch = ROOT / "build" / "gpu_report" / "scratch"
+        self.begin = time.monotonic()
         self.outcomes: list[Outcome] = []
-        self.goals: list[dict[str, str]] = []
-        self.files: list[Path] = []  # results
+        self.machine = find_device(options.device)
+        self.write()
 
-    @property
-    def partial(self) -> str:
-        return "dry run on a CPU" if self.dry else "partial run"
-
-    def folder(self, full: bool) -> Path:
-        """Of results: those of a full run are kept with the project."""
-        folder = self.results if full else self.scratch / "results"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
-
-    def note(self, part: str, since: float, ok: bool, summary: str) -> None:
-        self.outcomes.append(Outcome(part, ok, time.monotonic() - since, summary))
-        print(f"{'ok    ' if ok else 'FAILED'} {part}: {summary}", flush=True)
-
-    def do(self, part: str, command: list, limit: float, log: str, env=None) -> tuple[bool, str]:
-        """Run a command as a part; note it where it failed."""
+    def run(self, part: Part) -> bool:
+        """Whether the parts after it have anything to stand on."""
         start = time.monotonic()
-        seconds = min(limit, SECONDS - (start - self.budget_begins))
-        if seconds <= 0:
-            self.note(part, start, False, "left out: the time for all parts is used up")
-            return False, ""
         try:
-            status, output = run(command, self.logs / log, seconds, env)
+            part.do(self, part)
+        except Exception as error:  # the rest goes on
+            self.note(part, start, False, f"{type(error).__name__}: {error}")
+        return part.name != "library" or self.outcomes[-1].ok
+
+    def note(self, part: Part, since: float, ok: bool, summary: str) -> None:
+        self.outcomes.append(Outcome(part.name, ok, time.monotonic() - since, summary))
+        print(f"{'ok    ' if ok else 'FAILED'} {part.name}: {summary}", flush=True)
+        self.write()
+
+    def do(self, part: Part, command: list, limit: float, env=None) -> tuple[bool, str]:
+        """Run a command of a part; note the part where it failed."""
+        start = time.monotonic()
+        try:
+            status, output = run(command, self.log, limit, env)
         except OSError as error:
             self.note(part, start, False, str(error))
             return False, ""
         if status != 0:
-            why = f"stopped after {seconds:.0f} s" if status is None else f"exit status {status}"
-            self.note(part, start, False, f"{why}; {last_line(output)}; see {self.logs / log}")
+            why = f"stopped after {limit:.0f} s" if status is None else f"exit status {status}"
+            self.note(part, start, False, f"{why}; {last_line(output)}; see {self.log.name}")
         return status == 0, output
 
-    def build(self) -> None:
+    def build(self, part: Part) -> None:
         start, capability = time.monotonic(), self.machine["capability"]
-        for command in build_commands(capability, self.logs.parent / "cmake"):
-            if not self.do("build", command, LIMITS["build"], "build.log")[0]:
+        check = [sys.executable, "-c", CHECK_LIBRARY]
+        if not self.dry and run(check, self.log, part.limit)[0] == 0:
+            return self.note(part, start, True, "the library that was built before serves the card")
+        for command in build_commands(capability, self.scratch / "cmake"):
+            if not self.do(part, command, BUILD_LIMIT)[0]:
                 return
         if self.dry:
-            return self.note("build", start, True, "dry run: configured, not built")
-        build_check = (
-            "from friction_kernels import backends; exit(backends.cuda_unavailable_reason())"
-        )
-        if self.do("build", [sys.executable, "-c", build_check], 60, "build.log")[0]:
-            self.note("build", start, True, f"for sm_{capability}")
+            return self.note(part, start, True, "dry run: configured, not built")
+        if self.do(part, check, part.limit)[0]:
+            self.note(part, start, True, f"built for sm_{capability}")
 
-    def tests(self) -> None:
-        # By name: other test modules may import what is not installed here.
-        marked = [f for f in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in f.read_text()]
-        self.run_tests("tests", ["-m", "gpu", *sorted(marked)], LIMITS["tests"])
-
-    def run_tests(self, part: str, chosen: list, limit: float) -> None:
+    def test(self, part: Part, chosen: list) -> None:
+        """pytest in several processes; one that loses the card is replaced, and its test named."""
         start = time.monotonic()
-        command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short"]
-        command += ["-p", "no:cacheprovider", *chosen]
-        if importlib.util.find_spec("xdist"):  # nearly all of a test's time is the processor's
-            command += ["-n", 4]
         if self.dry:
-            command.append("--collect-only")
-        ok, output = self.do(part, command, limit, f"{part.replace(' ', '_')}.log")
+            return self.note(part, start, True, "dry run: tests need a card")
+        command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "--tb=short"]
+        command += ["-p", "no:cacheprovider", "-p", "lost_card", *chosen]
+        if importlib.util.find_spec("xdist"):  # nearly all of a test's time is the CPU's
+            command += ["-n", 8, "--max-worker-restart", 100]
+        if importlib.util.find_spec("pytest_timeout"):
+            command += ["--timeout", TEST_LIMIT]
+        ok, output = self.do(part, command, part.limit)
         if ok:
-            ran = self.dry or " passed" in last_line(output)
-            self.note(part, start, ran, last_line(output).strip("= "))
+            last = last_line(output).strip("= ")
+            self.note(part, start, " passed" in last, last)
 
-    def benchmarks(self) -> None:
-        """Each model in a process of its own, which may fail or hang; their results are one suite's."""
+    def measure(self, part: Part, suite: str, chosen: list) -> None:
+        """A benchmark in a process of its own; what it had measured when it ended is kept."""
+        start, folder = time.monotonic(), self.scratch / part.name.replace(" ", "_")
+        shutil.rmtree(folder, ignore_errors=True)
+        command = [sys.executable, "-m", "bench", "run", suite, "--device", self.device]
+        limit = DRY_LIMIT if self.dry else part.limit
+        command += ["--out", folder, "--seconds", max(limit - STARTING, 1)]
+        command += ["--quick", *DRY.get(suite, [])] if self.dry else chosen
+        ok, _ = self.do(part, command, limit)
+        results = folder / f"{suite}.json"
+        if not results.exists():
+            if ok:
+                self.note(part, start, False, f"it wrote no results; see {self.log.name}")
+            return
+        found = load(results)
+        self.keep(found)
+        if ok:
+            wrong, names = faults(found), [scenario["name"] for scenario in found["scenarios"]]
+            self.note(part, start, not wrong, "; ".join(wrong) or f"measured {', '.join(names)}")
+
+    def keep(self, found: dict[str, Any]) -> None:
+        """Scenarios beside those that earlier parts measured."""
         from bench.goals import judge
 
-        quick, reports = self.options.quick, []
-        chosen = DRY_BENCHMARKS if self.dry else BENCHMARKS[:3] if quick else BENCHMARKS
-        for model, dtype in chosen:
-            more = ["--models", model, "--dtypes", dtype, "--seconds", BEGIN_WITHIN]
-            more += ["--repeats", QUICK_ROUNDS] if quick else []
-            name, limit = f"{model} {dtype}", LIMITS["benchmarks"]
-            start, ok, report = self.measure("optimizers", name, limit, self.dry, more)
-            if ok and report is not None:
-                reports.append(report)
-                wrong = faults(report)
-                self.note(name, start, not wrong, "; ".join(wrong) or "measured")
-        if reports:
-            found = {
-                **reports[0],
-                "arguments": {"gpu_report": " ".join(self.options.only or PARTS)},
-            }
-            found["scenarios"] = [scenario for each in reports for scenario in each["scenarios"]]
-            found["seconds"] = sum(each["seconds"] for each in reports)
-            found["goals"] = judge(found)
-            self.keep(found, self.full and len(reports) == len(chosen))
+        path = self.folder / f"{found['suite']}.json"
+        before = load(path)["scenarios"] if path.exists() else []
+        scenarios = {s["name"]: s for s in (*before, *found["scenarios"])}
+        found = {**found, "kind": self.kind, "scenarios": list(scenarios.values())}
+        save({**found, "goals": judge(found)}, path)
 
-    def measure(
-        self, suite: str, name: str, limit: float, quick: bool, more: list
-    ) -> tuple[float, bool, dict[str, Any] | None]:
-        """When it began, whether the command ended well, and what it measured, as far as it came."""
-        start, folder = time.monotonic(), self.scratch / suite / name.replace(" ", "_")
-        shutil.rmtree(folder, ignore_errors=True)
-        command = suite_command(suite, self.options.device, quick, folder, *more)
-        ok, _ = self.do(name, command, limit, f"{suite}.log")
-        results = folder / f"{suite}.json"
-        if results.exists():
-            return start, ok, json.loads(results.read_text())
-        if ok:
-            self.note(name, start, False, f"it wrote no results; see {self.logs / suite}.log")
-        return start, ok, None
+    @property
+    def kind(self) -> str:
+        return "dry run on a CPU" if self.dry else "run on a card"
 
-    def keep(self, report: dict[str, Any], full: bool) -> None:
-        suite = report["suite"]
-        report["kind"] = "full run" if full else self.partial
-        path = self.folder(full) / f"{suite}.json"
-        save(report, path)
-        self.files.append(path)
+    def sanitize(self, part: Part, name: str) -> None:
+        start, tool = time.monotonic(), shutil.which("compute-sanitizer")
+        command = [sys.executable, "-m", "bench.gpu_sanitize", "--device", self.device]
         if not self.dry:
-            self.goals += [{**goal, "goal": f"{suite}: {goal['goal']}"} for goal in report["goals"]]
-
-    def sanitizers(self) -> None:
-        program = [sys.executable, "-m", "bench.gpu_sanitize", "--device", self.options.device]
-        tool = shutil.which("compute-sanitizer")
-        for name in SANITIZERS[:1] if self.dry else SANITIZERS:
-            start, part, command = time.monotonic(), f"compute-sanitizer {name}", program
-            if not self.dry:
-                if tool is None:
-                    why = "compute-sanitizer is missing: it is not on PATH"
-                    self.note(part, start, False, why)
-                    continue
-                command = [tool, "--tool", name, "--error-exitcode", "1", *program]
-            env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-            ok, output = self.do(part, command, LIMITS["sanitizers"], f"{name}.log", env)
-            if ok:
-                found = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY.*)$", output, re.MULTILINE)
-                summary = found[-1] if found else last_line(output)
-                self.note(part, start, bool(found) or self.dry, summary)
-
-    def scale(self) -> None:
-        self.measure_apart("scale")
-
-    def gloss(self) -> None:
-        self.measure_apart("gloss")
-
-    def measure_apart(self, suite: str) -> None:
-        """A suite in a process of its own, which may fail or hang: what it measured is kept."""
-        self.budget_begins = time.monotonic()
-        apart = APART[suite]
-        if apart.tests and not self.dry:
-            self.run_tests(f"{suite} tests", [*apart.tests], apart.tests_limit)
-        more = ["--seconds", apart.begin_within, *(apart.dry if self.dry else ())]
-        start, ok, found = self.measure(suite, suite, apart.limit, self.options.quick, more)
-        if found is not None:
-            if ok:
-                self.note(suite, start, not faults(found), counted(found))
-            self.keep(found, not self.dry and found["kind"] == "full run")
-
-    def page(self) -> None:
-        """The report about the results, wherever they were put."""
-        for folder in dict.fromkeys(path.parent for path in self.files):
-            start = time.monotonic()
-            command = [sys.executable, "-m", "bench", "report", folder]
-            ok, output = self.do("page", command, 120, "page.log")
-            if ok:
-                self.note("page", start, True, last_line(output))
-                self.files.append(folder / "report.md")
+            if tool is None:
+                return self.note(part, start, False, "compute-sanitizer is missing: not on PATH")
+            command = [tool, "--tool", name, "--error-exitcode", "1", *command]
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        ok, output = self.do(part, command, DRY_LIMIT if self.dry else part.limit, env)
+        if ok:
+            found = re.findall(r"^=+ ((?:ERROR|RACECHECK) SUMMARY.*)$", output, re.MULTILINE)
+            self.note(part, start, bool(found) or self.dry, [*found, last_line(output)][0])
 
     def write(self) -> None:
-        """What became of each part; results themselves are kept as they come."""
+        """What became of each part, so far."""
         report = {
-            "kind": "full run" if self.full else self.partial,
+            "kind": self.kind,
             "machine": self.machine,
             "seconds": time.monotonic() - self.begin,
             "parts": [asdict(outcome) for outcome in self.outcomes],
-            "goals": self.goals,
         }
-        files = [self.folder(self.full) / f"gpu_report.{suffix}" for suffix in ("json", "md")]
-        files[0].write_text(json.dumps(report, indent=1) + "\n")
-        files[1].write_text(as_markdown(report))
-        if out := os.environ.get("OUT"):
-            for file in [*files, *self.files]:
-                shutil.copy(file, out)
-            logs = sorted(self.logs.glob("*.log"))
-            texts = [f"== {log.name}\n{log.read_text(errors='replace')}" for log in logs]
-            Path(out, "logs.txt").write_text("\n".join(texts))  # one file: few come back
-        print(f"\n{as_markdown(report)}")
+        save(report, self.folder / "report.json")
+        (self.folder / "report.md").write_text(as_markdown(report))
 
 
 def as_markdown(report: dict[str, Any]) -> str:
     lines = [f"# GPU report: {report['machine']['device']} ({report['kind']})", ""]
-    if report["kind"] != "full run":
-        lines += ["**No full run on a card: these numbers prove nothing about speed.**", ""]
+    if report["kind"] != "run on a card":
+        lines += ["**No run on a card: these numbers prove nothing about speed.**", ""]
     lines += [f"- {key}: {value}" for key, value in report["machine"].items()]
     lines += [f"- took {report['seconds']:.0f} s", "", "## Parts", ""]
     for part in report["parts"]:
         verdict = "ok" if part["ok"] else "FAILED"
         lines.append(f"- {verdict}: {part['part']}, {part['seconds']:.0f} s: {part['summary']}")
-    if report["goals"]:
-        lines += ["", "## Goals", ""]
-        lines += [f"- {g['verdict']}: {g['goal']}: {g['measured']}" for g in report["goals"]]
     return "\n".join(lines) + "\n"
 
 
@@ -334,20 +276,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--quick", action="store_true", help="small models and few rounds")
-    parser.add_argument("--only", nargs="+", choices=PARTS, help="parts to run")
+    parser.add_argument("--stage", type=int, choices=sorted(BUDGET), help="by default both")
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="parts, by the first word of a name"
+    )
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run")
-    parser.add_argument("--folder", type=Path, help="for what is no full run: build/gpu_report")
+    parser.add_argument(
+        "--folder", type=Path, help="of results; by default $OUT or build/gpu_report"
+    )
     options = parser.parse_args(arguments)
+    chosen = [p for p in PARTS if options.stage in (None, p.stage)]
+    if options.only:
+        first_words = {part.name.split()[0] for part in PARTS}
+        if unknown := set(options.only) - first_words:
+            parser.error(
+                f"no part is called {', '.join(sorted(unknown))}: {', '.join(sorted(first_words))}"
+            )
+        chosen = [part for part in chosen if part.name.split()[0] in options.only]
     report = Report(options)
-    for part in options.only or PARTS:
-        start = time.monotonic()
-        try:
-            getattr(report, part)()
-        except Exception as error:  # the rest goes on
-            report.note(part, start, False, f"{type(error).__name__}: {error}")
-    report.page()
-    report.write()
+    for part in chosen:
+        if not report.run(part):
+            break  # without a library nothing else can run
     return 0 if all(outcome.ok for outcome in report.outcomes) else 1
 
 

@@ -19,6 +19,7 @@ FEWEST_ROUNDS, FEWEST_LONG_ROUNDS = 3, 2
 LONG_ROUND = 15  # seconds
 SAMPLE_SECONDS, MOST_STEPS = 0.02, 20  # of steps in a row
 HOST_SAMPLES = 15
+LONG_STEP = 1.0  # seconds; on a card, whose minutes are few, measured once
 PAUSE = 0.04  # seconds; threads of the one before may spin, OpenBLAS's under scikit-learn for 2^26 cycles
 LEAD_CYCLES = 2_000_000  # about 1 ms that the card spins before a sample
 
@@ -132,6 +133,10 @@ def measure(entries: list[Any], clock: Clock, rounds: int, seconds: float) -> Ti
     On a processor the host's time is the step's.
     """
     times = Times({entry.name: {} for entry in entries})
+
+    def is_long(entry: Any) -> bool:
+        return clock.cuda and times.seconds[entry.name][0] > LONG_STEP
+
     begin = time.monotonic()
     gc.collect()
     gc.disable()
@@ -142,10 +147,11 @@ def measure(entries: list[Any], clock: Clock, rounds: int, seconds: float) -> Ti
             if i >= fewest and passed > seconds:
                 break
             for entry in entries:
-                if i % SLOW_EVERY == 0 or not entry.slow:
+                again = i == 0 or not is_long(entry)
+                if again and (i % SLOW_EVERY == 0 or not entry.slow):
                     times.seconds[entry.name][i] = clock.steps(entry)
         if clock.cuda:
-            for entry in entries:
+            for entry in (entry for entry in entries if not is_long(entry)):
                 samples = 3 if entry.slow else HOST_SAMPLES
                 times.host[entry.name] = median(clock.host(entry) for _ in range(samples))
     finally:

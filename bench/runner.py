@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ def with_contenders(scenario: Scenario, words: list[str] | None) -> Scenario | N
 def pick(suite: str, options: argparse.Namespace) -> list[Scenario]:
     found = scenarios.scenarios_of(suite, options.device)
     if suite == "gloss" and options.nodes is not None:
-        found = [scenarios.graph_of(options.device, nodes) for nodes in sorted(options.nodes)]
+        known = {(s.nodes, s.precision): s for s in found}
+        wanted = product(sorted(options.nodes), options.dtypes or ("fp32",))
+        found = [known.get(one) or scenarios.graph_of(options.device, *one) for one in wanted]
     found = [with_contenders(s, options.contenders) for s in found if asked_for(s, options)]
     found = [scenario for scenario in found if scenario is not None]
     if options.quick:

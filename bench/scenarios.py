@@ -137,11 +137,11 @@ NODES = {
 }
 
 
-def graph_of(device: str, nodes: int) -> GraphScenario:
+def graph_of(device: str, nodes: int, precision: str = "fp32") -> GraphScenario:
     if device == "cuda":
-        return GraphScenario(nodes, GRAPHS, dim=768, seconds=6, step_seconds=3)
-    seconds = 10 if nodes <= 2048 else 30
-    return GraphScenario(nodes, GRAPHS, seconds=seconds, own_process=nodes == NODES["cpu"][-1])
+        return GraphScenario(nodes, GRAPHS, 768, precision=precision, seconds=6, step_seconds=3)
+    seconds, own = 10 if nodes <= 2048 else 30, nodes == NODES["cpu"][-1]
+    return GraphScenario(nodes, GRAPHS, precision=precision, seconds=seconds, own_process=own)
 
 
 def gloss(device: str) -> list[Scenario]:

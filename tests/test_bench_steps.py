@@ -1,6 +1,7 @@
 """The benchmark of steps: miniature runs of it, and that what it says of bytes, memory and calls is so."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -169,6 +170,27 @@ def test_bytes_of_peers_states_are_counted():
     for param in params:
         opt.state[param] = {"step": 3, "table": table, "m": Two(), "v": Holder()}
     assert sizes_of(opt) == {"parameter": 64, "table": 16, "m": 32, "v": 16}
+
+
+class CardsClock(Clock):
+    """Of a card, as far as rounds know one: a step of A takes two seconds, one of B some milliseconds."""
+
+    def __init__(self):
+        super().__init__("cpu")
+        self.cuda = True
+
+    def steps(self, entry):
+        return 2.0 if entry.name == "A" else 0.002
+
+    def host(self, entry):
+        return 1e-5
+
+
+def test_a_long_step_is_measured_once_on_a_card():
+    entries = [SimpleNamespace(name=name, slow=False) for name in "AB"]
+    times = measure(entries, CardsClock(), 5, 60)
+    assert [len(times.seconds[name]) for name in "AB"] == [1, 5]
+    assert list(times.host) == ["B"] and "host_seconds" not in times.row("A", [])
 
 
 def test_added_time_is_of_the_same_rounds():

@@ -4,6 +4,7 @@ numbers, and that the checks of gpu_cases.py hold where they should and fail whe
 import argparse
 import json
 import re
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -31,9 +32,9 @@ from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
 from optimizer_cases import every_optimizer
 
-from bench import __main__, gpu_report
-from bench.gpu_report import APART, as_markdown, counted, faults
-from bench.scenarios import scenarios_of
+from bench import __main__, gpu_machine, gpu_report, runner
+from bench.gpu_machine import last_line
+from bench.gpu_report import PARTS, Part, as_markdown
 from friction_kernels import OPTIMIZERS
 
 pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
@@ -109,27 +110,147 @@ def test_schedules_are_followed(name):
 # The script.
 
 
-def report_in(folder, **options):
-    defaults = {"device": "cpu", "quick": False, "only": None, "folder": folder}
-    return gpu_report.Report(argparse.Namespace(**{**defaults, **options}))
+def report_in(folder, device="cpu", stage=None):
+    return gpu_report.Report(argparse.Namespace(device=device, stage=stage, folder=folder))
 
 
-def test_a_part_that_fails_hangs_or_is_missing_is_noted_and_the_rest_goes_on(tmp_path, monkeypatch):
+def python(program):
+    return [sys.executable, "-c", program]
+
+
+def part_of(program, name="a part", limit=20):
+    def do(report, part):
+        start = time.monotonic()
+        ok, output = report.do(part, python(program), part.limit)
+        if ok:
+            report.note(part, start, True, last_line(output))
+
+    return Part(1, name, limit, do)
+
+
+def outcomes_in(folder):
+    report = json.loads((folder / "report.json").read_text())
+    assert as_markdown(report) == (folder / "report.md").read_text()
+    return {part["part"]: (part["ok"], part["summary"]) for part in report["parts"]}
+
+
+def test_a_part_that_fails_hangs_or_is_missing_is_noted_and_the_rest_goes_on(tmp_path):
     report = report_in(tmp_path)
-    fail = [sys.executable, "-c", "print('why'); raise SystemExit(3)"]
-    assert not report.do("fails", fail, 20, "a.log")[0]
     begin = time.monotonic()
-    hang = [sys.executable, "-c", "import time; time.sleep(60)"]
-    assert not report.do("hangs", hang, 1, "a.log")[0]
-    assert time.monotonic() - begin < 10
-    assert not report.do("missing", ["/no/such/program"], 20, "a.log")[0]
-    monkeypatch.setattr(gpu_report, "SECONDS", 0)
-    assert not report.do("late", fail, 20, "a.log")[0]
-    found = {outcome.part: outcome.summary for outcome in report.outcomes}
-    assert found["fails"].startswith("exit status 3; why")
-    assert found["hangs"].startswith("stopped after 1 s")
-    assert "/no/such/program" in found["missing"]
-    assert "used up" in found["late"]
+    assert report.run(part_of("print('why'); raise SystemExit(3)", "fails"))
+    assert report.run(part_of("import time; time.sleep(60)", "hangs", limit=1))
+    assert report.run(part_of("import os; os.kill(os.getpid(), 9)", "dies"))
+    assert report.run(Part(1, "missing", 9, lambda r, part: r.do(part, ["/no/such/program"], 9)))
+    assert report.run(Part(1, "wrong", 9, lambda r, part: {}["key"]))
+    assert report.run(part_of("print('done')", "works"))
+    assert time.monotonic() - begin < 30
+    found = outcomes_in(tmp_path)
+    assert found["fails"] == (False, "exit status 3; why; see log.txt")
+    assert found["hangs"][1].startswith("stopped after 1 s")
+    assert found["dies"][1].startswith("exit status -9")
+    assert "/no/such/program" in found["missing"][1] and "KeyError" in found["wrong"][1]
+    assert found["works"] == (True, "done")
+    assert "why" in (tmp_path / "log.txt").read_text()
+
+
+KILLED = """
+import sys
+sys.path[:0] = {paths!r}
+import test_gpu_report as tests
+from bench import gpu_report
+gpu_report.PARTS = (
+    tests.part_of("print('done')", "ended"),
+    tests.part_of("import time; print('begun', flush=True); time.sleep(60)", "killed", limit=60),
+)
+gpu_report.main(["--device", "cpu"])
+"""
+
+
+def test_a_report_that_is_killed_keeps_what_had_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path))
+    paths = [str(gpu_report.ROOT / "tests"), *sys.path]
+    process = subprocess.Popen(python(KILLED.format(paths=paths)))
+    try:
+        wait_for(lambda: "begun" in read(tmp_path / "log.txt"))
+    finally:
+        process.kill()
+        process.wait()
+    assert outcomes_in(tmp_path) == {"ended": (True, "done")}
+
+
+def read(path):
+    return path.read_text() if path.exists() else ""
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+
+
+def test_stages_keep_to_their_time():
+    for stage, budget in gpu_report.BUDGET.items():
+        assert sum(part.limit for part in PARTS if part.stage == stage) <= budget
+    assert sum(gpu_report.BUDGET.values()) + gpu_report.BUILD_LIMIT <= 600
+    assert min(part.limit for part in PARTS) > gpu_report.STARTING
+
+
+def commands_of(part, tmp_path, monkeypatch):
+    """What a part would run on a card."""
+    report, commands = report_in(tmp_path), []
+    report.dry, report.device = False, "cuda"
+    monkeypatch.setattr(gpu_report, "run", lambda command, *_: commands.append(command) or (1, ""))
+    monkeypatch.setattr(gpu_report.shutil, "which", lambda name: f"/bin/{name}")
+    part.do(report, part)
+    return [[*map(str, command)] for command in commands]
+
+
+@pytest.mark.parametrize("part", PARTS[1:], ids=lambda part: part.name)
+def test_a_part_asks_for_something_that_exists(part, tmp_path, monkeypatch):
+    (command,) = commands_of(part, tmp_path, monkeypatch)
+    if "bench" in command:
+        options = __main__.run_parser().parse_args(command[4:])
+        assert options.seconds == part.limit - gpu_report.STARTING
+        (suite,) = options.suites
+        chosen = runner.pick(suite, options)
+        assert chosen and all(any(c.ours for c in scenario.contenders) for scenario in chosen)
+        if options.nodes:
+            assert [scenario.nodes for scenario in chosen] == sorted(options.nodes)
+            precision = (options.dtypes or ["fp32"])[0]
+            assert {scenario.precision for scenario in chosen} == {precision}
+    elif "pytest" in command:
+        files = [word for word in command if word.endswith(".py")]
+        assert files and all((gpu_report.ROOT / file).exists() for file in files)
+    else:
+        assert command[0] == "/bin/compute-sanitizer" and "bench.gpu_sanitize" in command
+
+
+def test_the_first_tests_hold_one_of_every_kind():
+    """Of each group of words: a name that test_gpu.py has."""
+    names = re.findall(
+        r"^def (test_\w+)", (gpu_report.ROOT / "tests/test_gpu.py").read_text(), re.M
+    )
+    for words in gpu_report.FIRST_TESTS.replace("(", "").replace(")", "").split(" or "):
+        assert any(words.split(" and ")[0] in name for name in names), words
+
+
+def test_a_library_that_was_built_before_is_used(tmp_path, monkeypatch):
+    report = report_in(tmp_path)
+    report.dry = False
+    monkeypatch.setattr(gpu_report, "CHECK_LIBRARY", "exit(None)")
+    assert report.run(PARTS[0])
+    assert outcomes_in(tmp_path)["library"] == (
+        True,
+        "the library that was built before serves the card",
+    )
+
+
+def test_without_a_library_nothing_else_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_report, "build_commands", lambda *_: [python("exit('no compiler')")])
+    monkeypatch.setattr(gpu_report, "PARTS", (PARTS[0], part_of("print('ran')")))
+    assert gpu_report.main(["--device", "cpu", "--folder", str(tmp_path)]) == 1
+    assert outcomes_in(tmp_path) == {"library": (False, "exit status 1; no compiler; see log.txt")}
 
 
 def test_builds_for_the_card_found_and_only_configures_without(tmp_path):
@@ -145,169 +266,130 @@ def test_a_missing_sanitizer_is_said_plainly(tmp_path, monkeypatch):
     report = report_in(tmp_path)
     report.dry = False
     monkeypatch.setattr(gpu_report.shutil, "which", lambda name: None)
-    report.sanitizers()
-    assert [o.ok for o in report.outcomes] == [False] * 3
+    parts = [part for part in PARTS if part.name.endswith("check")]
+    assert len(parts) == 3 and all(map(report.run, parts))
+    assert [outcome.ok for outcome in report.outcomes] == [False] * 3
     assert all("compute-sanitizer is missing" in o.summary for o in report.outcomes)
+
+
+LOST = """
+import torch
+
+def test_before():
+    pass
+
+def test_loses_it(monkeypatch):
+    def fails():
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    torch.cuda.is_initialized, torch.cuda.synchronize = lambda: True, fails
+    assert False, "the first to notice"
+
+def test_after():
+    assert not torch.cuda.is_initialized()  # a process of its own
+"""
+
+
+def test_a_test_that_loses_the_card_ends_its_process_and_no_other_test(tmp_path):
+    (tmp_path / "test_lost.py").write_text(LOST)
+    report = report_in(tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "1", "-p", "lost_card", "--rootdir"]
+    ok, output = report.do(PARTS[1], [*command, tmp_path, tmp_path / "test_lost.py"], 120)
+    assert not ok and "2 passed" in output and "1 failed" in output
+    assert re.search(r"crashed while running .*test_loses_it", output)
+
+
+def results_of(suite, names, **found):
+    scenarios = [{"name": name, "rows": {}, "missing": {}} for name in names]
+    report = {"schema": 1, "suite": suite, "kind": "partial run", "machine": {"kind": "cuda"}}
+    return {**report, "scenarios": scenarios, "goals": [], "seconds": 1.0, **found}
+
+
+def measured(monkeypatch, tmp_path, found, then="", limit=20):
+    """The outcome of a benchmark that writes this and then does what `then` says."""
+    report = report_in(tmp_path)
+    report.dry = False
+
+    def run(command, log, seconds, env=None):
+        folder = command[command.index("--out") + 1]
+        program = (
+            f"import pathlib, time; p = pathlib.Path({str(folder)!r}); p.mkdir(parents=True); "
+        )
+        program += f"(p / 'gloss.json').write_text({json.dumps(found)!r}); {then}"
+        return gpu_machine.run(python(program), log, limit)
+
+    monkeypatch.setattr(gpu_report, "run", run)
+    report.run(Part(2, "gloss", limit, gpu_report.benchmark("gloss")))
+    return report.outcomes[-1]
+
+
+def test_scenarios_of_several_parts_are_one_suite(tmp_path, monkeypatch):
+    assert measured(monkeypatch, tmp_path, results_of("gloss", ["small", "large"])).ok
+    assert measured(monkeypatch, tmp_path, results_of("gloss", ["large", "huge"])).ok
+    found = json.loads((tmp_path / "gloss.json").read_text())
+    assert [scenario["name"] for scenario in found["scenarios"]] == ["small", "large", "huge"]
+    assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
+
+
+NAME = "N = 128, d = 768, C = 8, fp32"
+MISSING = {"GLoss": "out of memory", "PyKeOps": "not installed"}
+
+
+@pytest.mark.parametrize(
+    ("scenario", "then", "said"),
+    (
+        ({"rows": {}}, "exit('no card')", "exit status 1; no card"),
+        ({"rows": {}}, "time.sleep(60)", "stopped after 9 s"),
+        ({"missing": MISSING}, "", f"{NAME}, GLoss: out of memory"),
+        ({"skipped": "it is late"}, "", f"{NAME}: it is late"),
+    ),
+)
+def test_what_gloss_did_not_measure_is_said(tmp_path, monkeypatch, scenario, then, said):
+    found = results_of("gloss", [], scenarios=[{"name": NAME, **scenario}])
+    outcome = measured(monkeypatch, tmp_path, found, then, limit=9)
+    assert not outcome.ok and said in outcome.summary
+    assert "PyKeOps" not in outcome.summary  # a peer may be missing
+    assert (tmp_path / "gloss.json").exists()  # as far as it came
+
+
+def test_a_benchmark_without_results_is_a_failure(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_report, "run", lambda *_: (0, ""))
+    report = report_in(tmp_path)
+    report.run(Part(2, "gloss", 20, gpu_report.benchmark("gloss")))
+    assert not report.outcomes[-1].ok and "no results" in report.outcomes[-1].summary
 
 
 def kept_results():
     return {file: file.stat().st_mtime for file in (gpu_report.ROOT / "bench/results").rglob("*")}
 
 
-def test_a_dry_run_measures_and_writes_beside_the_results(tmp_path, monkeypatch, capsys):
-    before, out = kept_results(), tmp_path / "out"
-    out.mkdir()
-    monkeypatch.setenv("OUT", str(out))
+def test_a_dry_run_measures_and_writes_where_out_says(tmp_path, monkeypatch, capsys):
+    before = kept_results()
+    monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setitem(gpu_report.LIMITS, "benchmarks", 300)  # of a machine that is busy
-    arguments = ["--device", "cpu", "--only", "benchmarks", "--folder", str(tmp_path / "dry")]
-    assert gpu_report.main(arguments) == 0
+    few = [part for part in PARTS if part.name in ("resnet50 float32", "gloss", "memcheck")]
+    monkeypatch.setattr(gpu_report, "PARTS", few)
+    assert gpu_report.main(["--device", "cpu", "--stage", "2"]) == 0
     assert kept_results() == before
-    results = tmp_path / "dry" / "results"
-    report = json.loads((results / "optimizers.json").read_text())
+    report = json.loads((tmp_path / "optimizers.json").read_text())
     assert report["kind"] == "dry run on a CPU" and report["suite"] == "optimizers"
     (scenario,) = report["scenarios"]
     assert scenario["rows"]["SigSignAdamW"]["launches"] == {"friction_adam": 1}
     assert sum(scenario["rows"]["SigSignAdamP"]["launches"].values()) == 3
-    text = (results / "gpu_report.md").read_text()
-    assert "prove nothing about speed" in text and "- ok: resnet50 float32" in text
-    assert as_markdown(json.loads((results / "gpu_report.json").read_text())) == text
-    assert re.search(r"\| SigSignAdamW ", (results / "report.md").read_text())
-    kept = {"gpu_report.json", "gpu_report.md", "optimizers.json", "report.md", "logs.txt"}
-    assert {file.name for file in out.iterdir()} == kept
-    assert capsys.readouterr().out.rstrip().endswith(text.rstrip())
+    graphs = json.loads((tmp_path / "gloss.json").read_text())["scenarios"]
+    assert [graph["nodes"] for graph in graphs] == [64]
+    assert "prove nothing about speed" in (tmp_path / "report.md").read_text()
+    assert all(ok for ok, _ in outcomes_in(tmp_path).values())
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"report.json", "report.md", "log.txt", "optimizers.json", "gloss.json"}
+    assert "ok     gloss: measured N = 64" in capsys.readouterr().out
 
 
-def outcome_of(part, report):
-    (outcome,) = [outcome for outcome in report.outcomes if outcome.part == part]
-    return outcome
-
-
-def test_a_dry_run_of_gloss_writes_beside_the_results(tmp_path, monkeypatch, capsys):
-    before, out = kept_results(), tmp_path / "out"
-    out.mkdir()
-    monkeypatch.setenv("OUT", str(out))
-    arguments = ["--device", "cpu", "--only", "gloss", "--folder", str(tmp_path / "dry")]
-    assert gpu_report.main(arguments) == 0
-    assert kept_results() == before
-    found = json.loads((tmp_path / "dry" / "results" / "gloss.json").read_text())
-    assert [s["nodes"] for s in found["scenarios"]] == [64]
-    assert "ok     gloss: partial run, 1 scenarios" in capsys.readouterr().out
-    names = {file.name for file in out.iterdir()}
-    assert {"gloss.json", "report.md", "logs.txt"} < names and len(names) <= 8
-
-
-SCENARIO = {"name": "N = 128, d = 768, C = 8, fp32", "rows": {}, "missing": {}}
-MET = {"goal": "as fast", "measured": "60 times", "verdict": "met"}
-
-
-def pretended(**found):
-    report = {"schema": 1, "suite": "gloss", "kind": "full run", "machine": {"kind": "cuda"}}
-    return {**report, "scenarios": [SCENARIO], "goals": [], "seconds": 1.0, **found}
-
-
-def pretend(monkeypatch, then="", **found):
-    """A benchmark that writes this report and then does what `then` says."""
-
-    def command(suite, device, quick, folder, *more):
-        program = (
-            f"import pathlib, sys, time; p = pathlib.Path({str(folder)!r}); p.mkdir(parents=True); "
-        )
-        program += f"(p / 'gloss.json').write_text({json.dumps(pretended(**found))!r}); {then}"
-        return [sys.executable, "-c", program]
-
-    monkeypatch.setattr(gpu_report, "suite_command", command)
-    quick_tests = replace(APART["gloss"], tests=("--version",))
-    monkeypatch.setitem(gpu_report.APART, "gloss", quick_tests)
-
-
-def card_report_in(folder, **options):
-    report = report_in(folder, **options)
-    report.dry, report.results = False, folder / "kept"
-    return report
-
-
-def test_results_of_a_full_run_of_gloss_are_kept(tmp_path, monkeypatch):
-    pretend(monkeypatch, goals=[MET])
-    report = card_report_in(tmp_path, only=["gloss"])
-    report.gloss()
-    assert outcome_of("gloss", report).ok
-    assert outcome_of("gloss", report).summary == "full run, 1 scenarios; goals: 1 met"
-    assert (tmp_path / "kept" / "gloss.json").exists()
-    report.write()  # of optimizers nothing was measured
-    text = (tmp_path / "results" / "gpu_report.md").read_text()
-    assert "- met: gloss: as fast: 60 times" in text
-
-
-NOT_MEASURED = {**SCENARIO, "missing": {"GLoss": "out of memory", "PyKeOps": "not installed"}}
-
-
-@pytest.mark.parametrize(
-    ("found", "said"),
-    (
-        ({"then": "sys.exit('no card')"}, "exit status 1; no card"),
-        ({"then": "time.sleep(60)"}, "stopped after 1 s"),
-        ({"scenarios": [NOT_MEASURED]}, f"{SCENARIO['name']}, GLoss: out of memory"),
-        ({"scenarios": [{"name": "huge", "skipped": "it is late"}]}, "huge: it is late"),
-    ),
-)
-def test_what_gloss_did_not_measure_is_said(tmp_path, monkeypatch, found, said):
-    pretend(monkeypatch, kind="partial run", **found)
-    limit = 1 if "time.sleep" in found.get("then", "") else 60
-    monkeypatch.setitem(gpu_report.APART, "gloss", replace(gpu_report.APART["gloss"], limit=limit))
-    report = card_report_in(tmp_path)
-    report.gloss()
-    assert not outcome_of("gloss", report).ok and said in outcome_of("gloss", report).summary
-    assert "PyKeOps" not in outcome_of("gloss", report).summary  # a peer may be missing
-    assert (tmp_path / "results" / "gloss.json").exists()  # as far as it came
-
-
-def test_gloss_without_results_is_a_failure(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_report, "suite_command", lambda *_: [sys.executable, "-c", "pass"])
-    report = report_in(tmp_path)
-    report.gloss()
-    assert not outcome_of("gloss", report).ok
-    assert "no results" in outcome_of("gloss", report).summary
-
-
-def test_models_are_one_suite_and_a_missing_one_makes_it_no_full_run(tmp_path, monkeypatch):
-    def command(suite, device, quick, folder, *more):
-        model = more[1]
-        if model == "tiny":
-            return [sys.executable, "-c", "raise SystemExit('the card is gone')"]
-        scenario = {"name": f"{model} float32", "rows": {}, "missing": {}}
-        found = pretended(suite="optimizers", scenarios=[scenario])
-        program = f"import pathlib; p = pathlib.Path({str(folder)!r}); p.mkdir(parents=True); "
-        program += f"(p / 'optimizers.json').write_text({json.dumps(found)!r})"
-        return [sys.executable, "-c", program]
-
-    monkeypatch.setattr(gpu_report, "suite_command", command)
-    models = [("resnet50", "float32"), ("tiny", "float32"), ("gpt2", "float32")]
-    monkeypatch.setattr(gpu_report, "BENCHMARKS", models)
-    report = card_report_in(tmp_path)
-    report.full = True
-    report.benchmarks()
-    assert [o.ok for o in report.outcomes] == [True, False, True]
-    found = json.loads((tmp_path / "results" / "optimizers.json").read_text())
-    assert found["kind"] == "partial run"
-    assert [s["name"] for s in found["scenarios"]] == ["resnet50 float32", "gpt2 float32"]
-    assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
-
-
-def test_commands_and_their_time(tmp_path):
-    """Each budget leaves something of 8 minutes for starting and writing."""
-    gloss = APART["gloss"]
-    assert gloss.tests_limit + gloss.limit <= gpu_report.SECONDS <= 450
-    assert APART["scale"].limit <= 90
-    assert all(apart.begin_within < apart.limit for apart in APART.values())
-    command = gpu_report.suite_command("gloss", "cuda", False, tmp_path, "--seconds", 200)
-    options = __main__.run_parser().parse_args([*map(str, command[4:])])
-    assert (options.suites, options.device, options.seconds) == (["gloss"], "cuda", 200)
-    assert not options.quick
-    assert "--quick" in gpu_report.suite_command("scale", "cpu", False, tmp_path)
-
-
-def test_every_model_that_is_measured_has_a_scenario():
-    names = {scenario.name for scenario in scenarios_of("optimizers", "cuda")}
-    assert {f"{model} {dtype}" for model, dtype in gpu_report.BENCHMARKS} <= names
-    assert faults(pretended()) == [] and counted(pretended()).startswith("full run, 1 scenarios")
+def test_parts_are_chosen_by_stage_and_name(tmp_path, monkeypatch, capsys):
+    parts = [replace(part_of("print(1)"), name=part.name, stage=part.stage) for part in PARTS]
+    monkeypatch.setattr(gpu_report, "PARTS", parts)
+    folder = ["--device", "cpu", "--folder", str(tmp_path)]
+    assert gpu_report.main([*folder, "--stage", "2", "--only", "gloss", "tests"]) == 0
+    assert list(outcomes_in(tmp_path)) == ["tests", "gloss", "gloss a million"]
+    with pytest.raises(SystemExit):
+        gpu_report.main([*folder, "--only", "glos"])
+    assert "no part is called glos" in capsys.readouterr().err
