@@ -35,8 +35,10 @@ def norm(
 
         torch.stack([torch.linalg.vector_norm(tensor) for tensor in tensors]).norm()
 
-    Squares are accumulated in float64 over partial sums of 2,048 elements. The order does not depend on the
-    number of threads, so the same tensors give the same bits. The host does not wait for a GPU.
+    2,048 elements at a time are summed in their dtype, in float32 at least, or in float64 where that
+    overflows; these sums are added in float64. So float32 numbers below 1e-19 lose digits, and below 1e-23
+    they count as 0. The order does not depend on the number of threads, so the same tensors give the same
+    bits. The host does not wait for a GPU.
 
     Args:
         tensors: a tensor or several, of any shape, floating or complex dtype, strides and device, such as
@@ -50,7 +52,8 @@ def norm(
         CPU for an empty list.
 
     Raises:
-        TypeError: an item is not a tensor of floating or complex dtype, or is sparse.
+        TypeError: an item is not a tensor of floating or complex dtype, is sparse or float8.
+        ValueError: a tensor has elements and no memory.
         RuntimeError: the processes that hold the other shards of a tensor cannot be found.
     """
     given = [tensors] if isinstance(tensors, Tensor) else list(tensors)
@@ -74,9 +77,10 @@ def norm(
 def _check(index: int, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"tensor {index} is {tensor!r}, and no tensor; leave it out")
-    if not (tensor.is_floating_point() or tensor.is_complex()):
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize == 1:
         raise TypeError(
-            f"tensor {index} is {tensor.dtype}; a norm is of floating or complex tensors"
+            f"tensor {index} is {tensor.dtype}; a norm is of floating tensors of 16 bits or more, or of "
+            "complex ones"
         )
     if local(tensor).layout != torch.strided:
         raise TypeError(f"tensor {index} is sparse ({tensor.layout}); make it dense")

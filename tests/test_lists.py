@@ -87,6 +87,7 @@ def test_norm_of_large_numbers_does_not_overflow():
         (3.0, "tensor 1 is 3.0, and no tensor"),
         (None, "tensor 1 is None, and no tensor"),
         (torch.arange(3), "tensor 1 is torch.int64"),
+        (torch.ones(3).to(torch.float8_e4m3fn), "tensor 1 is torch.float8_e4m3fn"),
         (torch.eye(3).to_sparse(), "tensor 1 is sparse"),
     ],
 )

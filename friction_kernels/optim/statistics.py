@@ -27,8 +27,9 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
 
     Call it between backward() and step(): S depends on the previous gradient and the one about to be
     applied, with its clipping, loss scale, `maximize` and coupled decay. It is computed over every element
-    that has a gradient, in one launch that changes no parameter. (States that do not exist yet are
-    created, as zeros.)
+    that has a gradient, in one launch that changes no parameter, and one for the norm if a group clips.
+    (States that do not exist yet are created, as zeros.) Which gradients are about to be applied is told
+    by the first one that a step updates: replace all of them, or none.
 
         loss.backward()
         print(friction_stats(opt))
