@@ -33,7 +33,7 @@ struct ElementRef {
   }
 };
 
-// Eight elements as loaded from memory. Fetching is separate from widening, so that the loads of
+// 8 elements as loaded from memory. Fetching is separate from widening, so that the loads of
 // all operands are in flight before the first is used.
 struct RawVec8 {
   uint32_t words[kVec8];

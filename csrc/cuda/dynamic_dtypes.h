@@ -79,7 +79,7 @@ struct StepRounding {
   }
 };
 
-// Eight elements, from a given position on, of a part that is accessed in vectors.
+// 8 elements, from a given position on, of a part that is accessed in vectors.
 template <class Rule, class Config>
 struct Vec8 {
   static constexpr int kOperands = Rule::kOperands;
