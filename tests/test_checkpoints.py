@@ -658,3 +658,18 @@ def test_a_lazy_parameter_takes_no_state():
     layer(torch.ones(2, 4))
     opt.load_state_dict(saved.state_dict())
     assert all(state["step"] == 1 for state in opt.state.values())
+
+
+@both_backends
+def test_a_state_dict_by_names_is_loaded(backend):
+    """As torch's distributed checkpoints make them: parameters are named, and not numbered."""
+    params, twins = make_params(), make_params()
+    opt, twin = (SigSignAdamW(p, backend=backend) for p in (params, twins))
+    run(opt, params, range(2))
+    saved = opt.state_dict()
+    names = [f"layer.{number}" for number in saved["param_groups"][0]["params"]]
+    saved["state"] = {names[number]: state for number, state in saved["state"].items()}
+    saved["param_groups"][0]["params"] = names
+    twin.load_state_dict(saved)
+    assert_same_states(opt, params, twin, twins)
+

@@ -124,7 +124,7 @@ def understood(state_dict: Mapping[str, Any]) -> dict[str, Any]:
             what = f"{state_dict[key]!r} as {key!r}, and not a {word}" if key in state_dict else ""
             raise ValueError(f"the state_dict has {what or f'no {key!r}'}; {_REMEDY}")
     groups = [_understood_group(i, group) for i, group in enumerate(state_dict["param_groups"])]
-    numbers = {str(number) for group in groups for number in group["params"]}
+    numbers = {str(n) for group in groups for n in group["params"] if not isinstance(n, str)}
     if texts := [key for key in state_dict["state"] if isinstance(key, str) and key in numbers]:
         raise ValueError(
             f"the state_dict's state has {texts[0]!r} where a group has {texts[0]}: JSON makes texts of "
