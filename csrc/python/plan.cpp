@@ -231,8 +231,8 @@ const char* Plan::find_order(PlanEntry& entry, const TensorView& param) const {
   const bool matrix = projects_rows_ && dims > 1 && entry.numel > 0;
   entry.rows = matrix ? entry.shape[0] : 0;
   entry.layout = {};
-  entry.order_known = true;
-  if (entry.numel == 0) return nullptr;
+  entry.order_known = entry.numel == 0;
+  if (entry.order_known) return nullptr;
 
   std::vector<int64_t> shape = entry.shape;
   const size_t operands = operands_ + entry.has_master;
@@ -244,10 +244,8 @@ const char* Plan::find_order(PlanEntry& entry, const TensorView& param) const {
   if (strides.size() < operands) {
     std::vector<int64_t>& known = entry.quantized_strides;
     if (known.empty()) known.assign(entry.strides.begin(), entry.strides.begin() + dims);
-    if (!std::equal(known.begin(), known.end(), entry.strides.begin())) {
-      entry.order_known = false;
+    if (!std::equal(known.begin(), known.end(), entry.strides.begin()))
       return "its memory layout is not the one its state of 8 bits was quantized in";
-    }
   }
   if (entry.is_complex) as_pairs(shape, strides);
   ElementOrder order = stride_order(shape, strides, matrix);
@@ -256,11 +254,10 @@ const char* Plan::find_order(PlanEntry& entry, const TensorView& param) const {
       order.strides.insert(order.strides.begin() + static_cast<std::ptrdiff_t>(operand),
                            dense_strides(order.sizes));
   for (size_t operand = 0; operand < operands; ++operand)
-    if (operand != kGradOperand && overlaps(order, operand)) {
-      entry.order_known = false;
+    if (operand != kGradOperand && overlaps(order, operand))
       return "elements of it or of its state share memory; make it of a clone()";
-    }
   entry.layout.keep(order);
+  entry.order_known = true;
   return nullptr;
 }
 
