@@ -672,4 +672,3 @@ def test_a_state_dict_by_names_is_loaded(backend):
     saved["param_groups"][0]["params"] = names
     twin.load_state_dict(saved)
     assert_same_states(opt, params, twin, twins)
-
