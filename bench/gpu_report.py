@@ -11,6 +11,7 @@ pictures are made from the results afterwards: ``python -m bench report FOLDER``
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -98,6 +99,7 @@ PARTS = (
     Part(2, "tiny float32", 15, steps("tiny", "float32")),
     Part(2, "resnet50 float32", 15, steps("resnet50", "float32")),
 )
+TRITON_CACHE = ROOT / "build" / "triton_cache"  # by gpu_prepare.py
 DRY = {"optimizers": ["--models", "resnet50", "--dtypes", "float32"], "gloss": ["--nodes", 64]}
 DRY_LIMIT = 300  # seconds, on a machine that may be busy
 
@@ -118,6 +120,17 @@ def build_commands(
         return [configure]
     configure += [f"-DFRICTION_CUDA_ARCHITECTURES={capability}-real"]
     return [configure, ["cmake", "--build", folder]]
+
+
+def adopt_triton_cache() -> None:
+    """Use the kernels that were compiled before; the index of Triton's cache holds absolute paths."""
+    if not TRITON_CACHE.is_dir():
+        return
+    for index in TRITON_CACHE.glob("*/__grp__*.json"):
+        names = json.loads(index.read_text())["child_paths"]
+        here = {name: str(index.parent / name) for name in names}
+        index.write_text(json.dumps({"child_paths": here}))
+    os.environ["TRITON_CACHE_DIR"] = str(TRITON_CACHE)
 
 
 def faults(report: dict[str, Any]) -> list[str]:
@@ -293,6 +306,8 @@ def main(arguments: list[str] | None = None) -> int:
                 f"no part is called {', '.join(sorted(unknown))}: {', '.join(sorted(first_words))}"
             )
         chosen = [part for part in chosen if part.name.split()[0] in options.only]
+    if options.device == "cuda":
+        adopt_triton_cache()
     report = Report(options)
     for part in chosen:
         if not report.run(part):
