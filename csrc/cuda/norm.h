@@ -17,46 +17,66 @@ struct SingleOperand {
   };
 };
 
-// The sum of squares of a thread's eight consecutive elements of a part: in float64 for float64
-// tensors, else in float32, or in double if that sum is not finite.
+// Sums are in float64 for float64 tensors, else in float32.
 template <class Stored>
-FRICTION_INLINE double squares_of_eight(const Launch<SingleOperand>& launch, const Part<1>& part,
-                                        int thread) {
-  using T = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-  const auto* data = static_cast<const Stored*>(part.data[0]);
-  const int rest = part.count - thread * kVec8, count = rest < kVec8 ? rest : kVec8;
-  const int64_t first = part.begin + thread * kVec8;
-  T sum = T(0);
-  if (part.aligned && count == kVec8) {
-    Stored stored[kVec8];
-    Vector<Stored, kVec8>::load(data + first, stored);
-    FRICTION_UNROLL
-    for (int i = 0; i < kVec8; ++i) sum += T(widen(stored[i])) * T(widen(stored[i]));
-    if (std::isfinite(sum)) return double(sum);
-    double wide = 0;
-    FRICTION_UNROLL
-    for (int i = 0; i < kVec8; ++i) wide += double(widen(stored[i])) * double(widen(stored[i]));
-    return wide;
+using SumOf = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
+
+// The sum of eight squares, or the sum in double if that is not finite.
+template <class Stored>
+FRICTION_INLINE double squares_of(const Stored (&stored)[kVec8]) {
+  SumOf<Stored> sum = 0;
+  FRICTION_UNROLL
+  for (int i = 0; i < kVec8; ++i) {
+    const SumOf<Stored> x = widen(stored[i]);
+    sum += x * x;
   }
+  if (std::isfinite(sum)) return double(sum);
+  double wide = 0;
+  FRICTION_UNROLL
+  for (int i = 0; i < kVec8; ++i) wide += double(widen(stored[i])) * double(widen(stored[i]));
+  return wide;
+}
+
+// The same of a thread's eight consecutive elements of a part, one by one.
+template <class Stored>
+FRICTION_INLINE double squares_one_by_one(const Launch<SingleOperand>& launch, const Part<1>& part,
+                                          int thread) {
+  const auto* data = static_cast<const Stored*>(part.data[0]);
   const int64_t* layout = layout_of(launch, part.tensor);
+  const int rest = part.count - thread * kVec8, count = rest < kVec8 ? rest : kVec8;
+  SumOf<Stored> sum = 0;
   double wide = 0;
   FRICTION_NO_UNROLL
   for (int i = 0; i < count; ++i) {
     int64_t offsets[SingleOperand::kOperands];
-    find_offsets(layout, first + i, offsets);
-    const T x = T(widen(read_one(data + offsets[0])));
+    find_offsets(layout, part.begin + thread * kVec8 + i, offsets);
+    const SumOf<Stored> x = widen(read_one(data + offsets[0]));
     sum += x * x;
     wide += double(x) * double(x);
   }
   return std::isfinite(sum) ? double(sum) : wide;
 }
 
-// A thread's share of a part's sum.
-FRICTION_INLINE double squares_of_part(const Launch<SingleOperand>& launch, const Part<1>& part,
-                                       int thread) {
+// A thread's share of the sum over kParts consecutive parts, from the given one on. In vectors, all
+// loads are under way before the first is used.
+template <int kParts>
+FRICTION_INLINE double squares_of_parts(const Launch<SingleOperand>& launch, const Part<1>& part,
+                                        int thread) {
   double sum = 0;
   with_stored_type(DType(launch.entries()[part.tensor].group_step), [&](auto* type) {
-    sum = squares_of_eight<std::remove_pointer_t<decltype(type)>>(launch, part, thread);
+    using Stored = std::remove_pointer_t<decltype(type)>;
+    const int first = thread * kVec8;
+    if (!part.aligned || first + kVec8 > part.count) {
+      sum = squares_one_by_one<Stored>(launch, part, thread);
+      return;
+    }
+    Stored stored[kParts][kVec8];
+    FRICTION_UNROLL
+    for (int i = 0; i < kParts; ++i)
+      Vector<Stored, kVec8>::load(
+          static_cast<const Stored*>(part.data[0]) + part.begin + i * kChunk + first, stored[i]);
+    FRICTION_UNROLL
+    for (int i = 0; i < kParts; ++i) sum += squares_of(stored[i]);
   });
   return sum;
 }
@@ -69,10 +89,15 @@ FRICTION_INLINE int64_t norm_runs(int64_t chunks) { return (chunks + kNormRun - 
 // A thread's share of a run's sum.
 FRICTION_INLINE double squares_of_run(const Launch<SingleOperand>& launch,
                                       Walk<Launch<SingleOperand>>& walk, int64_t run, int thread) {
-  double sum = 0;
   const int64_t begin = run * kNormRun, rest = launch.chunks - begin;
+  const Part<1>& part = walk.part_of(begin);
+  if (part.aligned && walk.are_whole(begin, kNormRun))
+    return squares_of_parts<kNormRun>(launch, part, thread);
   const int count = rest < kNormRun ? int(rest) : kNormRun;
-  for (int i = 0; i < count; ++i) sum += squares_of_part(launch, walk.part_of(begin + i), thread);
+  double sum = 0;
+  FRICTION_NO_UNROLL
+  for (int i = 0; i < count; ++i)
+    sum += squares_of_parts<1>(launch, walk.part_of(begin + i), thread);
   return sum;
 }
 
