@@ -37,6 +37,8 @@ PASSES = {
     "coefficients_kernel": 1,
     "product_kernel": 2,  # as it is, and transposed
 }
+# Their tiles were the fastest on a card, though they spill some registers.
+MEASURED = ("coefficients_kernel", "product_kernel")
 # Bytes a thread, where its registers have 1,020; at most 80 were seen, and 272 with Triton 3.6. The tiles
 # themselves lie in scratch memory.
 BATCH_SPILLS_AT_MOST = {"new": 128, "before 3.9": 288}
@@ -71,7 +73,7 @@ def compiled() -> dict[int, list[dict]]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_passes(compiled: dict[int, list[dict]], architecture: int, precision: str) -> None:
-    """Every pass at every d and C: within shared memory, no spill, on tensor cores."""
+    """Every pass at every d and C: within shared memory, no spill that was not measured, on tensor cores."""
     found = [
         k for k in compiled[architecture] if k["precision"] == precision and k["name"] in PASSES
     ]
@@ -81,7 +83,8 @@ def test_passes(compiled: dict[int, list[dict]], architecture: int, precision: s
             assert len(of_it) >= launches, (name, dim, num_classes)
     for kernel in found:
         assert kernel["shared"] <= SHARED_LIMIT[architecture], kernel
-        assert kernel["spilled"] == 0, kernel
+        measured = architecture == 90 and precision == "bf16" and kernel["name"] in MEASURED
+        assert kernel["spilled"] <= (288 if measured else 0), kernel
         assert (kernel["tensor_cores"] > 0) == (precision != "fp32"), kernel
 
 

@@ -23,7 +23,7 @@ template <class Rule, class Config, int kTeam>
 struct Vectors {
   using T = typename Config::Arithmetic;
   static constexpr int kVector = Config::kVector;
-  static constexpr int kCount = kVector * (kTeam == kWarp ? 1 : Config::kVectors);
+  static constexpr int kCount = kVector * Config::kVectors;
   static constexpr int kRound = kTeam * kCount;  // elements that the team holds at a time
   static_assert(kChunk % kRound == 0);
 

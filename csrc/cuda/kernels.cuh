@@ -6,11 +6,10 @@
 
 namespace friction::cuda {
 
-// Blocks per multiprocessor. Two leave a thread 128 registers, three 80: more loads in flight, but
-// a kernel that reaches the memory's bandwidth with two is slower with three.
+// Blocks per multiprocessor: a projection's kernels would spill in the 80 registers that three
+// leave.
 template <class Rule, class Config>
-constexpr int kUpdateBlocks = Rule::kProjects ? 2 : Config::kBlocksEach;
-constexpr int kReduceBlocks = 3;
+constexpr int kBlocksEach = Rule::kProjects ? 2 : Config::kBlocksEach;
 
 // Shared memory for types with constructors, which are not allowed there.
 template <class Value, int kCount>
@@ -115,7 +114,7 @@ __device__ __forceinline__ void update_dynamic(const Launch& launch, const PartO
 }
 
 template <class Launch, class Config>
-__global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename Launch::Rule, Config>)
+__global__ void __launch_bounds__(kThreads, kBlocksEach<typename Launch::Rule, Config>)
     update_kernel(const __grid_constant__ Launch launch) {
   using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
@@ -154,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, Config::kBlocksEach)
 
 // First launch of a projection: the sums of each row and stage. No warp waits for another.
 template <class Launch, class Config>
-__global__ void __launch_bounds__(kThreads, kReduceBlocks)
+__global__ void __launch_bounds__(kThreads, kBlocksEach<typename Launch::Rule, Config>)
     projection_reduce_kernel(const __grid_constant__ Launch launch) {
   using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;

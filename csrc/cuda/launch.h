@@ -119,7 +119,7 @@ struct NoProjection {};
 
 // Device memory for the squared norm of all tensors.
 struct SquaredNorm {
-  double* sums;  // see norm.h
+  double* of_run;  // of chunks (norm.h)
   double* squared;
 };
 

@@ -1,5 +1,5 @@
-// What a thread does for the squared norm of a list of tensors: first the sums of every
-// kNormSums-th chunk, then the sum of these, both in a fixed order.
+// What a thread does for the squared norm of a list of tensors: first the sums of runs of chunks,
+// then the sum over runs, both in a fixed order.
 #pragma once
 
 #include "block_reduce.h"
@@ -17,40 +17,34 @@ struct SingleOperand {
   };
 };
 
-// Sums are in float64 for float64 tensors, else in float32.
+// The sum of squares of a thread's eight consecutive elements of a part: in float64 for float64
+// tensors, else in float32, or in double if that sum is not finite.
 template <class Stored>
-using SumOf = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-
-// The sum of eight squares, or the sum in double if that is not finite.
-template <class Stored>
-FRICTION_INLINE double squares_of(const Stored (&stored)[kVec8]) {
-  SumOf<Stored> sum = 0;
-  FRICTION_UNROLL
-  for (int i = 0; i < kVec8; ++i) {
-    const SumOf<Stored> x = widen(stored[i]);
-    sum += x * x;
-  }
-  if (std::isfinite(sum)) return double(sum);
-  double wide = 0;
-  FRICTION_UNROLL
-  for (int i = 0; i < kVec8; ++i) wide += double(widen(stored[i])) * double(widen(stored[i]));
-  return wide;
-}
-
-// The same of a thread's eight consecutive elements of a part, one by one.
-template <class Stored>
-FRICTION_INLINE double squares_one_by_one(const Launch<SingleOperand>& launch, const Part<1>& part,
-                                          int thread) {
+FRICTION_INLINE double squares_of_eight(const Launch<SingleOperand>& launch, const Part<1>& part,
+                                        int thread) {
+  using T = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
   const auto* data = static_cast<const Stored*>(part.data[0]);
-  const int64_t* layout = layout_of(launch, part.tensor);
   const int rest = part.count - thread * kVec8, count = rest < kVec8 ? rest : kVec8;
-  SumOf<Stored> sum = 0;
+  const int64_t first = part.begin + thread * kVec8;
+  T sum = T(0);
+  if (part.aligned && count == kVec8) {
+    Stored stored[kVec8];
+    Vector<Stored, kVec8>::load(data + first, stored);
+    FRICTION_UNROLL
+    for (int i = 0; i < kVec8; ++i) sum += T(widen(stored[i])) * T(widen(stored[i]));
+    if (std::isfinite(sum)) return double(sum);
+    double wide = 0;
+    FRICTION_UNROLL
+    for (int i = 0; i < kVec8; ++i) wide += double(widen(stored[i])) * double(widen(stored[i]));
+    return wide;
+  }
+  const int64_t* layout = layout_of(launch, part.tensor);
   double wide = 0;
   FRICTION_NO_UNROLL
   for (int i = 0; i < count; ++i) {
     int64_t offsets[SingleOperand::kOperands];
-    find_offsets(layout, part.begin + thread * kVec8 + i, offsets);
-    const SumOf<Stored> x = widen(read_one(data + offsets[0]));
+    find_offsets(layout, first + i, offsets);
+    const T x = T(widen(read_one(data + offsets[0])));
     sum += x * x;
     wide += double(x) * double(x);
   }
@@ -62,40 +56,30 @@ FRICTION_INLINE double squares_of_part(const Launch<SingleOperand>& launch, cons
                                        int thread) {
   double sum = 0;
   with_stored_type(DType(launch.entries()[part.tensor].group_step), [&](auto* type) {
-    using Stored = std::remove_pointer_t<decltype(type)>;
-    const int first = thread * kVec8;
-    if (!part.aligned || first + kVec8 > part.count) {
-      sum = squares_one_by_one<Stored>(launch, part, thread);
-      return;
-    }
-    Stored stored[kVec8];
-    Vector<Stored, kVec8>::load(static_cast<const Stored*>(part.data[0]) + part.begin + first,
-                                stored);
-    sum = squares_of(stored);
+    sum = squares_of_eight<std::remove_pointer_t<decltype(type)>>(launch, part, thread);
   });
   return sum;
 }
 
-// As many sums as keep every processor busy, and no more than a block adds up at once.
-constexpr int kNormSums = 4096;
+// Consecutive chunks whose squares a thread adds before it meets the others of its block.
+constexpr int kNormRun = 4;
 
-FRICTION_INLINE int norm_sums(int64_t chunks) {
-  return chunks < kNormSums ? int(chunks) : kNormSums;
-}
+FRICTION_INLINE int64_t norm_runs(int64_t chunks) { return (chunks + kNormRun - 1) / kNormRun; }
 
-// A thread's share of one of the sums.
-FRICTION_INLINE double share_of_sum(const Launch<SingleOperand>& launch, int number, int thread) {
-  Walk<Launch<SingleOperand>> walk(launch);
+// A thread's share of a run's sum.
+FRICTION_INLINE double squares_of_run(const Launch<SingleOperand>& launch,
+                                      Walk<Launch<SingleOperand>>& walk, int64_t run, int thread) {
   double sum = 0;
-  for (int64_t chunk = number; chunk < launch.chunks; chunk += kNormSums)
-    sum += squares_of_part(launch, walk.part_of(chunk), thread);
+  const int64_t begin = run * kNormRun, rest = launch.chunks - begin;
+  const int count = rest < kNormRun ? int(rest) : kNormRun;
+  for (int i = 0; i < count; ++i) sum += squares_of_part(launch, walk.part_of(begin + i), thread);
   return sum;
 }
 
-// A thread's share of the sum of these.
-FRICTION_INLINE double share_of_all(const double* sums, int count, int thread) {
+// A thread's share of the sum over runs.
+FRICTION_INLINE double share_of_runs(const double* of_run, int64_t runs, int thread) {
   double sum = 0;
-  for (int i = thread; i < count; i += kThreads) sum += sums[i];
+  for (int64_t run = thread; run < runs; run += kThreads) sum += of_run[run];
   return sum;
 }
 

@@ -162,16 +162,18 @@ void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
 }
 
 inline double squared_norm_of(const Launch<SingleOperand>& launch, int64_t blocks) {
-  const int count = norm_sums(launch.chunks);
-  std::vector<double> sums(static_cast<size_t>(count)), threads(kThreads);
+  const int64_t runs = norm_runs(launch.chunks);
+  std::vector<double> of_run(static_cast<size_t>(runs)), threads(kThreads);
   for (int64_t block = 0; block < blocks; ++block)
-    for (int number = int(block); number < count; number += int(blocks)) {
-      for (int thread = 0; thread < kThreads; ++thread)
-        threads[size_t(thread)] = share_of_sum(launch, number, thread);
-      sums[size_t(number)] = team_sum_on_host(threads.data(), kThreads);
+    for (int64_t run = block; run < runs; run += blocks) {
+      for (int thread = 0; thread < kThreads; ++thread) {
+        Walk<Launch<SingleOperand>> walk(launch);
+        threads[size_t(thread)] = squares_of_run(launch, walk, run, thread);
+      }
+      of_run[size_t(run)] = team_sum_on_host(threads.data(), kThreads);
     }
   for (int thread = 0; thread < kThreads; ++thread)
-    threads[size_t(thread)] = share_of_all(sums.data(), count, thread);
+    threads[size_t(thread)] = share_of_runs(of_run.data(), runs, thread);
   return team_sum_on_host(threads.data(), kThreads);
 }
 

@@ -22,7 +22,8 @@ from friction_triton.launches import launch
 from friction_triton.logsumexp import logsumexp_kernel
 from friction_triton.tiles import LOG2_E
 
-STRIPE_BYTES = 96 << 20  # of coefficients at a time, or the size of the keys if larger
+WHOLE = 128  # rows and columns that the tiles of the gradient's kernels divide, or are
+STRIPE_BYTES = 288 << 20  # of coefficients at a time, or the size of the keys if larger
 
 
 class TritonScores:
@@ -131,22 +132,23 @@ class TritonScores:
         already added the columns left of it, as G^T q.
         """
         queries, keys, sizes = self._queries, self._keys, self._tile("coefficients")
-        block, pitch = sizes["BLOCK_M"], triton.cdiv(len(keys), 128) * 128
+        pitch = triton.cdiv(len(keys), WHOLE) * WHOLE
         vectors, active, left, right = self._coefficient_inputs(terms)
         stripe_bytes = max(STRIPE_BYTES, keys.nbytes)
-        height = stripe_bytes // (pitch * keys.element_size()) // block * block
-        height = min(max(height, block), triton.cdiv(len(queries), block) * block)
+        height = stripe_bytes // (pitch * keys.element_size()) // WHOLE * WHOLE
+        height = min(max(height, WHOLE), triton.cdiv(len(queries), WHOLE) * WHOLE)
         stripe = keys.new_empty(height, pitch)
         of_queries = self._empty(len(queries), self._dim).zero_()
         of_keys = of_queries if self.symmetric else self._empty(len(keys), self._dim).zero_()
         for first in range(0, len(queries), height):
             last = min(first + height, len(queries))
             first_column = first if self.symmetric else 0
-            row_blocks = triton.cdiv(last - first, block)
+            num_rows = triton.cdiv(last - first, WHOLE) * WHOLE
+            row_blocks = num_rows // sizes["BLOCK_M"]
             column_blocks = triton.cdiv(len(keys) - first_column, sizes["BLOCK_N"])
             self._launch(
                 coefficients_kernel, sizes, (row_blocks * column_blocks,), queries, keys, self._scale,
-                vectors, active, left, right, stripe, first, first_column, last - first,
+                vectors, active, left, right, stripe, first, first_column, num_rows,
                 len(queries), len(keys), self._dim, left.shape[1], pitch, len(active),
                 TERMS=len(terms) - 1, SYMMETRIC=self.symmetric, MASK_DIAGONAL=self.mask_diagonal,
                 PRECISION=DOT_PRECISION[self.precision],
@@ -181,7 +183,7 @@ class TritonScores:
 
     def _coefficient_inputs(self, terms) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The inputs of coefficients_kernel, with zeros beyond the last row and key."""
-        rows, columns = (triton.cdiv(len(t), 128) * 128 for t in (self._queries, self._keys))
+        rows, columns = (triton.cdiv(len(t), WHOLE) * WHOLE for t in (self._queries, self._keys))
         first, pitch = terms[0], max(rows, columns)
         if any(term.left is not None for term in terms[1:]):
             raise ValueError("only the first term may have left and right")
