@@ -33,17 +33,18 @@ from bench.records import load, save  # noqa: E402
 BUDGET = {1: 150, 2: 300}  # seconds of all parts but a build
 BUILD_LIMIT = 150
 TEST_PROCESSES, TEST_LIMIT = 12, 40  # seconds of one test
-STARTING = 8  # seconds before a benchmark measures, and of its last step
+STARTING = 14  # seconds before a benchmark measures, and of its last step
 CHECK_LIBRARY = "from friction_kernels import backends; exit(backends.cuda_unavailable_reason())"
 # One launch of each kernel against the CPU's bits, a table above 32 KB, a graph through a schedule.
 FIRST_TESTS = (
     "give_the_cpus_bits or decides_as_the_equations or norm_of_gradients or scaled_clipped_and_skipped "
     "or (one_launch and 700) or follows_a_schedule or friction_stats"
 )
-EIGHT_BITS = ("copy", "SigSignAdamW 8bit", "torch AdamW fused")
+# Of a model of a billion parameters, a card holds no more.
 FIRST = ("copy", "SigSignAdamW", "SigSignAdamP", "RSGDM", "torch AdamW fused")
-LARGE = (*FIRST, "torch SGD nesterov fused")  # as many as a card holds
+LARGE = (*FIRST, "torch SGD nesterov fused")
 STEPS = (*LARGE, "torch AdamW foreach", "SigSignAdamW eager equations")
+EIGHT_BITS = "SigSignAdamW 8bit"
 GRAPHS = ("GLoss", "GLoss, validate=False", "dense float64, as the authors do it")
 FIRST_PASSES = "every_pass_in_fp32"
 PASSES = ("tests/test_triton_batch.py", "tests/test_triton_scores.py")
@@ -69,18 +70,20 @@ def tests(*chosen: str) -> Callable[["Report", Part], None]:
     return lambda report, part: report.test(part, list(chosen))
 
 
-def benchmark(suite: str, *chosen: object) -> Callable[["Report", Part], None]:
-    return lambda report, part: report.measure(part, suite, list(chosen))
+def benchmark(suites: str, *chosen: object) -> Callable[["Report", Part], None]:
+    return lambda report, part: report.measure(part, suites.split(), list(chosen))
 
 
-def steps(model: str, dtype: str, *contenders: str) -> Callable[["Report", Part], None]:
-    chosen = ("--models", model, "--dtypes", dtype, "--contenders", *contenders)
-    return benchmark("optimizers", *chosen)
+def steps(
+    *contenders: str, models: str, suites: str = "optimizers", dtypes: str = "float32 bfloat16"
+) -> Callable[["Report", Part], None]:
+    narrowed = ("--models", *models.split(), "--dtypes", *dtypes.split())
+    return benchmark(suites, *narrowed, "--contenders", *contenders)
 
 
-def graphs(*nodes: int, dtype: str = "fp32") -> Callable[["Report", Part], None]:
-    chosen = ("--nodes", *nodes, "--dtypes", dtype, "--contenders", *GRAPHS)
-    return benchmark("gloss", *chosen)
+def graphs(*nodes: int, dtype: str) -> Callable[["Report", Part], None]:
+    narrowed = ("--nodes", *nodes, "--dtypes", dtype)
+    return benchmark("gloss", *narrowed, "--contenders", *GRAPHS)
 
 
 def sanitizer(tool: str) -> Callable[["Report", Part], None]:
@@ -92,21 +95,18 @@ PARTS = (
     Part(1, "library", 9, lambda report, part: report.build(part)),
     Part(1, "first kernels", 48, tests("-m", "gpu", "-k", FIRST_TESTS, "tests/test_gpu.py")),
     Part(1, "first passes", 25, tests("-k", FIRST_PASSES, *PASSES)),
-    Part(1, "vit_b_16 float32", 13, steps("vit_b_16", "float32", *FIRST)),
-    Part(1, "vit_b_16 bfloat16", 13, steps("vit_b_16", "bfloat16", *FIRST)),
-    Part(1, "8-bit states", 13, benchmark("scale", "--contenders", *EIGHT_BITS)),
-    Part(1, "gloss bf16", 29, graphs(128, 65_536, dtype="bf16")),
+    Part(
+        1, "vit_b_16", 28, steps(*FIRST, EIGHT_BITS, models="vit_b_16", suites="optimizers scale")
+    ),
+    Part(1, "gloss", 40, graphs(128, 65_536, dtype="bf16")),
     Part(2, "tests", 75, tests("-m", "gpu", "tests/test_gpu.py", "tests/test_grad_scaler.py")),
     Part(2, "memcheck", 40, sanitizer("memcheck")),
-    Part(2, "llama_1b float32", 25, steps("llama_1b", "float32", *LARGE)),
-    Part(2, "scale", 25, benchmark("scale")),
-    Part(2, "gloss", 20, graphs(32_768)),
-    Part(2, "gloss a million", 20, graphs(1_000_000, dtype="bf16")),
+    Part(2, "llama_1b", 32, steps(*LARGE, models="llama_1b")),
+    Part(2, "small models", 28, steps(*STEPS, models="resnet50 tiny", dtypes="float32")),
+    Part(2, "graphs", 45, graphs(32_768, 1_000_000, dtype="bf16")),
+    Part(2, "scale", 30, benchmark("scale")),
     Part(2, "racecheck", 30, sanitizer("racecheck")),
     Part(2, "initcheck", 20, sanitizer("initcheck")),
-    Part(2, "llama_1b bfloat16", 15, steps("llama_1b", "bfloat16", *LARGE)),
-    Part(2, "tiny float32", 15, steps("tiny", "float32", *STEPS)),
-    Part(2, "resnet50 float32", 15, steps("resnet50", "float32", *STEPS)),
 )
 TRITON_CACHE = ROOT / "build" / "triton_cache"  # by gpu_prepare.py
 DRY = {"optimizers": ["--models", "resnet50", "--dtypes", "float32"], "gloss": ["--nodes", 64]}
@@ -224,25 +224,26 @@ class Report:
             last = last_line(output).strip("= ")
             self.note(part, start, " passed" in last, last)
 
-    def measure(self, part: Part, suite: str, chosen: list) -> None:
-        """A benchmark in a process of its own; what it had measured when it ended is kept."""
+    def measure(self, part: Part, suites: list[str], chosen: list) -> None:
+        """Benchmarks in a process of their own; what they had measured when it ended is kept."""
         start, folder = time.monotonic(), self.scratch / part.name.replace(" ", "_")
         shutil.rmtree(folder, ignore_errors=True)
-        command = [sys.executable, "-m", "bench", "run", suite, "--device", self.device]
+        command = [sys.executable, "-m", "bench", "run", *suites, "--device", self.device]
         limit = DRY_LIMIT if self.dry else part.limit
         command += ["--out", folder, "--seconds", max(limit - STARTING, 1)]
-        command += ["--quick", *DRY.get(suite, [])] if self.dry else chosen
+        command += ["--quick", *DRY.get(suites[0], [])] if self.dry else chosen
         ok, _ = self.do(part, command, limit)
-        results = folder / f"{suite}.json"
-        if not results.exists():
-            if ok:
-                self.note(part, start, False, f"it wrote no results; see {self.log.name}")
+        written = [path for suite in suites if (path := folder / f"{suite}.json").exists()]
+        results = [load(path) for path in written]
+        for found in results:
+            self.keep(found)
+        if not ok:
             return
-        found = load(results)
-        self.keep(found)
-        if ok:
-            wrong, names = faults(found), [scenario["name"] for scenario in found["scenarios"]]
-            self.note(part, start, not wrong, "; ".join(wrong) or f"measured {', '.join(names)}")
+        wrong = [fault for found in results for fault in faults(found)]
+        if len(results) < len(suites):
+            wrong.append(f"it wrote no results; see {self.log.name}")
+        names = [scenario["name"] for found in results for scenario in found["scenarios"]]
+        self.note(part, start, not wrong, "; ".join(wrong) or f"measured {', '.join(names)}")
 
     def keep(self, found: dict[str, Any]) -> None:
         """Scenarios beside those that earlier parts measured."""

@@ -38,8 +38,8 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     """The tile of a pass; `architecture` is 80, 90 or 100.
 
     The largest tiles that neither spill registers nor exceed shared memory (test_triton_compiled.py): wider
-    tiles load less from the cache per product. On Hopper in bfloat16, the fastest of ten that were measured
-    for each kernel on an H200, at N = 65,536 and d = 768.
+    tiles load less from the cache per product. For the gradient in bfloat16 on Hopper, the fastest of
+    ten that were measured on an H200, at N = 65,536 and d = 768; they spill some.
     """
     ampere, fp32 = architecture < 90, precision == "fp32"
     hopper = architecture == 90 and precision == "bf16"
