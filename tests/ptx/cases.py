@@ -14,38 +14,38 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from plan_driver import BLOCK, CHUNK, QUANTIZED, STATES, Driven, Form
+from plan_driver import BLOCK, CHUNK, MASTERS, QUANTIZED, STATES, Driven, Form
 from torch import Tensor
 
 from friction_kernels import backends
 
 FLOAT, BFLOAT, HALF, DOUBLE = torch.float32, torch.bfloat16, torch.float16, torch.float64
-FORMS = {
+FORMS = {  # one for each kind of kernels
     "float32": Form((0,)),
     "bfloat16": Form((0,), BFLOAT, states=(FLOAT, FLOAT, BFLOAT)),
-    "float64": Form((0,), DOUBLE, states=DOUBLE),
-    "float16": Form((0,), HALF, states=HALF),
-    "8 bits": Form((0,), states=QUANTIZED),
-    "8 bits, split": Form((0,), HALF, states=QUANTIZED, master="split8"),
+    "float64": Form((0,), DOUBLE, HALF, states=DOUBLE),
+    "8 bits": Form((0,), HALF, states=QUANTIZED, master="split8"),
     "mixed": Form((0,), HALF, FLOAT, states=(QUANTIZED, HALF, BFLOAT)),
-    "mixed, split": Form((0,), BFLOAT, states=FLOAT, master="split"),
-    "mixed, master": Form((0,), BFLOAT, DOUBLE, states=BFLOAT, master="fp32"),
-    "stochastic": Form((0,), BFLOAT, states=QUANTIZED, stochastic=True, shard=(7, 96, 288)),
-    "float64, gradient in 16 bits": Form((0,), DOUBLE, HALF, states=DOUBLE),
 }
+# master weight, stochastic rounding
+KEPT = [(None, False), (None, True), *((master, False) for master in MASTERS)]
+EVERY_FORM = [
+    Form((0,), param, grad, states, master, stochastic, shard=(7, 96, 288) if stochastic else None)
+    for param in (FLOAT, BFLOAT, HALF)
+    for grad in (FLOAT, BFLOAT, HALF, DOUBLE)
+    for master, stochastic in (KEPT if param != FLOAT else [(None, False)])
+    for states in (
+        FLOAT,
+        BFLOAT,
+        HALF,
+        QUANTIZED,
+        (QUANTIZED, FLOAT, BFLOAT),
+        (HALF, QUANTIZED, HALF),
+    )
+] + [Form((0,), DOUBLE, grad, DOUBLE) for grad in (FLOAT, BFLOAT, HALF, DOUBLE)]
+LAYOUTS = ("contiguous", "offset", "gaps", "deep")
 SIZES = [0, 1, 9, BLOCK - 1, BLOCK + 1, CHUNK - 1, CHUNK, CHUNK + 1, 9 * CHUNK + 8]
-ROWS = [
-    (5, 31),
-    (5, 33),
-    (2, 255),
-    (3, 257),
-    (2, 2049),
-    (1, 9_000),
-    (70, 31),
-    (700, 1),
-    (0, 3),
-    (9,),
-]
+ROWS = [(5, 31), (5, 33), (3, 257), (2, 2049), (1, 9_000), (70, 31), (700, 1), (0, 3), (9,)]
 DEEP = [(3, 4, 5), (2, 3, 2, 3, 2), (70, 33), (0, 3), (2, 2, 2, 2, 2, 2, 2)]
 
 
@@ -133,120 +133,28 @@ def of_shapes(form: Form, shapes: list, layout: str = "contiguous") -> list[Form
     return [replace(form, shape=shape, layout=layout) for shape in shapes]
 
 
-CASES: dict[str, Callable[[], list[bytes]]] = {}
-
-# Every choice alone and all together, in every kind of kernel.
-ON_OFF = ("tanh", "normalized", "maximize", "nesterov")
-CHOICES = [{}, *({name: 1.0} for name in ON_OFF), dict.fromkeys(ON_OFF, 1.0), {"decoupled": 0.0}]
-for rule in STATES:
-    for kind, form in FORMS.items():
-        for choice in CHOICES:
-            settings = {"weight_decay": 0.1, "beta3": 3.0, **choice}
-            shapes = [3, 300, CHUNK + 8, (40, 33)]
-            CASES[f"choices {rule}, {kind}, {choice}"] = partial(
-                drive, rule, of_shapes(form, shapes), settings
-            )
-
-# Sizes and layouts.
-for kind, form in FORMS.items():
-    for layout in ("contiguous", "offset", "gaps", "deep"):
-        for rule in STATES:
-            shapes = DEEP if layout == "deep" else ROWS if rule == "friction_adamp" else SIZES
-            settings = {"normalized": 1.0, "grad_factor": 0.3, "delta": 3.0, "wd_ratio": 0.5}
-            CASES[f"sizes {rule}, {kind}, {layout}"] = partial(
-                drive, rule, of_shapes(form, shapes, layout), settings
-            )
-
-
-def orthogonal(decision: str) -> Callable[[Driven], None]:
+def orthogonal(decision: str, driven: Driven) -> None:
     """Gradients that AdamP projects row by row, as a whole, or not."""
+    for param in driven.params:
+        p = param.detach().double()
+        g, squares = driven.random(p.shape), p.square().sum(1, keepdim=True)
+        g -= (p * g).sum(1, keepdim=True) / squares * p
+        if decision == "whole":  # rows' shares that add up to nothing
+            signs = 1.0 - torch.arange(len(p), dtype=DOUBLE).remainder(2)[:, None] * 2
+            signs[-1] *= 1 - len(p) % 2
+            g += 0.5 * signs * p * (squares.mean() / squares)
+        if decision == "none":
+            g += 0.5 * p
+        param.grad.copy_(g)
 
-    def change(driven: Driven) -> None:
-        for param in driven.params:
-            p = param.detach().double()
-            g = torch.randn(p.shape, generator=driven.generator, dtype=DOUBLE)
-            squares = p.square().sum(1, keepdim=True)
-            g -= (p * g).sum(1, keepdim=True) / squares * p
-            if decision == "whole":  # rows' shares that add up to nothing
-                signs = torch.tensor([1.0, -1.0]).repeat(len(p))[: len(p), None]
-                signs[-1] *= 1 - len(p) % 2
-                g += 0.5 * signs * p * (squares.mean() / squares)
-            if decision == "none":
-                g += 0.5 * p
-            param.grad.copy_(g)
-
-    return change
-
-
-for kind in ("float32", "bfloat16", "float64"):
-    for decision in ("rows", "whole", "none"):
-        forms = of_shapes(FORMS[kind], [(48, 70), (5, 31), (1500, 3), (2, 30_000)])
-        CASES[f"decisions {kind}, {decision}"] = partial(
-            drive,
-            "friction_adamp",
-            forms,
-            {"weight_decay": 0.1, "wd_ratio": 0.5, "lr": 0.1},
-            change=orthogonal(decision),
-        )
-
-# Tables in device memory, settings of many groups, steps that are counted there.
-for rule in STATES:
-    tensors = [Form(((7 * i) % 23, 1 + i % 3), group=i % 5) for i in range(1100)]
-    CASES[f"many tensors {rule}"] = partial(
-        drive, rule, tensors, *({"lr": 0.01 * (1 + i)} for i in range(5))
-    )
-    tensors = [
-        Form((1 + i % 9,), [FLOAT, BFLOAT, HALF][i % 3], states=[FLOAT, QUANTIZED][i % 2], group=i)
-        for i in range(260)
-    ]
-    CASES[f"many groups {rule}"] = partial(
-        drive, rule, tensors, *({"lr": 0.001 * (i + 1), "seed": i} for i in range(260))
-    )
-    CASES[f"many steps {rule}"] = partial(
-        drive, rule, [Form((i % 5,)) for i in range(300)], steps=3, on_device=True
-    )
-
-SCALINGS = {
-    "found_inf": (None, None, number(1.0), False),
-    "inf": (number(math.inf, DOUBLE), None, None, True),
-    "nan": (number(math.nan, DOUBLE), number(2.0), number(0.0), True),
-    "clipped": (number(4e6, DOUBLE), number(8.0), number(0.0), True),
-    "scaled": (None, number(1024.0), None, False),
-}
-SCALED = [(3, 700), (40, 60), (300,), (0,)]
-for rule in STATES:
-    for name, scaling in SCALINGS.items():
-        forms = [
-            form
-            for kind in ("float32", "8 bits, split", "mixed", "bfloat16", "float64")
-            for form in of_shapes(FORMS[kind], SCALED)
-        ]
-        CASES[f"scaling {rule}, {name}"] = partial(
-            drive,
-            rule,
-            forms,
-            {"max_norm": 1.0},
-            on_device=True,
-            scaling=scaling,
-            steps=3,
-        )
-
-for layout in ("contiguous", "offset", "gaps", "deep"):
-    for scale in (1.0, 1e30):
-        shapes = DEEP if layout == "deep" else SIZES
-        forms = [
-            form
-            for kind in (FLOAT, BFLOAT, HALF, DOUBLE)
-            for form in of_shapes(Form((0,), BFLOAT, kind, FLOAT, scale=scale), shapes, layout)
-        ]
-        CASES[f"norm {layout}, {scale}"] = partial(norm, forms)
-CASES["norm of many"] = partial(norm, [Form((3,))] * 2100)
-CASES["norm of nothing"] = partial(norm, [Form((0,))])
 
 SPECIAL = torch.tensor(
-    [0.0, -0.0, 1e-45, -1e-40, 1.2e-38, 1e-20, 1.0, 3e18, 3.4e38, -3.4e38, math.inf, -math.inf, math.nan],
+    [
+        *(0.0, -0.0, 1e-320, 1e-45, -1e-40, 1.2e-38, 1e-20, 1.0, 3e18, 3.4e38, -3.4e38, 1.7e308),
+        *(math.inf, -math.inf, math.nan),
+    ],
     dtype=DOUBLE,
-)  # fmt: skip
+)
 
 
 def special(driven: Driven) -> None:
@@ -256,23 +164,75 @@ def special(driven: Driven) -> None:
         param.grad.copy_(driven.random(()).sign() * SPECIAL.repeat_interleave(len(SPECIAL)))
 
 
+CHOICES = ("tanh", "normalized", "maximize", "nesterov")
+CHOSEN = [{}, *({name: 1.0} for name in CHOICES), dict.fromkeys(CHOICES, 1.0), {"decoupled": 0.0}]
+SCALINGS = {
+    "found_inf": (None, None, number(1.0), False),
+    "inf": (number(math.inf, DOUBLE), None, None, True),
+    "nan": (number(math.nan, DOUBLE), number(2.0), number(0.0), True),
+    "clipped": (number(4e6, DOUBLE), number(8.0), number(0.0), True),
+    "scaled": (None, number(1024.0), None, False),
+}
+CASES: dict[str, Callable[[], list[bytes]]] = {}
 for rule in STATES:
+    step = partial(drive, rule)
     for kind, form in FORMS.items():
-        for normalized in (0.0, 1.0):
-            CASES[f"special {rule}, {kind}, {normalized}"] = partial(
-                drive,
-                rule,
-                of_shapes(form, [len(SPECIAL) ** 2]),
-                {"normalized": normalized},
-                change=special,
+        for chosen in CHOSEN:
+            forms = of_shapes(form, [3, 300, CHUNK + 8, (40, 33)])
+            settings = {"weight_decay": 0.1, "beta3": 3.0, **chosen}
+            CASES[f"{rule}, {kind}, {chosen}"] = partial(step, forms, settings)
+        settings = {"normalized": 1.0, "grad_factor": 0.3, "delta": 3.0, "wd_ratio": 0.5}
+        for layout in LAYOUTS:
+            shapes = DEEP if layout == "deep" else ROWS if rule == "friction_adamp" else SIZES
+            forms = of_shapes(form, shapes, layout)
+            CASES[f"{rule}, {kind}, {layout}"] = partial(step, forms, settings)
+        for chosen in ({}, {"normalized": 1.0}):
+            forms = of_shapes(form, [len(SPECIAL) ** 2])
+            CASES[f"{rule}, {kind}, special, {chosen}"] = partial(
+                step, forms, chosen, change=special
             )
+    # Whole vectors; and one by one.
+    for layout, shape in (("contiguous", (16, CHUNK // 16)), ("gaps", (3, 89))):
+        forms = [one for form in EVERY_FORM for one in of_shapes(form, [shape], layout)]
+        CASES[f"{rule}, every form, {layout}"] = partial(step, forms)
+    # Tables and settings in device memory, steps that are counted there.
+    forms = [Form(((7 * i) % 23, 1 + i % 3), group=i % 5) for i in range(1100)]
+    CASES[f"{rule}, many tensors"] = partial(step, forms, *({"lr": 0.01 + i} for i in range(5)))
+    forms = [Form((i % 9,), states=[FLOAT, QUANTIZED][i % 2], group=i) for i in range(260)]
+    CASES[f"{rule}, many groups"] = partial(step, forms, *({"lr": 0.01 + i} for i in range(260)))
+    forms = [Form((i % 5,)) for i in range(300)]
+    CASES[f"{rule}, many steps"] = partial(step, forms, steps=3, on_device=True)
+    for name, scaling in SCALINGS.items():
+        shapes = [(3, 700), (40, 60), (300,), (0,)]
+        forms = [one for form in FORMS.values() for one in of_shapes(form, shapes)]
+        CASES[f"{rule}, {name}"] = partial(
+            step, forms, {"max_norm": 1.0}, on_device=True, scaling=scaling, steps=3
+        )
+for kind in ("float32", "bfloat16", "float64"):
+    for decision in ("rows", "whole", "none"):
+        forms = of_shapes(FORMS[kind], [(48, 70), (5, 31), (1500, 3), (2, 30_000)])
+        settings = {"weight_decay": 0.1, "wd_ratio": 0.5, "lr": 0.1}
+        CASES[f"friction_adamp, {kind}, projects {decision}"] = partial(
+            drive, "friction_adamp", forms, settings, change=partial(orthogonal, decision)
+        )
+for layout in LAYOUTS:
+    for scale in (1.0, 1e30):
+        shapes = DEEP if layout == "deep" else SIZES
+        forms = [
+            one
+            for grad in (FLOAT, BFLOAT, HALF, DOUBLE)
+            for one in of_shapes(Form((0,), BFLOAT, grad, scale=scale), shapes, layout)
+        ]
+        CASES[f"norm, {layout}, {scale}"] = partial(norm, forms)
+CASES["norm of many"] = partial(norm, [Form((3,))] * 2100)
+CASES["norm of nothing"] = partial(norm, [Form((0,))])
 
 
-def digest(name: str) -> list[str]:
+def digest_of(run: Callable[[], list[bytes]]) -> list[str]:
     backends.device_bytes = memory.allocate
-    return [hashlib.sha1(bits).hexdigest()[:12] for bits in CASES[name]()]
+    return [hashlib.sha1(bits).hexdigest()[:12] for bits in run()]
 
 
 if __name__ == "__main__":
     with open(sys.argv[1], "w") as file:
-        json.dump({name: digest(name) for name in CASES}, file)
+        json.dump({name: digest_of(run) for name, run in CASES.items()}, file)

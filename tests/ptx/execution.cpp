@@ -26,7 +26,7 @@ char* Warp::access(const Instruction& instruction, const Operand& operand, Space
                                  std::to_string(thread_of(lane)));
   };
   const uint64_t end = address + uint64_t(bytes);
-  if (address % uint64_t(bytes) != 0) fault("misaligned access");
+  if ((address & uint64_t(bytes - 1)) != 0) fault("misaligned access");
   const auto parameter = reinterpret_cast<uint64_t>(kernel.parameter.data());
   const bool in_parameter = address >= parameter && end <= parameter + kernel.parameter.size();
   if (space == Space::kParameter || (space == Space::kGeneric && in_parameter)) {
@@ -42,10 +42,16 @@ char* Warp::access(const Instruction& instruction, const Operand& operand, Space
     if (range == block_.device.allowed.begin() || (--range)->second < end)
       fault("access outside of any tensor");
   }
-  const Event now{&instruction, block_.number, thread_of(lane),        index_,
-                  block_.epoch, epoch_,        block_.order.acquired()};
-  block_.device.races.access(address, bytes, how, in_shared,
-                             block_.order.did_atomic(thread_of(lane)), now);
+  // What two lanes may read, the others may: its write is ordered before all of them.
+  const bool again = how == Access::kRead && last_read_.instruction == &instruction &&
+                     last_read_.execution == instruction.executions && last_read_.address == address;
+  last_read_ = {&instruction, instruction.executions, address, again ? last_read_.lanes + 1 : 1};
+  if (how != Access::kRead || last_read_.lanes <= 2) {
+    const Event now{&instruction, block_.number,      thread_of(lane), index_, block_.epoch,
+                    epoch_,       block_.order.acquired()};
+    block_.device.races.access(address, bytes, how, in_shared,
+                               block_.order.did_atomic(thread_of(lane)), now);
+  }
   if (in_shared) return block_.shared.data() + address;
   block_.order.accessed(thread_of(lane), block_.epoch);
   return reinterpret_cast<char*>(address);

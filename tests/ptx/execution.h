@@ -82,6 +82,11 @@ class Warp {
   Lanes all_, ended_ = 0;
   uint32_t epoch_ = 0;
   std::vector<Group> groups_;
+  struct {
+    const Instruction* instruction = nullptr;
+    uint64_t execution = 0, address = 0;
+    int lanes = 0;
+  } last_read_;
 };
 
 // What the blocks of a launch have in common.

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from built_package import ROOT, TESTS, build, run_pytest, run_python
+from built_package import ROOT, build, run_pytest, run_python
 
 FOLDER = ROOT / "build" / "ptx"
 # The lowest that kernels are compiled for, and the one whose PTX the library carries.

@@ -1,0 +1,60 @@
+"""Run by tests/ptx/run.py: where a barrier, a sync of a warp or a fence is taken out of the PTX, that is
+noticed: a launch fails, or other bits come out."""
+
+import ctypes
+from dataclasses import replace
+
+import pytest
+from cases import FORMS, LAYOUTS, SIZES, digest_of, drive, memory, norm, of_shapes
+
+
+def set_sync(number: int, present: bool) -> str:
+    """Takes it out or puts it back; what describes it."""
+    text = ctypes.create_string_buffer(4096)
+    memory.interpreter.ptx_set_sync(number, present, text, len(text))
+    return text.value.decode()
+
+
+def one_step() -> list[bytes]:
+    """Of two groups in turn, of rows that need one thread, a warp or a block."""
+    shapes = [(300, 3), (7, 700), (40, 64), (2, 5000), (33, 1)]
+    forms = [
+        replace(form, group=i % 2)
+        for layout in ("contiguous", "offset")
+        for i, form in enumerate(of_shapes(FORMS["8 bits"], shapes, layout))
+    ]
+    groups = ({"lr": 0.01}, {"lr": 0.02, "delta": 100.0})
+    return drive("friction_adamp", forms, *groups, on_device=True)
+
+
+def one_norm() -> list[bytes]:
+    return norm([one for layout in LAYOUTS[:3] for one in of_shapes(FORMS["8 bits"], SIZES, layout)])
+
+
+WHAT_RUNS = {
+    "update_kernelINS0_6LaunchINS_13FrictionAdamPEEENS0_15Quantized": one_step,
+    "statistic_kernelINS0_6LaunchINS_13FrictionAdamPEEENS0_15Quantized": one_step,
+    "reduce_kernelINS0_6LaunchINS_13FrictionAdamPEEENS0_15Quantized": one_step,
+    "decide_kernelINS0_6LaunchINS_13FrictionAdamPEEEf": one_step,
+    "squared_norm_kernel": one_norm,
+}
+SYNCS = {set_sync(number, True): number for number in range(memory.interpreter.ptx_syncs())}
+
+
+@pytest.mark.parametrize("kernel", WHAT_RUNS)
+def test_a_missing_sync_is_noticed(kernel):
+    run = WHAT_RUNS[kernel]
+    expected = digest_of(run)
+    unnoticed = []
+    for description, number in SYNCS.items():
+        if kernel not in description: continue
+        set_sync(number, False)
+        try:
+            if digest_of(run) == expected:
+                unnoticed.append(description)
+        except RuntimeError as e:
+            print(description, e)
+        finally:
+            set_sync(number, True)
+    assert digest_of(run) == expected
+    assert not unnoticed
