@@ -8,7 +8,7 @@ from pathlib import Path
 LISTS = {
     "models": "of optimizers' scenarios, as `list` names them",
     "dtypes": "of parameters (float32, bfloat16), or precisions of G-Loss (fp32, bf16, tf32)",
-    "contenders": "parts of names, as `list` prints them; some of this library must be among them",
+    "contenders": "names or parts of names, as `list` prints them; some of this library must be among them",
 }
 
 

@@ -38,10 +38,16 @@ def asked_for(scenario: Scenario, options: argparse.Namespace) -> bool:
 
 
 def with_contenders(scenario: Scenario, words: list[str] | None) -> Scenario | None:
-    """With those whose names hold one of the words; None where nobody of ours does."""
+    """With those whose names are a word, or hold one that is nobody's name; None if none is ours."""
     if words is None or not scenario.contenders:
         return scenario
-    few = [c for c in scenario.contenders if any(w.lower() in c.name.lower() for w in words)]
+    names = {c.name.lower() for c in scenario.contenders}
+    wanted = [word.lower() for word in words]
+
+    def is_wanted(name: str) -> bool:
+        return name in wanted or any(w in name for w in wanted if w not in names)
+
+    few = [c for c in scenario.contenders if is_wanted(c.name.lower())]
     return replace(scenario, contenders=few) if any(c.ours for c in few) else None
 
 

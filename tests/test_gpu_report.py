@@ -32,7 +32,7 @@ from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
 from optimizer_cases import every_optimizer
 
-from bench import __main__, gpu_machine, gpu_report, runner
+from bench import __main__, gpu_machine, gpu_report, runner, scenarios
 from bench.gpu_machine import last_line
 from bench.gpu_report import PARTS, Part, as_markdown
 from friction_kernels import OPTIMIZERS
@@ -215,6 +215,8 @@ def test_a_part_asks_for_something_that_exists(part, tmp_path, monkeypatch):
         (suite,) = options.suites
         chosen = runner.pick(suite, options)
         assert chosen and all(any(c.ours for c in scenario.contenders) for scenario in chosen)
+        everyone = scenarios.scenarios_of(suite, "cuda")
+        assert set(options.contenders or ()) <= {c.name for s in everyone for c in s.contenders}
         if options.nodes:
             assert [scenario.nodes for scenario in chosen] == sorted(options.nodes)
             precision = (options.dtypes or ["fp32"])[0]

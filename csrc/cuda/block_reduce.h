@@ -60,6 +60,27 @@ __device__ __forceinline__ Sums warp_sum(Sums value) {
   return value;
 }
 
+// Stores the whole sums. Each lane adds only what it passes on: with every exchange, half of the
+// sums move to the other half of the lanes. The tree is that of warp_sum.
+__device__ __forceinline__ void store_warp_sum(const ProjectionSums& mine, ProjectionSums* sums) {
+  static_assert(sizeof(ProjectionSums) == 4 * sizeof(double));
+  const int lane = int(threadIdx.x) % kWarp;
+  const auto exchanged = [](double kept, double passed, int distance) {
+    return kept + __shfl_xor_sync(0xffffffffu, passed, distance);
+  };
+  const bool later = lane & 16;  // these lanes take the last two sums
+  const double first = exchanged(later ? mine.grad_grad : mine.param_grad,
+                                 later ? mine.param_grad : mine.grad_grad, 16);
+  const double second = exchanged(later ? mine.param_direction : mine.param_param,
+                                  later ? mine.param_param : mine.param_direction, 16);
+  const bool latter = lane & 8;  // and these the second of two
+  double sum = exchanged(latter ? second : first, latter ? first : second, 8);
+  FRICTION_UNROLL
+  for (int half = 4; half > 0; half /= 2) sum += shuffle_down(sum, half);
+  // Lanes 0, 8, 16, 24 hold param_grad, param_param, grad_grad, param_direction.
+  if (lane % 8 == 0) reinterpret_cast<double*>(sums)[lane / 8] = sum;
+}
+
 // Returns the largest of a warp's values, in all lanes. Every lane must participate.
 __device__ __forceinline__ uint32_t warp_largest(uint32_t value) {
 #if __CUDA_ARCH__ >= 800

@@ -132,7 +132,8 @@ struct BlockwiseCodec {
   }
   static FRICTION_INLINE void widen_all(const RawVec8& raw, float (&x)[kVec8]) {
     FRICTION_UNROLL
-    for (int i = 0; i < kVec8; ++i) x[i] = Map::decode(raw.at<uint8_t>(i), float_of(raw.words[2]));
+    for (int i = 0; i < kVec8; ++i)
+      x[i] = Map::decode(raw.words[i / 4], i % 4, float_of(raw.words[2]));
   }
   static FRICTION_INLINE uint8_t encode(float x, Quantization quantization) {
     const float inverse = inverse_of(float_of(quantization.scale));

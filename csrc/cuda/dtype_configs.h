@@ -11,7 +11,8 @@ namespace friction::cuda {
 // kAtLeastFloat32: the operand is a state that is kept in at least float32.
 struct Float32Config {
   using Arithmetic = float;
-  static constexpr bool kLookedUp = false;
+  static constexpr bool kLookedUp = false, kBoundByArithmetic = false;
+  static constexpr int kBlocksEach = 2;
   static constexpr int kVector = 4, kVectors = 2;
   template <int kOperand, bool kAtLeastFloat32, class F>
   static FRICTION_INLINE void with_operand(DType, F&& f) {
@@ -21,7 +22,8 @@ struct Float32Config {
 
 struct BFloat16Config {
   using Arithmetic = float;
-  static constexpr bool kLookedUp = false;
+  static constexpr bool kLookedUp = false, kBoundByArithmetic = false;
+  static constexpr int kBlocksEach = 2;
   static constexpr int kVector = 8, kVectors = 1;
   template <int kOperand, bool kAtLeastFloat32, class F>
   static FRICTION_INLINE void with_operand(DType, F&& f) {
@@ -31,7 +33,8 @@ struct BFloat16Config {
 
 struct Float64Config {
   using Arithmetic = double;
-  static constexpr bool kLookedUp = false;
+  static constexpr bool kLookedUp = false, kBoundByArithmetic = false;
+  static constexpr int kBlocksEach = 2;
   static constexpr int kVector = 2, kVectors = 1;
   template <int kOperand, bool kAtLeastFloat32, class F>
   static FRICTION_INLINE void with_operand(DType dtype, F&& f) {
@@ -46,13 +49,15 @@ struct Float64Config {
 // type, a parameter any but float64, with or without a master. A state may also have 8 bits.
 struct MixedConfig {
   using Arithmetic = float;
-  static constexpr bool kLookedUp = true, kStatesQuantized = false;
+  static constexpr bool kLookedUp = true, kStatesQuantized = false, kBoundByArithmetic = false;
+  static constexpr int kBlocksEach = 3;
 };
 
 // All states in 8 bits; parameter and gradient looked up, but not float64.
 struct QuantizedConfig {
   using Arithmetic = float;
-  static constexpr bool kLookedUp = true, kStatesQuantized = true;
+  static constexpr bool kLookedUp = true, kStatesQuantized = true, kBoundByArithmetic = true;
+  static constexpr int kBlocksEach = 3;
 };
 
 }  // namespace friction::cuda

@@ -57,12 +57,14 @@ FRICTION_INLINE void for_each_type(const Types& types, F&& f) {
 }
 
 template <class Launch>
-FRICTION_INLINE char* master_of(const Launch& launch, const Part& part, const Types& types) {
+FRICTION_INLINE char* master_of(const Launch& launch, const PartOf<Launch>& part,
+                                const Types& types) {
   return types.master ? static_cast<char*>(launch.extras[part.tensor].master) : nullptr;
 }
 
 template <class Launch>
-FRICTION_INLINE RandomBits random_bits(const Launch& launch, const Part& part, RandomKey key) {
+FRICTION_INLINE RandomBits random_bits(const Launch& launch, const PartOf<Launch>& part,
+                                       RandomKey key) {
   const Extra& extra = launch.extras[part.tensor];
   key.parameter = uint32_t(extra.parameter);
   return {key, extra.global};
@@ -94,7 +96,7 @@ struct Vec8 {
   }
 
   template <class Launch>
-  FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types,
+  FRICTION_INLINE void load(const Launch& launch, const PartOf<Launch>& part, const Types& types,
                             int position) {
     RawVec8 raw[kOperands] = {};  // zeroed, as in clear()
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
@@ -112,7 +114,7 @@ struct Vec8 {
 
   // scales: the bits of the scales of the operands' blocks.
   template <class Launch>
-  FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types,
+  FRICTION_INLINE void store(const Launch& launch, const PartOf<Launch>& part, const Types& types,
                              int position, const uint32_t (&scales)[kOperands],
                              const StepRounding& rounding) const {
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
@@ -148,23 +150,18 @@ struct Vec8 {
 
  private:
   template <class Launch>
-  static FRICTION_INLINE ElementRef ref(const Launch& launch, const Part& part, const Types& types,
-                                        int position, int operand) {
+  static FRICTION_INLINE ElementRef ref(const Launch& launch, const PartOf<Launch>& part,
+                                        const Types& types, int position, int operand) {
     const int64_t at = part.begin + position;
-    char* data = static_cast<char*>(launch.entries()[part.tensor].data[operand]);
+    char* data = static_cast<char*>(part.data[operand]);
     return {data, at, operand == 0 ? master_of(launch, part, types) : nullptr, at, part.numel};
   }
 };
 
-// Whether a part is accessed in vectors: whole ones, every operand contiguous and aligned.
-template <class Launch>
-FRICTION_INLINE bool by_vec8(const Launch& launch, const Part& part, const Types& types) {
-  auto addresses = reinterpret_cast<uintptr_t>(master_of(launch, part, types));
-  FRICTION_UNROLL
-  for (int operand = 0; operand < Launch::Rule::kOperands; ++operand)
-    addresses |= reinterpret_cast<uintptr_t>(launch.entries()[part.tensor].data[operand]);
-  return addresses % 16 == 0 && part.count % kVec8 == 0 &&
-         layout_of(launch, part.tensor) == nullptr;
+// Whether a part is accessed in vectors.
+template <int kOperands>
+FRICTION_INLINE bool by_vec8(const Part<kOperands>& part) {
+  return part.aligned && part.count % kVec8 == 0;
 }
 
 // One element of a part that is not accessed in vectors.
@@ -179,7 +176,7 @@ struct One {
   }
 
   template <class Launch>
-  FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types) {
+  FRICTION_INLINE void load(const Launch& launch, const PartOf<Launch>& part, const Types& types) {
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       x[0][operand] = Codec<Stored>::read(ref<Stored>(launch, part, types, operand));
@@ -187,7 +184,7 @@ struct One {
   }
 
   template <class Launch>
-  FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types,
+  FRICTION_INLINE void store(const Launch& launch, const PartOf<Launch>& part, const Types& types,
                              const uint32_t (&scales)[kOperands],
                              const StepRounding& rounding) const {
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
@@ -215,9 +212,9 @@ struct One {
 
  private:
   template <class Stored, class Launch>
-  FRICTION_INLINE ElementRef ref(const Launch& launch, const Part& part, const Types& types,
-                                 int operand) const {
-    char* data = static_cast<char*>(launch.entries()[part.tensor].data[operand]);
+  FRICTION_INLINE ElementRef ref(const Launch& launch, const PartOf<Launch>& part,
+                                 const Types& types, int operand) const {
+    char* data = static_cast<char*>(part.data[operand]);
     return {data, offsets[operand], operand == 0 ? master_of(launch, part, types) : nullptr,
             offsets[kOperands], part.numel};
   }
@@ -226,12 +223,11 @@ struct One {
 // Calls visit(element, position) for each of a thread's elements in a part that is not accessed in
 // vectors. A thread takes eight consecutive elements if an operand is quantized. Otherwise,
 // neighbouring threads take neighbouring elements.
-template <class Config, class Launch, class Visit>
-FRICTION_INLINE void visit_ones(const Launch& launch, const Part& part, const Types& types,
-                                int thread, Visit&& visit) {
+template <class Config, int kTeam = kThreads, class Launch, class Visit>
+FRICTION_INLINE void visit_ones(const Launch& launch, const PartOf<Launch>& part,
+                                const Types& types, int thread, Visit&& visit) {
   const int64_t* layout = layout_of(launch, part.tensor);
-  const int first = types.quantized ? thread * kVec8 : thread,
-            step = types.quantized ? 1 : kThreads;
+  const int first = types.quantized ? thread * kVec8 : thread, step = types.quantized ? 1 : kTeam;
   FRICTION_NO_UNROLL
   for (int i = 0; i < kVec8; ++i) {
     const int at = first + i * step;
@@ -243,18 +239,18 @@ FRICTION_INLINE void visit_ones(const Launch& launch, const Part& part, const Ty
 }
 
 // visit_elements (elements.h) for dynamic dtypes, without storing.
-template <class Config, class Launch, class Visit>
-FRICTION_INLINE void visit_dynamic(const Launch& launch, const Part& part, const Types& types,
-                                   int thread, Visit&& visit) {
-  if (by_vec8(launch, part, types)) {
+template <class Config, int kTeam, class Launch, class Visit>
+FRICTION_INLINE void visit_dynamic(const Launch& launch, const PartOf<Launch>& part,
+                                   const Types& types, int thread, Visit&& visit) {
+  if (by_vec8(part)) {
     const int position = thread * kVec8;
     if (position >= part.count) return;
     Vec8<typename Launch::Rule, Config> vec8;
     vec8.load(launch, part, types, position);
     visit(vec8.x, [&](int i) { return position + i; });
   } else {
-    visit_ones<Config>(launch, part, types, thread,
-                       [&](auto& one, int at) { visit(one.x, [&](int) { return at; }); });
+    visit_ones<Config, kTeam>(launch, part, types, thread,
+                              [&](auto& one, int at) { visit(one.x, [&](int) { return at; }); });
   }
 }
 

@@ -18,13 +18,13 @@ FRICTION_INLINE void for_each_operand(const Types& types, F&& f) {
   }
 }
 
-// The elements x[i][operand] that a thread holds at a time of a part accessed in vectors.
-template <class Rule, class Config>
+// The elements x[i][operand] that a thread of a team holds at a time of a part accessed in vectors.
+template <class Rule, class Config, int kTeam>
 struct Vectors {
   using T = typename Config::Arithmetic;
   static constexpr int kVector = Config::kVector;
-  static constexpr int kCount = kVector * Config::kVectors;
-  static constexpr int kRound = kThreads * kCount;  // elements that the block holds at a time
+  static constexpr int kCount = kVector * (kTeam == kWarp ? 1 : Config::kVectors);
+  static constexpr int kRound = kTeam * kCount;  // elements that the team holds at a time
   static_assert(kChunk % kRound == 0);
 
   T x[kCount][Rule::kOperands];
@@ -32,14 +32,13 @@ struct Vectors {
 
   // The position of the thread's i-th element in the part.
   FRICTION_INLINE int position(int i) const {
-    return round_begin + (i / kVector * kThreads + thread) * kVector + i % kVector;
+    return round_begin + (i / kVector * kTeam + thread) * kVector + i % kVector;
   }
 
-  template <class Launch>
-  FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types) {
+  FRICTION_INLINE void load(const Part<Rule::kOperands>& part, const Types& types) {
     for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[operand]);
+      const auto* data = static_cast<const Stored*>(part.data[operand]);
       FRICTION_UNROLL
       for (int first = 0; first < kCount; first += kVector) {
         Stored stored[kVector];
@@ -50,12 +49,11 @@ struct Vectors {
     });
   }
 
-  template <class Launch>
-  FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types) const {
+  FRICTION_INLINE void store(const Part<Rule::kOperands>& part, const Types& types) const {
     for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       if constexpr (is_written(operand)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
-        auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[operand]);
+        auto* data = static_cast<Stored*>(part.data[operand]);
         FRICTION_UNROLL
         for (int first = 0; first < kCount; first += kVector) {
           Stored stored[kVector];
@@ -68,19 +66,6 @@ struct Vectors {
   }
 };
 
-// Whether a part is accessed in vectors: whole rounds, every operand contiguous and aligned.
-template <class Config, class Launch>
-FRICTION_INLINE bool by_vectors(const Launch& launch, const Part& part, const Types& types) {
-  constexpr int kRound = Vectors<typename Launch::Rule, Config>::kRound;
-  bool aligned = part.count % kRound == 0 && layout_of(launch, part.tensor) == nullptr;
-  for_each_operand<typename Launch::Rule, Config>(types, [&](auto operand, auto* type) {
-    using Stored = std::remove_pointer_t<decltype(type)>;
-    const void* data = launch.entries()[part.tensor].data[operand];
-    aligned = aligned && Vector<Stored, Config::kVector>::aligned(data);
-  });
-  return aligned;
-}
-
 // One element of a part that is not accessed in vectors.
 template <class Rule, class Config>
 struct Single {
@@ -92,23 +77,21 @@ struct Single {
     find_offsets(layout, index, offsets);
   }
 
-  template <class Launch>
-  FRICTION_INLINE void load(const Launch& launch, const Part& part, const Types& types) {
+  FRICTION_INLINE void load(const Part<Rule::kOperands>& part, const Types& types) {
     for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
-      const auto* data = static_cast<const Stored*>(launch.entries()[part.tensor].data[operand]);
+      const auto* data = static_cast<const Stored*>(part.data[operand]);
       Stored stored[1];
       Vector<Stored, 1>::load(data + offsets[operand], stored);
       x[0][operand] = static_cast<T>(widen(stored[0]));
     });
   }
 
-  template <class Launch>
-  FRICTION_INLINE void store(const Launch& launch, const Part& part, const Types& types) const {
+  FRICTION_INLINE void store(const Part<Rule::kOperands>& part, const Types& types) const {
     for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       if constexpr (is_written(operand)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
-        auto* data = static_cast<Stored*>(launch.entries()[part.tensor].data[operand]);
+        auto* data = static_cast<Stored*>(part.data[operand]);
         const Stored stored[1] = {narrow<Stored>(x[0][operand])};
         Vector<Stored, 1>::store(stored, data + offsets[operand]);
       }
@@ -117,32 +100,33 @@ struct Single {
 };
 
 // Calls visit(elements[i][operand], position(i) in the part) until it has seen all of a thread's
-// elements of a part, and stores them after each call if kStores.
-template <class Config, bool kStores, class Launch, class Visit>
-FRICTION_INLINE void visit_elements(const Launch& launch, const Part& part, const Types& types,
-                                    int thread, Visit&& visit) {
+// elements of a part that is shared by a team of threads: a block, or a warp. Stores them after
+// each call if kStores.
+template <class Config, bool kStores, int kTeam = kThreads, class Launch, class Visit>
+FRICTION_INLINE void visit_elements(const Launch& launch, const PartOf<Launch>& part,
+                                    const Types& types, int thread, Visit&& visit) {
   using Rule = typename Launch::Rule;
   if constexpr (Config::kLookedUp) {
     static_assert(!kStores);
-    visit_dynamic<Config>(launch, part, types, thread, visit);
-  } else if (by_vectors<Config>(launch, part, types)) {
-    using Mine = Vectors<Rule, Config>;
+    visit_dynamic<Config, kTeam>(launch, part, types, thread, visit);
+  } else if (part.aligned && part.count % Vectors<Rule, Config, kTeam>::kRound == 0) {
+    using Mine = Vectors<Rule, Config, kTeam>;
     FRICTION_NO_UNROLL
     for (int begin = 0; begin < part.count; begin += Mine::kRound) {
       Mine mine;
       mine.round_begin = begin, mine.thread = thread;
-      mine.load(launch, part, types);
+      mine.load(part, types);
       visit(mine.x, [&](int i) { return mine.position(i); });
-      if constexpr (kStores) mine.store(launch, part, types);
+      if constexpr (kStores) mine.store(part, types);
     }
   } else {
     const int64_t* layout = layout_of(launch, part.tensor);
     FRICTION_NO_UNROLL
-    for (int at = thread; at < part.count; at += kThreads) {
+    for (int at = thread; at < part.count; at += kTeam) {
       Single<Rule, Config> mine(layout, part.begin + at);
-      mine.load(launch, part, types);
+      mine.load(part, types);
       visit(mine.x, [&](int) { return at; });
-      if constexpr (kStores) mine.store(launch, part, types);
+      if constexpr (kStores) mine.store(part, types);
     }
   }
 }

@@ -15,13 +15,19 @@ std::vector<char> bytes_of(const std::vector<Value>& values) {
   return bytes;
 }
 
+inline uintptr_t address_of(const void* data) { return reinterpret_cast<uintptr_t>(data); }
+
 template <int kOperands>
 std::vector<Entry<kOperands>> entries_of(const std::vector<TensorEntry>& tensors) {
   std::vector<Entry<kOperands>> entries(tensors.size());
   for (size_t i = 0; i < entries.size(); ++i) {
     const TensorEntry& tensor = tensors[i];
-    for (int operand = 0; operand < kOperands; ++operand)
+    uintptr_t addresses = tensor.master != 0 ? address_of(tensor.data[tensor.master]) : 0;
+    for (int operand = 0; operand < kOperands; ++operand) {
       entries[i].data[operand] = tensor.data[operand];
+      addresses |= address_of(tensor.data[operand]);
+    }
+    entries[i].aligned = tensor.layout == nullptr && addresses % 16 == 0;
     entries[i].first_chunk = static_cast<uint32_t>(tensor.first_chunk);
     entries[i].last_count =
         static_cast<uint16_t>(tensor.numel > 0 ? (tensor.numel - 1) % kChunk + 1 : 0);

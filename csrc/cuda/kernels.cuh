@@ -6,9 +6,11 @@
 
 namespace friction::cuda {
 
-// Two blocks per multiprocessor leave a thread 128 registers, enough for elements of five operands.
-constexpr int kBlocksEach = 2;
-constexpr int kDecideThreads = 1024;
+// Blocks per multiprocessor. Two leave a thread 128 registers, three 80: more loads in flight, but
+// a kernel that reaches the memory's bandwidth with two is slower with three.
+template <class Rule, class Config>
+constexpr int kUpdateBlocks = Rule::kProjects ? 2 : Config::kBlocksEach;
+constexpr int kReduceBlocks = 3;
 
 // Shared memory for types with constructors, which are not allowed there.
 template <class Value, int kCount>
@@ -89,7 +91,7 @@ __device__ void count_steps(const Launch& launch) {
 
 // update_part for dynamic dtypes.
 template <class Config, class Launch>
-__device__ __forceinline__ void update_dynamic(const Launch& launch, const Part& part,
+__device__ __forceinline__ void update_dynamic(const Launch& launch, const PartOf<Launch>& part,
                                                const Shared<typename Launch::Rule, float>& shared) {
   DynamicUpdate<Config, Launch> mine(launch, part, int(threadIdx.x), shared);
   const auto find_largest = [&] {
@@ -113,17 +115,16 @@ __device__ __forceinline__ void update_dynamic(const Launch& launch, const Part&
 }
 
 template <class Launch, class Config>
-__global__ void __launch_bounds__(kThreads, kBlocksEach)
+__global__ void __launch_bounds__(kThreads, kUpdateBlocks<typename Launch::Rule, Config>)
     update_kernel(const __grid_constant__ Launch launch) {
   using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   if (launch.scaling.skip()) return;
   BlockShared<Launch, T> shared(memory);
-  int64_t tensor = 0;
+  Walk<Launch> walk(launch);
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
-    const Part part = part_of(launch, chunk, tensor);
-    tensor = part.tensor;
-    const auto& scalars = shared.of(launch, tensor);
+    const auto& part = walk.part_of(chunk);
+    const auto& scalars = shared.of(launch, part.tensor);
     if constexpr (Config::kLookedUp)
       update_dynamic<Config>(launch, part, scalars);
     else
@@ -134,111 +135,98 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach)
 
 // Computes the moments of each chunk's statistic at the step that an update would make.
 template <class Launch, class Config>
-__global__ void __launch_bounds__(kThreads, kBlocksEach)
+__global__ void __launch_bounds__(kThreads, Config::kBlocksEach)
     statistic_kernel(const __grid_constant__ Launch launch) {
   using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
   __shared__ Scratch<Moments, kWarps> scratch;
   BlockShared<Launch, T> shared(memory);
-  int64_t tensor = 0;
+  Walk<Launch> walk(launch);
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
-    const Part part = part_of(launch, chunk, tensor);
-    tensor = part.tensor;
+    const auto& part = walk.part_of(chunk);
     const Moments mine =
-        statistic_of_part<Config>(launch, part, int(threadIdx.x), shared.of(launch, tensor));
+        statistic_of_part<Config>(launch, part, int(threadIdx.x), shared.of(launch, part.tensor));
     const Moments moments = block_sum(mine, scratch.values());
     if (threadIdx.x == 0) launch.statistics[chunk] = moments;
     __syncthreads();  // scratch may be written again
   }
 }
 
-// First launch of a projection: the sums of each row and stage.
+// First launch of a projection: the sums of each row and stage. No warp waits for another.
 template <class Launch, class Config>
-__global__ void __launch_bounds__(kThreads, kBlocksEach)
+__global__ void __launch_bounds__(kThreads, kReduceBlocks)
     projection_reduce_kernel(const __grid_constant__ Launch launch) {
   using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
-  __shared__ Stage<T> stage;
-  __shared__ Scratch<ProjectionSums, kWarps> scratch;
+  __shared__ Stage<T> stages[kWarps];
   if (launch.scaling.skip()) return;
   BlockShared<Launch, T> shared(memory);
-  int64_t tensor = 0;
+  Walk<Launch> walk(launch);
+  const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+  Stage<T>& stage = stages[warp];
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
-    const Part whole = part_of(launch, chunk, tensor);
-    tensor = whole.tensor;
-    const Extra& extra = launch.extras[tensor];
+    const auto& whole = walk.part_of(chunk);
+    const Extra& extra = launch.extras[whole.tensor];
     if (extra.rows == 0) continue;
-    const auto& scalars = shared.of(launch, tensor);
-    for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
-      const int rest = whole.count - staged;
-      const Part part{tensor, whole.begin + staged, rest < Stage<T>::kSize ? rest : Stage<T>::kSize,
-                      whole.numel};
-      __syncthreads();  // the previous stage has been summed
-      stage_directions<Config>(launch, part, int(threadIdx.x), scalars, stage);
-      __syncthreads();
+    const auto& scalars = shared.of(launch, whole.tensor);
+    for (int staged = warp * Stage<T>::kSize; staged < whole.count;
+         staged += kWarps * Stage<T>::kSize) {
+      const auto part = stage_of<T>(whole, staged);
+      __syncwarp();  // the previous stage has been summed
+      stage_directions<Config>(launch, part, lane, scalars, stage);
+      __syncwarp();
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
-      const int team = rows.team(), member = int(threadIdx.x) % team;
-      for (int row = int(threadIdx.x) / team; row < rows.count; row += kThreads / team) {
-        ProjectionSums sums =
-            member_sums(stage, rows.begin_of(row), rows.end_of(row), member, team);
-        if (team == kWarp) sums = warp_sum(sums);
-        if (team == kThreads) {  // all threads share each row
-          sums = block_sum(sums, scratch.values());
-          __syncthreads();
-        }
-        if (member == 0)
-          launch.projection.sums[sums_slot<T>(extra, launch.entries()[tensor].first_chunk,
-                                              rows.first + row, part.begin)] = sums;
+      ProjectionSums* sums =
+          launch.projection.sums +
+          sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk, rows.first, part.begin);
+      if (rows.shared_by_lanes()) {
+        for (int row = 0; row < rows.count; ++row)
+          store_warp_sum(member_sums(stage, rows.begin_of(row), rows.end_of(row), lane, kWarp),
+                         sums + row);
+      } else {
+        for (int row = lane; row < rows.count; row += kWarp)
+          sums[row] = member_sums(stage, rows.begin_of(row), rows.end_of(row), 0, 1);
       }
     }
   }
 }
 
-// Second launch of a projection: a block decides for a tensor.
+// Second launch of a projection: blocks decide for groups of rows, the last block for tensors.
 template <class Launch, class T>
 __global__ void __launch_bounds__(kDecideThreads)
     projection_decide_kernel(const __grid_constant__ Launch launch) {
   __shared__ Scratch<ProjectionSums, kDecideThreads / kWarp> scratch;
   __shared__ typename Launch::Rule::Settings settings;
-  __shared__ double whole_coefficient;
-  __shared__ bool whole_passes;
   if (launch.scaling.skip()) return;
-  for (int64_t tensor = blockIdx.x; tensor < launch.count; tensor += gridDim.x) {
+  for (int64_t item = blockIdx.x; item < launch.count * kRowGroups; item += gridDim.x) {
+    const int64_t tensor = item % launch.count;
+    const int number = int(item / launch.count);
     const Extra& extra = launch.extras[tensor];
+    if (number >= RowGroup::count(extra.rows)) continue;
+    const RowGroup group(extra.rows, number);
     resolve(launch, tensor, settings);
-    const int64_t first_chunk = launch.entries()[tensor].first_chunk;
-    // A member is a thread, or a warp if a row has many slots.
-    const int lanes = rows_are_long<T>(extra) ? kWarp : 1;
-    const int lane = int(threadIdx.x) % lanes, members = kDecideThreads / lanes;
+    const int lanes = lanes_of_row<T>(extra);
     bool pass = true;
     ProjectionSums mine;
-    for (int64_t row = int(threadIdx.x) / lanes; row < extra.rows; row += members) {
-      const Slots<T> slots(extra, first_chunk, row);
-      ProjectionSums sums =
-          slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes);
+    for (int64_t row = group.begin + int(threadIdx.x) / lanes; row < group.end;
+         row += kDecideThreads / lanes) {
+      ProjectionSums sums = share_of_row<T>(launch, tensor, row, int(threadIdx.x) % lanes, lanes);
       if (lanes > 1) sums = warp_sum(sums);
-      if (lane != 0) continue;
+      if (int(threadIdx.x) % lanes != 0) continue;
       sums = of_scaled(sums, settings.grad_factor);
-      pass = row_passes(sums, double(extra.row_length), settings.delta, settings.eps,
+      pass = row_passes(sums, double(extra.row_length), settings,
                         launch.projection.coefficients[extra.first_row + row]) &&
              pass;
       mine += sums;
     }
-    const bool rows_pass = __syncthreads_and(pass) && extra.rows > 0;
-    if (!rows_pass && extra.rows > 0) {
-      const ProjectionSums whole = block_sum<kDecideThreads>(mine, scratch.values());
-      if (threadIdx.x == 0)
-        whole_passes = row_passes(whole, double(extra.rows) * double(extra.row_length),
-                                  settings.delta, settings.eps, whole_coefficient);
-      __syncthreads();
-      if (whole_passes)
-        for (int64_t row = threadIdx.x; row < extra.rows; row += kDecideThreads)
-          launch.projection.coefficients[extra.first_row + row] = whole_coefficient;
-    }
-    if (threadIdx.x == 0)
-      launch.projection.projected[tensor] = rows_pass || (extra.rows > 0 && whole_passes);
+    pass = __syncthreads_and(pass);
+    mine = block_sum<kDecideThreads>(mine, scratch.values());
+    if (threadIdx.x == 0) launch.projection.groups[tensor * kRowGroups + number] = {mine, pass};
     __syncthreads();  // shared memory may be written again
   }
+  if (!is_last_block(launch.projection.blocks_done)) return;
+  for (int64_t tensor = threadIdx.x; tensor < launch.count; tensor += kDecideThreads)
+    decide(launch, tensor);
 }
 
 // The number of items of an update; at least one if steps are to be counted.

@@ -19,9 +19,10 @@ constexpr int64_t kParameterBytes = 32764;  // limit of kernel parameters since 
 template <int kOperands>
 struct Entry {
   void* data[kOperands];
-  uint32_t first_chunk;  // number of chunks in the tensors before this one
-  uint16_t last_count;   // elements of its last chunk; 0 if it has none
-  uint16_t group_step;   // index of its GroupStep
+  uint32_t first_chunk;      // number of chunks in the tensors before this one
+  uint16_t last_count : 15;  // elements of its last chunk; 0 if it has none
+  uint16_t aligned : 1;      // every operand is contiguous, from a multiple of 16 bytes on
+  uint16_t group_step;       // index of its GroupStep
 };
 
 // How a tensor's operands are stored, for kernels with dynamic dtypes.
@@ -74,38 +75,51 @@ struct GroupStep {
 struct ProjectionSums : RowSums {
   double param_direction = 0;
 
+  ProjectionSums() = default;
+  FRICTION_INLINE ProjectionSums(const RowSums& row, double param_direction)
+      : RowSums(row), param_direction(param_direction) {}
+
   FRICTION_INLINE ProjectionSums& operator+=(const ProjectionSums& other) {
     RowSums::operator+=(other);
     param_direction += other.param_direction;
     return *this;
   }
-
-  FRICTION_INLINE bool finite() const {
-    return std::isfinite(param_grad) && std::isfinite(param_param) && std::isfinite(grad_grad) &&
-           std::isfinite(param_direction);
-  }
 };
 
-// Bytes of one operand that a block of a projection's first launch keeps in shared memory.
-constexpr int kStageBytes = 8192;
+// Bytes of one operand that a warp of a projection's first launch keeps in shared memory.
+constexpr int kStageBytes = 1024;
 
 // An upper bound on the overlapping (row, stage) pairs, each of which has its sums.
-inline int64_t sums_slots(int64_t rows, int64_t chunks) {
-  return rows + chunks * (kChunk * int64_t(sizeof(double)) / kStageBytes);
+inline int64_t sums_slots(int64_t rows, int64_t chunks, size_t bytes_per_element) {
+  return rows + chunks * (kChunk * int64_t(bytes_per_element) / kStageBytes);
 }
+
+// A tensor's rows are decided for in up to this many groups.
+constexpr int kRowGroups = 16;
+constexpr int kDecideThreads = 256;
+
+struct RowGroupSums {
+  ProjectionSums sums;
+  bool rows_pass;
+};
+
+enum class Projected : uint8_t { kNot, kByRows, kAsOneRow };
 
 // What a projection's launches pass to each other, in device memory.
 struct Projection {
-  ProjectionSums* sums;  // for each row and stage
-  double* coefficients;  // [rows]: c in u_row - c p_row
-  bool* projected;       // [tensors]
+  ProjectionSums* sums;   // for each row and stage
+  double* coefficients;   // [rows]: c in u_row - c p_row
+  RowGroupSums* groups;   // [tensors, kRowGroups]
+  double* as_one_row;     // [tensors]: c if the tensor is projected as one row
+  Projected* projected;   // [tensors]
+  uint32_t* blocks_done;  // 0 between launches
 };
 
 struct NoProjection {};
 
 // Device memory for the squared norm of all tensors.
 struct SquaredNorm {
-  double* of_chunk;  // [chunks]
+  double* of_run;  // of chunks (norm.h)
   double* squared;
 };
 
@@ -151,24 +165,55 @@ struct Launch : Header<RuleType> {
 };
 
 // The elements [begin, begin + count), in element order, of a tensor of `numel` elements.
+template <int kOperands>
 struct Part {
-  int64_t tensor, begin;
-  int count;
-  int64_t numel;
+  int64_t tensor = 0, begin = 0;
+  int count = 0;
+  bool aligned = false;  // as in Entry
+  int64_t numel = 0;
+  void* data[kOperands] = {};  // where the tensor's operands begin
 };
 
-// The part that a chunk covers; `low` is a tensor known not to start after it.
 template <class Launch>
-FRICTION_INLINE Part part_of(const Launch& launch, int64_t chunk, int64_t low) {
-  const auto* entries = launch.entries();
-  const int64_t tensor = tensor_of(entries, launch.count, chunk, low);
-  const int64_t first = entries[tensor].first_chunk;
-  const int64_t next =
-      tensor + 1 < launch.count ? int64_t(entries[tensor + 1].first_chunk) : launch.chunks;
-  const int last_count = int(entries[tensor].last_count);
-  const int count = chunk + 1 < next ? int(kChunk) : last_count;
-  return {tensor, (chunk - first) * kChunk, count, (next - first - 1) * kChunk + last_count};
-}
+using PartOf = Part<Launch::Rule::kOperands>;
+
+// Finds the parts of increasing chunks. What belongs to the tensor is read when a chunk enters it.
+template <class Launch>
+class Walk {
+ public:
+  FRICTION_INLINE explicit Walk(const Launch& launch) : launch_(launch) {}
+
+  // The part that a chunk covers.
+  FRICTION_INLINE const PartOf<Launch>& part_of(int64_t chunk) {
+    if (chunk >= end_) enter(chunk);
+    part_.begin = (chunk - first_) * kChunk;
+    part_.count = chunk + 1 < end_ ? int(kChunk) : last_count_;
+    return part_;
+  }
+  // Whether so many chunks, from that of the last part on, are whole ones of its tensor.
+  FRICTION_INLINE bool are_whole(int64_t chunk, int count) const { return chunk + count < end_; }
+
+ private:
+  FRICTION_INLINE void enter(int64_t chunk) {
+    const auto* entries = launch_.entries();
+    const int64_t tensor = tensor_of(entries, launch_.count, chunk, part_.tensor);
+    const auto& entry = entries[tensor];
+    first_ = entry.first_chunk;
+    end_ = tensor + 1 < launch_.count ? int64_t(entries[tensor + 1].first_chunk) : launch_.chunks;
+    last_count_ = entry.last_count;
+    part_.tensor = tensor;
+    part_.aligned = entry.aligned;
+    part_.numel = (end_ - first_ - 1) * kChunk + last_count_;
+    FRICTION_UNROLL
+    for (int operand = 0; operand < Launch::Rule::kOperands; ++operand)
+      part_.data[operand] = entry.data[operand];
+  }
+
+  const Launch& launch_;
+  PartOf<Launch> part_;
+  int64_t first_ = 0, end_ = 0;  // the tensor's chunks
+  int last_count_ = 0;
+};
 
 // The layout of a non-contiguous tensor: dims, sizes [dims], strides [operands + 1, dims], the
 // master's last. Null: contiguous.

@@ -13,8 +13,8 @@ void update_projected(const Launch<Rule>& launch, DtypeConfig config, const Targ
     using T = typename Type::Arithmetic;
     launch_kernel(names[0].c_str(), projection_reduce_kernel<Launch<Rule>, Type>, launch,
                   launch.chunks, kThreads, over, target);
-    launch_kernel(names[1].c_str(), projection_decide_kernel<Launch<Rule>, T>, launch, launch.count,
-                  kDecideThreads, over, target);
+    launch_kernel(names[1].c_str(), projection_decide_kernel<Launch<Rule>, T>, launch,
+                  launch.count * kRowGroups, kDecideThreads, over, target);
     launch_kernel(names[2].c_str(), update_kernel<Launch<Rule>, Type>, launch, items_of(launch),
                   kThreads, over, target);
   });

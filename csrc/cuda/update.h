@@ -56,14 +56,15 @@ FRICTION_INLINE double step_of(const Launch& launch, int64_t tensor) {
   return counter != nullptr ? double(*counter) + 1 : launch.group_step(tensor).step;
 }
 
-// Calls f(variant as a constant). Only the most general variants are compiled, because the
-// arithmetic that the others would save is hidden behind memory latency.
-template <class Rule, int kVariant = 0, class F>
+// Calls f(variant as a constant). Where the arithmetic is hidden behind memory latency, only the
+// most general variants are compiled.
+template <class Rule, bool kAll, int kVariant = 0, class F>
 FRICTION_INLINE void with_variant(int variant, F&& f) {
-  constexpr int kFull = Rule::kFullVariants[kVariant];
-  if constexpr (kVariant + 1 < int(std::size(Rule::kFullVariants)))
-    if ((variant & kFull) != variant) return with_variant<Rule, kVariant + 1>(variant, f);
-  f(std::integral_constant<int, kFull>{});
+  constexpr int kCount = kAll ? int(Rule::kVariants) : int(std::size(Rule::kFullVariants));
+  constexpr int kThis = kAll ? kVariant : Rule::kFullVariants[kVariant];
+  if constexpr (kVariant + 1 < kCount)
+    if ((variant & kThis) != variant) return with_variant<Rule, kAll, kVariant + 1>(variant, f);
+  f(std::integral_constant<int, kThis>{});
 }
 
 // A projection's coefficients at consecutive elements, read once per row.
@@ -91,17 +92,19 @@ class Coefficients {
 
 // Applies the rule, and the tensor's projection if it has one, to elements whose positions in the
 // part are position(i).
-template <class Launch, class T, class Elements, class Position>
-FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
+template <class Config, class Launch, class T, class Elements, class Position>
+FRICTION_INLINE void update_elements(const Launch& launch, const PartOf<Launch>& part,
                                      const Shared<typename Launch::Rule, T>& shared,
                                      Elements& elements, Position&& position) {
   using Rule = typename Launch::Rule;
-  with_variant<Rule>(shared.variant, [&](auto variant) {
+  with_variant<Rule, Config::kBoundByArithmetic>(shared.variant, [&](auto variant) {
     if constexpr (Rule::kProjects) {
-      const bool projected = launch.projection.projected[part.tensor];
+      const Projected how = launch.projection.projected[part.tensor];
+      const bool projected = how != Projected::kNot, as_one_row = how == Projected::kAsOneRow;
       const Extra& extra = launch.extras[part.tensor];
-      Coefficients<T> coefficients(launch.projection.coefficients + extra.first_row,
-                                   extra.row_length);
+      Coefficients<T> coefficients(as_one_row ? launch.projection.as_one_row + part.tensor
+                                              : launch.projection.coefficients + extra.first_row,
+                                   as_one_row ? part.numel : extra.row_length);
       const T decay = projected ? shared.projected_decay : shared.scalars.decay;
       int i = 0;
       FRICTION_UNROLL
@@ -121,24 +124,24 @@ FRICTION_INLINE void update_elements(const Launch& launch, const Part& part,
 // Updates a thread's share of a part.
 template <class Config, class Launch>
 FRICTION_INLINE void update_part(
-    const Launch& launch, const Part& part, int thread,
+    const Launch& launch, const PartOf<Launch>& part, int thread,
     const Shared<typename Launch::Rule, typename Config::Arithmetic>& shared) {
   visit_elements<Config, true>(launch, part, shared.types, thread,
                                [&](auto& elements, auto&& position) {
-                                 update_elements(launch, part, shared, elements, position);
+                                 update_elements<Config>(launch, part, shared, elements, position);
                                });
 }
 
 // A thread's share of a part's statistic. Changes nothing.
 template <class Config, class Launch>
 FRICTION_INLINE Moments
-statistic_of_part(const Launch& launch, const Part& part, int thread,
+statistic_of_part(const Launch& launch, const PartOf<Launch>& part, int thread,
                   const Shared<typename Launch::Rule, typename Config::Arithmetic>& shared) {
   using Rule = typename Launch::Rule;
   using T = typename Config::Arithmetic;
   T sum = T(0), square_sum = T(0);
   visit_elements<Config, false>(launch, part, shared.types, thread, [&](auto& elements, auto&&) {
-    with_variant<Rule>(shared.variant, [&](auto variant) {
+    with_variant<Rule, false>(shared.variant, [&](auto variant) {
       FRICTION_UNROLL
       for (auto& x : elements) {
         const T value = Rule::template statistic<variant()>(x, shared.scalars);
@@ -160,11 +163,11 @@ class DynamicUpdate {
   uint32_t largest[Rule::kOperands] =
       {};  // magnitudes compare like their bits, NaN being the largest
 
-  FRICTION_INLINE DynamicUpdate(const Launch& launch, const Part& part, int thread,
+  FRICTION_INLINE DynamicUpdate(const Launch& launch, const PartOf<Launch>& part, int thread,
                                 const Shared<Rule, float>& shared)
       : launch_(launch), part_(part), shared_(shared), thread_(thread) {}
 
-  FRICTION_INLINE bool by_vectors() const { return by_vec8(launch_, part_, shared_.types); }
+  FRICTION_INLINE bool by_vectors() const { return by_vec8(part_); }
   FRICTION_INLINE bool quantizes() const {
     return Config::kStatesQuantized || shared_.types.quantized;
   }
@@ -174,7 +177,8 @@ class DynamicUpdate {
     vec8_.clear();  // otherwise stale values would occupy the registers throughout
     if (position() >= part_.count) return;
     vec8_.load(launch_, part_, shared_.types, position());
-    update_elements(launch_, part_, shared_, vec8_.x, [&](int i) { return position() + i; });
+    update_elements<Config>(launch_, part_, shared_, vec8_.x,
+                            [&](int i) { return position() + i; });
     note(vec8_.x);
   }
   FRICTION_INLINE void store() const {
@@ -186,7 +190,7 @@ class DynamicUpdate {
   // rolled loop. The first phase is needed only if an operand is quantized.
   FRICTION_INLINE void one_by_one(bool stores) {
     visit_ones<Config>(launch_, part_, shared_.types, thread_, [&](auto& one, int at) {
-      update_elements(launch_, part_, shared_, one.x, [&](int) { return at; });
+      update_elements<Config>(launch_, part_, shared_, one.x, [&](int) { return at; });
       if (stores)
         one.store(launch_, part_, shared_.types, largest, shared_.rounding);
       else
@@ -200,7 +204,7 @@ class DynamicUpdate {
     for_each_type<Rule, Config>(shared_.types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       if constexpr (is_written(operand) && kIsCode<Stored>) {
-        char* data = static_cast<char*>(launch_.entries()[part_.tensor].data[operand]);
+        char* data = static_cast<char*>(part_.data[operand]);
         const ElementRef ref{data, part_.begin + position(), nullptr, 0, part_.numel};
         write_one(float_of(largest[operand]), Codec<Stored>::scale(ref));
       }
@@ -224,7 +228,7 @@ class DynamicUpdate {
   }
 
   const Launch& launch_;
-  const Part& part_;
+  const PartOf<Launch>& part_;
   const Shared<Rule, float>& shared_;
   int thread_;
   Vec8<Rule, Config> vec8_;

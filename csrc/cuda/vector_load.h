@@ -52,9 +52,6 @@ struct Vector {
   static constexpr int kAccesses = kBytes / kAccess;
   using Access = typename AccessOf<kAccess>::Type;
 
-  static FRICTION_INLINE bool aligned(const void* data) {
-    return reinterpret_cast<uintptr_t>(data) % kAccess == 0;
-  }
   static FRICTION_INLINE void load(const Stored* from, Stored (&to)[kCount]) {
     const Access* memory = global(reinterpret_cast<const Access*>(from));
     Access accesses[kAccesses];

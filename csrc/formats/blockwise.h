@@ -57,6 +57,11 @@ struct Companding {
     const uint32_t most = (1 << kShift) - 8;
     return (share < most ? share : most) - kOffset;
   }
+  // A word with one of its bytes, a code, followed by kShift lower bits.
+  static FRICTION_INLINE uint32_t shifted(uint32_t word, int byte) {
+    const int left = kShift - 8 * byte;
+    return left >= 0 ? word << left : word >> -left;
+  }
   // The code of a magnitude, followed by kShift lower bits.
   static FRICTION_INLINE uint32_t encode(float x, float inverse_scale, uint32_t rounding) {
     return bits_of(std::fabs(x) * inverse_scale + float_of(kOffset)) + rounding;
@@ -72,10 +77,12 @@ struct SignedCode : Companding<0x3b888889> {  // d = 1/240; 1 + d is 127 codes a
     const uint32_t sign = bits_of(x) >> (24 - kShift) & kSign;
     return static_cast<uint8_t>((Companding::encode(x, inverse_scale, rounding) | sign) >> kShift);
   }
-  static FRICTION_INLINE float decode(uint8_t code, float scale) {
-    const uint32_t shifted = static_cast<uint32_t>(static_cast<int8_t>(code)) << kShift;
-    const uint32_t sign = shifted & 0x80000000u;
-    return Companding::decode(shifted & (kSign - 1), float_of(bits_of(scale) ^ sign));
+  static FRICTION_INLINE float decode(uint8_t code, float scale) { return decode(code, 0, scale); }
+  // The code in one of a word's bytes, from the lowest on.
+  static FRICTION_INLINE float decode(uint32_t word, int byte, float scale) {
+    const uint32_t sign = word << (24 - 8 * byte) & 0x80000000u;
+    return Companding::decode(shifted(word, byte) & (0x7fu << kShift),
+                              float_of(bits_of(scale) ^ sign));
   }
 };
 
@@ -87,8 +94,9 @@ struct UnsignedCode : Companding<0x37880088> {  // d = 1.0625/65535; 255 codes
     const uint32_t least = bits_of(x) < one ? bits_of(x) : one;
     return static_cast<uint8_t>(code > least ? code : least);
   }
-  static FRICTION_INLINE float decode(uint8_t code, float scale) {
-    return Companding::decode(static_cast<uint32_t>(code) << kShift, scale);
+  static FRICTION_INLINE float decode(uint8_t code, float scale) { return decode(code, 0, scale); }
+  static FRICTION_INLINE float decode(uint32_t word, int byte, float scale) {
+    return Companding::decode(shifted(word, byte) & (0xffu << kShift), scale);
   }
 };
 

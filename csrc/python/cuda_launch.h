@@ -120,12 +120,21 @@ class LaunchMaker {
       cuda::refer_to_extras(launch, table.tensors, table.extras.of(extras, allocator, use, send));
     }
     if constexpr (Rule::kProjects) {
-      launch.projection.sums = static_cast<cuda::ProjectionSums*>(reserve(
-          table.sums,
-          int64_t(sizeof(cuda::ProjectionSums)) * cuda::sums_slots(table.rows, table.chunks)));
+      const bool in_float64 = cuda::DtypeConfig(table.kernels) == cuda::DtypeConfig::kFloat64;
+      const size_t arithmetic = in_float64 ? sizeof(double) : sizeof(float);
+      launch.projection.sums = static_cast<cuda::ProjectionSums*>(
+          reserve(table.sums, int64_t(sizeof(cuda::ProjectionSums)) *
+                                  cuda::sums_slots(table.rows, table.chunks, arithmetic)));
       launch.projection.coefficients =
           static_cast<double*>(reserve(table.coefficients, int64_t(sizeof(double)) * table.rows));
-      launch.projection.projected = static_cast<bool*>(reserve(table.projected, launch.count));
+      launch.projection.groups = static_cast<cuda::RowGroupSums*>(reserve(
+          table.row_groups, int64_t(sizeof(cuda::RowGroupSums)) * cuda::kRowGroups * launch.count));
+      launch.projection.as_one_row =
+          static_cast<double*>(reserve(table.as_one_row, int64_t(sizeof(double)) * launch.count));
+      launch.projection.projected =
+          static_cast<cuda::Projected*>(reserve(table.projected, launch.count));
+      launch.projection.blocks_done =
+          cuda::counter_of(static_cast<const void*>(launch.extras), launch.count);
     }
     return launch;
   }

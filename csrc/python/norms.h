@@ -56,8 +56,8 @@ class NormOnGpu {
     const void* memory = extras_.of(bytes, allocator, use, send);
     if (extras) cuda::refer_to_extras(launch, tensors, memory);
     launch.blocks_done = cuda::counter_of(memory, extras ? launch.count : 0);
-    launch.norm.of_chunk = static_cast<double*>(
-        of_chunk_.reserve(allocator, int64_t(sizeof(double)) * launch.chunks, use));
+    launch.norm.of_run = static_cast<double*>(
+        of_run_.reserve(allocator, int64_t(sizeof(double)) * launch.chunks, use));
     launch.norm.squared = squared;
     cuda::squared_norm(launch, target);
   }
@@ -65,7 +65,7 @@ class NormOnGpu {
  private:
   std::unique_ptr<cuda::Launch<cuda::SingleOperand>> launch_;
   DeviceCopy entries_, extras_;
-  DeviceMemory of_chunk_;
+  DeviceMemory of_run_;
 };
 
 inline void squared_norm(const OperandList& list, const NormTarget& target, int threads,

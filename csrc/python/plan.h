@@ -66,7 +66,7 @@ struct Table {
   int64_t chunks = 0, rows = 0, elements = 0;
   // Device memory of a GPU's launch, reused from step to step.
   DeviceCopy entries, group_steps, extras;
-  DeviceMemory sums, coefficients, projected;
+  DeviceMemory sums, coefficients, row_groups, as_one_row, projected;
 };
 
 // Why a step could not run as planned. Nothing has been changed.

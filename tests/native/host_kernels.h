@@ -26,18 +26,15 @@ Shared<Rule, T> shared_of(const Launch<Rule>& launch, int64_t tensor) {
 template <class Visit, class Rule>
 void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
   for (int64_t block = 0; block < blocks; ++block) {
-    int64_t tensor = 0;
-    for (int64_t chunk = block; chunk < launch.chunks; chunk += blocks) {
-      const Part part = part_of(launch, chunk, tensor);
-      tensor = part.tensor;
-      visit(block, chunk, part);
-    }
+    Walk<Launch<Rule>> walk(launch);
+    for (int64_t chunk = block; chunk < launch.chunks; chunk += blocks)
+      visit(block, chunk, walk.part_of(chunk));
   }
 }
 
 // Runs the phases of a part's threads, warp by warp.
 template <class Config, class Rule>
-void update_dynamic(const Launch<Rule>& launch, const Part& part,
+void update_dynamic(const Launch<Rule>& launch, const PartOf<Launch<Rule>>& part,
                     const Shared<Rule, float>& shared) {
   using Update = DynamicUpdate<Config, Launch<Rule>>;
   for (int warp = 0; warp < kThreads / kWarp; ++warp) {
@@ -68,7 +65,7 @@ template <class Config, class Rule>
 void update_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Config::Arithmetic;
   if (launch.scaling.skip()) return;
-  for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& part) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
     if constexpr (Config::kLookedUp)
       update_dynamic<Config>(launch, part, shared);
@@ -84,7 +81,7 @@ void update_all(const Launch<Rule>& launch, int64_t blocks) {
 template <class Config, class Rule>
 void statistic_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Config::Arithmetic;
-  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const auto& part) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
     std::vector<Moments> moments;
     for (int thread = 0; thread < kThreads; ++thread)
@@ -95,26 +92,24 @@ void statistic_all(const Launch<Rule>& launch, int64_t blocks) {
 
 template <class T, class Config, class Rule>
 void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
-  for_each_part(launch, blocks, [&](int64_t, int64_t, const Part& whole) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& whole) {
     const Extra& extra = launch.extras[whole.tensor];
     if (extra.rows == 0) return;
     const auto shared = shared_of<Rule, T>(launch, whole.tensor);
     auto stage = std::make_unique<Stage<T>>();
     for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
-      const int rest = whole.count - staged;
-      const Part part{whole.tensor, whole.begin + staged,
-                      rest < Stage<T>::kSize ? rest : Stage<T>::kSize, whole.numel};
-      for (int thread = 0; thread < kThreads; ++thread)
-        stage_directions<Config>(launch, part, thread, shared, *stage);
+      const auto part = stage_of<T>(whole, staged);
+      for (int lane = 0; lane < kWarp; ++lane)
+        stage_directions<Config>(launch, part, lane, shared, *stage);
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
-      const int team = rows.team();
+      const int lanes = rows.shared_by_lanes() ? kWarp : 1;
       for (int row = 0; row < rows.count; ++row) {
         std::vector<ProjectionSums> sums;
-        for (int member = 0; member < team; ++member)
-          sums.push_back(member_sums(*stage, rows.begin_of(row), rows.end_of(row), member, team));
+        for (int lane = 0; lane < lanes; ++lane)
+          sums.push_back(member_sums(*stage, rows.begin_of(row), rows.end_of(row), lane, lanes));
         launch.projection.sums[sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk,
                                             rows.first + row, part.begin)] =
-            team_sum_on_host(sums.data(), team);
+            team_sum_on_host(sums.data(), lanes);
       }
     }
   });
@@ -122,37 +117,30 @@ void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
 
 template <class T, class Rule>
 void decide_all(const Launch<Rule>& launch) {
-  constexpr int kDecideThreads = 1024;
-  for (int64_t tensor = 0; tensor < launch.count; ++tensor) {
+  for (int64_t item = 0; item < launch.count * kRowGroups; ++item) {
+    const int64_t tensor = item / kRowGroups;
     const Extra& extra = launch.extras[tensor];
+    if (item % kRowGroups >= RowGroup::count(extra.rows)) continue;
+    const RowGroup group(extra.rows, int(item % kRowGroups));
     const typename Rule::Settings settings = settings_of(launch, tensor);
-    const int lanes = rows_are_long<T>(extra) ? kWarp : 1, members = kDecideThreads / lanes;
-    bool rows_pass = extra.rows > 0;
+    const int lanes = lanes_of_row<T>(extra), members = kDecideThreads / lanes;
+    bool rows_pass = true;
     std::vector<ProjectionSums> mine(kDecideThreads);
     for (int member = 0; member < members; ++member)
-      for (int64_t row = member; row < extra.rows; row += members) {
-        const Slots<T> slots(extra, launch.entries()[tensor].first_chunk, row);
+      for (int64_t row = group.begin + member; row < group.end; row += members) {
         std::vector<ProjectionSums> parts;
         for (int lane = 0; lane < lanes; ++lane)
-          parts.push_back(slot_sums(launch.projection.sums, slots.first, slots.count, lane, lanes));
+          parts.push_back(share_of_row<T>(launch, tensor, row, lane, lanes));
         const ProjectionSums sums =
             of_scaled(team_sum_on_host(parts.data(), lanes), settings.grad_factor);
-        rows_pass = row_passes(sums, double(extra.row_length), settings.delta, settings.eps,
+        rows_pass = row_passes(sums, double(extra.row_length), settings,
                                launch.projection.coefficients[extra.first_row + row]) &&
                     rows_pass;
         mine[size_t(member * lanes)] += sums;
       }
-    launch.projection.projected[tensor] = rows_pass;
-    if (rows_pass || extra.rows == 0) continue;
-    const ProjectionSums whole = team_sum_on_host(mine.data(), kDecideThreads);
-    double coefficient;
-    if (!row_passes(whole, double(extra.rows) * double(extra.row_length), settings.delta,
-                    settings.eps, coefficient))
-      continue;
-    launch.projection.projected[tensor] = true;
-    for (int64_t row = 0; row < extra.rows; ++row)
-      launch.projection.coefficients[extra.first_row + row] = coefficient;
+    launch.projection.groups[item] = {team_sum_on_host(mine.data(), kDecideThreads), rows_pass};
   }
+  for (int64_t tensor = 0; tensor < launch.count; ++tensor) decide(launch, tensor);
 }
 
 template <class Config, class Rule>
@@ -165,14 +153,18 @@ void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
 }
 
 inline double squared_norm_of(const Launch<SingleOperand>& launch, int64_t blocks) {
-  std::vector<double> of_chunk(size_t(launch.chunks)), threads(kThreads);
-  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const Part& part) {
-    for (int thread = 0; thread < kThreads; ++thread)
-      threads[size_t(thread)] = squares_of_part(launch, part, thread);
-    of_chunk[size_t(chunk)] = team_sum_on_host(threads.data(), kThreads);
-  });
+  const int64_t runs = norm_runs(launch.chunks);
+  std::vector<double> of_run(static_cast<size_t>(runs)), threads(kThreads);
+  for (int64_t block = 0; block < blocks; ++block)
+    for (int64_t run = block; run < runs; run += blocks) {
+      for (int thread = 0; thread < kThreads; ++thread) {
+        Walk<Launch<SingleOperand>> walk(launch);
+        threads[size_t(thread)] = squares_of_run(launch, walk, run, thread);
+      }
+      of_run[size_t(run)] = team_sum_on_host(threads.data(), kThreads);
+    }
   for (int thread = 0; thread < kThreads; ++thread)
-    threads[size_t(thread)] = share_of_chunks(of_chunk.data(), launch.chunks, thread);
+    threads[size_t(thread)] = share_of_runs(of_run.data(), runs, thread);
   return team_sum_on_host(threads.data(), kThreads);
 }
 

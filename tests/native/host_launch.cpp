@@ -136,7 +136,7 @@ void walk(const int64_t* numels, int64_t count, int64_t blocks, bool stored, int
   for (int64_t i = 0; i < count; ++i) given[size_t(i)].numel = numels[i];
   const auto table =
       std::make_unique<Table<Count>>(given.data(), count, nullptr, nullptr, 0, stored);
-  for_each_part(table->launch, blocks, [&](int64_t block, int64_t chunk, const Part& part) {
+  for_each_part(table->launch, blocks, [&](int64_t block, int64_t chunk, const auto& part) {
     tensor[chunk] = part.tensor;
     begin[chunk] = part.begin;
     elements[chunk] = part.count;
@@ -188,14 +188,19 @@ void friction_stats(const HostTensor* given, int64_t count, const double* settin
   moments[0] = all.sum, moments[1] = all.square_sum;
 }
 
-// Outputs: projected [count], coefficients [rows of all tensors].
+// Outputs: projected [count] (see Projected), coefficients [rows of all tensors], as_one_row
+// [count].
 void friction_adamp(const HostTensor* given, int64_t count, const double* settings,
-                    const double* steps, int64_t pairs, int64_t blocks, int config, bool* projected,
-                    double* coefficients) {
+                    const double* steps, int64_t pairs, int64_t blocks, int config,
+                    uint8_t* projected, double* coefficients, double* as_one_row) {
   const auto table =
       std::make_unique<Table<FrictionAdamP>>(given, count, settings, steps, pairs, false);
-  std::vector<ProjectionSums> sums(size_t(sums_slots(table->rows, table->launch.chunks)));
-  table->launch.projection = {sums.data(), coefficients, projected};
+  std::vector<ProjectionSums> sums(
+      size_t(sums_slots(table->rows, table->launch.chunks, sizeof(double))));
+  std::vector<RowGroupSums> groups(size_t(count * kRowGroups));
+  table->launch.projection = {
+      sums.data(), coefficients, groups.data(), as_one_row, reinterpret_cast<Projected*>(projected),
+      nullptr};
   with_host_config(config,
                    [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });
 }
