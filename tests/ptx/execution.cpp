@@ -37,18 +37,18 @@ char* Warp::access(const Instruction& instruction, const Operand& operand, Space
   const bool in_shared = end <= block_.shared.size();  // no host memory has such an address
   if (in_shared != (space == Space::kShared) && space != Space::kGeneric)
     fault("access outside of its memory");
-  if (!in_shared && !block_.device.allowed.empty()) {
-    auto range = block_.device.allowed.upper_bound(address);
-    if (range == block_.device.allowed.begin() || (--range)->second < end)
-      fault("access outside of any tensor");
-  }
   // What two lanes may read, the others may: its write is ordered before all of them.
   const bool again = how == Access::kRead && last_read_.instruction == &instruction &&
-                     last_read_.execution == instruction.executions && last_read_.address == address;
+                     last_read_.execution == instruction.executions &&
+                     last_read_.address == address;
   last_read_ = {&instruction, instruction.executions, address, again ? last_read_.lanes + 1 : 1};
-  if (how != Access::kRead || last_read_.lanes <= 2) {
-    const Event now{&instruction, block_.number,      thread_of(lane), index_, block_.epoch,
-                    epoch_,       block_.order.acquired()};
+  if (last_read_.lanes <= 2) {
+    const auto& allowed = block_.device.allowed;
+    auto range = allowed.upper_bound(address);
+    if (!in_shared && !allowed.empty() && (range == allowed.begin() || (--range)->second < end))
+      fault("access outside of any tensor");
+    const Event now{&instruction, block_.number, thread_of(lane),        index_,
+                    block_.epoch, epoch_,        block_.order.acquired()};
     block_.device.races.access(address, bytes, how, in_shared,
                                block_.order.did_atomic(thread_of(lane)), now);
   }

@@ -17,6 +17,7 @@ struct Instruction;
 
 constexpr int kLanes = 32;
 using Lanes = uint32_t;  // a bit for each lane of a warp
+constexpr Lanes kAllLanes = ~Lanes(0);
 
 // What an instruction does in some of a warp's lanes.
 using Operation = std::function<void(Warp&, const Instruction&, Lanes)>;
@@ -74,6 +75,6 @@ std::vector<std::unique_ptr<Kernel>> parse(const std::string& text);
 
 // The operation with this opcode; null: unknown. A move between a register and a vector is "pack"
 // or "unpack".
-const Operation* find_operation(const std::string& opcode);
+const Operation* find_operation(std::string opcode);
 
 }  // namespace ptx

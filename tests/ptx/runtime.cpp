@@ -16,13 +16,17 @@
 
 namespace {
 
-constexpr int kProcessors = 2, kBlocksEach = 2;
-
 std::map<std::string, std::unique_ptr<ptx::Kernel>> kernels;
 std::map<const void*, ptx::Kernel*> functions;
 ptx::Device device;
 std::string last_fault;
 std::mutex mutex;
+
+template <class T>
+cudaError_t give(T* to, T value) {
+  *to = value;
+  return cudaSuccess;
+}
 
 // Prints what no launch could report, and ends the process.
 template <class F>
@@ -107,7 +111,6 @@ void** __cudaRegisterFatBinary(void* wrapper) {
 
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
-char __cudaInitModule(void**) { return 0; }
 
 void __cudaRegisterFunction(void**, const char* host, char*, const char* name, int, uint3*, uint3*,
                             dim3*, dim3*, int*) {
@@ -120,8 +123,7 @@ void __cudaRegisterFunction(void**, const char* host, char*, const char* name, i
 }
 
 cudaError_t __cudaGetKernel(cudaKernel_t* kernel, const void* function) {
-  *kernel = static_cast<cudaKernel_t>(const_cast<void*>(function));
-  return cudaSuccess;
+  return give(kernel, static_cast<cudaKernel_t>(const_cast<void*>(function)));
 }
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** arguments,
@@ -147,41 +149,24 @@ cudaError_t __cudaLaunchKernel(cudaKernel_t kernel, dim3 grid, dim3 block, void*
 }
 
 // Never called: launches go by cudaLaunchKernel.
-unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { std::abort(); }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { std::abort(); }
 
-cudaError_t cudaGetDevice(int* number) {
-  *number = 0;
-  return cudaSuccess;
-}
+cudaError_t cudaGetDevice(int* number) { return give(number, 0); }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = 1;
-  return cudaSuccess;
-}
+cudaError_t cudaGetDeviceCount(int* count) { return give(count, 1); }
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return last_fault.c_str(); }
 const char* cudaGetErrorName(cudaError_t) { return "cudaErrorLaunchFailure"; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-  *value = kProcessors;
-  return cudaSuccess;
+  return attribute == cudaDevAttrMultiProcessorCount ? give(value, 2) : cudaErrorInvalidValue;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int, size_t) {
-  *blocks = kBlocksEach;
-  return cudaSuccess;
-}
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* blocks, const void*, int,
-                                                                   size_t, unsigned) {
-  *blocks = kBlocksEach;
-  return cudaSuccess;
+  return give(blocks, 2);
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = std::getenv("FRICTION_HOST_CAPTURES") != nullptr ? cudaStreamCaptureStatusActive
-                                                             : cudaStreamCaptureStatusNone;
-  return cudaSuccess;
+  const bool captures = std::getenv("FRICTION_HOST_CAPTURES") != nullptr;
+  return give(status, captures ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone);
 }
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* function) {
   return functions.count(function) != 0 ? cudaSuccess : cudaErrorInvalidDeviceFunction;
