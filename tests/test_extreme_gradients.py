@@ -230,7 +230,13 @@ SPECIAL_BITS = {
 # The first and last signalling and quiet NaN, and those that CPUs and GPUs make.
 NAN_BITS = {
     torch.float32: (0x7F800001, 0x7FBFFFFF, 0x7FC00000, 0x7FC00001, 0x7FFFFFFF),
-    torch.float64: ((2047 << 52) + 1, (4095 << 51) - 1, 4095 << 51, (4095 << 51) + 1, (1 << 63) - 1),
+    torch.float64: (
+        (2047 << 52) + 1,
+        (4095 << 51) - 1,
+        4095 << 51,
+        (4095 << 51) + 1,
+        (1 << 63) - 1,
+    ),
 }
 
 
@@ -270,4 +276,6 @@ def test_every_nan_is_one_whatever_its_bits(kernels, friction_input, dtype):
     without = step(pairs[:, 0].nan_to_num(0.0, math.inf, -math.inf))
     for key, tensor in found.items():
         if key != "step":
-            assert torch.equal(tensor[unknown].nan_to_num(77.0), without[key][unknown].nan_to_num(77.0))
+            assert torch.equal(
+                tensor[unknown].nan_to_num(77.0), without[key][unknown].nan_to_num(77.0)
+            )
