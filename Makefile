@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
-CPP_TESTS := $(shell git ls-files 'tests/native/*')
+CPP_TESTS := $(shell git ls-files 'tests/native/*' 'tests/ptx/*.h' 'tests/ptx/*.cpp')
 
 .PHONY: example test test-deep test-integrations test-ptx sanitize torch-suite bench bench-report gpu-prepare gpu-report lint format docs wheel
 

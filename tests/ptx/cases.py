@@ -70,9 +70,12 @@ class Memory:
             start, count = tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()
         self.interpreter.ptx_allow(ctypes.c_void_p(start), ctypes.c_size_t(count))
 
-    def allow_only(self, tensors: list[Tensor]) -> None:
+    def allow_all(self) -> None:
         if self.interpreter is not None:
             self.interpreter.ptx_allow(None, ctypes.c_size_t(0))
+
+    def allow_only(self, tensors: list[Tensor]) -> None:
+        self.allow_all()
         for tensor in [*self.device, *tensors]:
             self.allow(tensor)
 
@@ -229,8 +232,12 @@ CASES["norm of nothing"] = partial(norm, [Form((0,))])
 
 
 def digest_of(run: Callable[[], list[bytes]]) -> list[str]:
-    backends.device_bytes = memory.allocate
-    return [hashlib.sha1(bits).hexdigest()[:12] for bits in run()]
+    before, backends.device_bytes = backends.device_bytes, memory.allocate
+    try:
+        return [hashlib.sha1(bits).hexdigest()[:12] for bits in run()]
+    finally:
+        backends.device_bytes = before
+        memory.allow_all()
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent / "support"), str(HERE.parent)]
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from built_package import ROOT, TESTS, build, run_pytest, run_python
 
-FOLDER = ROOT / "build" / "ptx"
+HERE, FOLDER = Path(__file__).parent, ROOT / "build" / "ptx"
 # The lowest architecture that kernels are compiled for, and the one whose PTX the library carries.
 TARGETS = ("sm_80", "sm_100")
 # What cases.py has more quickly, and what only repeats the launches of others.
@@ -58,7 +57,10 @@ def main() -> None:
     with ThreadPoolExecutor() as pool:
         for target, (status, output) in zip(TARGETS, pool.map(run, TARGETS), strict=True):
             lines = output.splitlines()
-            print(target, *lines[-1 if status == 0 else -200 :], sep="\n", flush=True)
+            executed = (FOLDER / f"uncovered-{target}.txt").read_text().splitlines()[-1]
+            print(
+                f"{target}: {executed}", *lines[-1 if status == 0 else -200 :], sep="\n", flush=True
+            )
             failed |= status != 0
     print(f"tested in {time.monotonic() - started:.0f} s")
     sys.exit(failed)

@@ -64,9 +64,16 @@ struct AtExit {
     const char* path = std::getenv("FRICTION_PTX_UNCOVERED");
     if (path == nullptr) return;
     std::ofstream file(path);
+    size_t executed = 0, all = 0;
     for (auto& [name, kernel] : kernels)
-      for (const ptx::Instruction& instruction : kernel->code)
-        if (instruction.executions == 0) file << describe(instruction) << '\n';
+      for (const ptx::Instruction& instruction : kernel->code) {
+        ++all;
+        if (instruction.executions != 0)
+          ++executed;
+        else
+          file << describe(instruction) << '\n';
+      }
+    file << executed << " of " << all << " instructions were executed\n";
   }
 } at_exit;
 
