@@ -27,13 +27,16 @@ FORMS = {  # one for each kind of kernels
     "8 bits": Form((0,), HALF, states=QUANTIZED, master="split8"),
     "mixed": Form((0,), HALF, FLOAT, states=(QUANTIZED, HALF, BFLOAT)),
 }
-# master weight, stochastic rounding
-KEPT = [(None, False), (None, True), *((master, False) for master in MASTERS)]
+# What 16-bit parameters may have: a master weight, or stochastic rounding, in whole tensors and in shards.
+KEPT = [
+    *({"master": master} for master in (None, *MASTERS)),
+    *({"stochastic": True, "shard": shard} for shard in (None, (7, 96, 288))),
+]
 EVERY_FORM = [
-    Form((0,), param, grad, states, master, stochastic, shard=(7, 96, 288) if stochastic else None)
+    Form((0,), param, grad, states, **kept)
     for param in (FLOAT, BFLOAT, HALF)
     for grad in (FLOAT, BFLOAT, HALF, DOUBLE)
-    for master, stochastic in (KEPT if param != FLOAT else [(None, False)])
+    for kept in (KEPT if param != FLOAT else [{}])
     for states in (
         FLOAT,
         BFLOAT,
