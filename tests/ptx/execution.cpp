@@ -203,7 +203,7 @@ void Block::execute() {
         throw Fault(kernel.name + ": not all threads of a block reach " +
                     describe(barrier != nullptr ? *barrier : *warp.barrier()));
     if (barrier == nullptr) return;
-    if (barrier->operation != nullptr) reduce(*barrier);
+    if (barrier->operands.size() == 3) reduce(*barrier);
     ++epoch;
     order.barrier();
     for (Warp& warp : warps_) warp.pass_barrier();
@@ -212,7 +212,6 @@ void Block::execute() {
 
 // bar.red.and.pred to, 0, from
 void Block::reduce(const Instruction& barrier) {
-  if (barrier.operands.size() < 3) return;
   bool all = true;
   for (Warp& warp : warps_)
     for_each_lane(warp.live_lanes(), [&](int lane) {

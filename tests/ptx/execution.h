@@ -49,11 +49,11 @@ class Warp {
   uint64_t* lanes_of(const Operand& operand) { return lanes_of(operand.index); }
   Block& block() { return block_; }
   int thread_of(int lane) const { return index_ * kLanes + lane; }
-  uint32_t epoch() const { return epoch_; }
 
   // Where the bytes at an operand's address are, after all checks.
   char* access(const Instruction& instruction, const Operand& address, Space space, int lane,
                int bytes, Access how);
+  // Orders the accesses of all lanes before it and after it.
   void sync_memory(const Instruction& instruction, Lanes lanes);
 
   // Executes until every lane waits for others or has ended.
@@ -82,7 +82,7 @@ class Warp {
   Lanes all_, ended_ = 0;
   uint32_t epoch_ = 0;
   std::vector<Group> groups_;
-  struct {
+  struct {  // the last read, and how many lanes in turn have read there
     const Instruction* instruction = nullptr;
     uint64_t execution = 0, address = 0;
     int lanes = 0;

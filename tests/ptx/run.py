@@ -49,7 +49,7 @@ def main() -> None:
             "FRICTION_PTX_EXPECTED": str(expected),
             "FRICTION_PTX_UNCOVERED": str(FOLDER / f"uncovered-{target}.txt"),
         }
-        files = [HERE / "kernel_checks.py", HERE / "sync_checks.py"]
+        files = [HERE / "kernel_checks.py", HERE / "interpreter_checks.py"]
         files += [TESTS / "host_gpu" / f"{name}.py" for name in ("plan_checks", "scale_checks")]
         return run_pytest(ptx, "-p", "host_gpu_plugin", "-k", LEFT_OUT, *files, **environment)
 

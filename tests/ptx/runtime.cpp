@@ -189,6 +189,18 @@ void ptx_allow(const void* memory, size_t bytes) {
     device.allowed[reinterpret_cast<uint64_t>(memory)] = reinterpret_cast<uint64_t>(memory) + bytes;
 }
 
+// What is wrong with a module; empty: nothing.
+const char* ptx_fault_of(const char* text) {
+  static std::string fault;
+  fault.clear();
+  try {
+    ptx::parse(text);
+  } catch (const ptx::Fault& found) {
+    fault = found.what();
+  }
+  return fault.c_str();
+}
+
 // The number of barriers, syncs and fences in all kernels.
 int ptx_syncs() { return int(syncs().size()); }
 

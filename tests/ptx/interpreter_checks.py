@@ -1,5 +1,5 @@
 """Run by tests/ptx/run.py: where a barrier, a sync of a warp or a fence is taken out of the PTX, that is
-noticed: a launch fails, or other bits come out."""
+noticed: a launch fails, or other bits come out. So are instructions that the interpreter does not know."""
 
 import ctypes
 from dataclasses import replace
@@ -62,3 +62,34 @@ def test_a_missing_sync_is_noticed(kernel):
     assert digest_of(run) == expected
     assert 2 * len(unnoticed) < len(numbers)
     assert all("bar.sync" in sync for sync in unnoticed)
+
+
+MODULE = """
+.visible .entry kernel(
+	.param .align 8 .b8 argument[16]
+)
+.maxntid 256, 1, 1
+{
+	.reg .f32 	%f<3>;
+	.loc	1 7 0
+	INSTRUCTION;
+	ret;
+}
+	.file	1 "/folder/source.cu"
+"""
+
+
+@pytest.mark.parametrize(
+    ("instruction", "fault"),
+    [
+        ("add.rn.f32 %f1, %f2, 0f3F800000", ""),
+        ("fma.rn.f32 %f1, %f2, %f2, %f2", "unknown instruction"),
+        ("add.rn.f32 %f1, %f2, %f3", "unknown operand %f3"),
+    ],
+)
+def test_what_is_not_known_is_named(instruction, fault):
+    fault_of = memory.interpreter.ptx_fault_of
+    fault_of.restype = ctypes.c_char_p
+    place = f": kernel, source.cu:7, `{instruction}`"
+    found = fault_of(MODULE.replace("INSTRUCTION", instruction).encode()).decode()
+    assert found == (fault + place if fault else "")
