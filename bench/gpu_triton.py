@@ -13,8 +13,9 @@ from types import SimpleNamespace
 
 import torch
 
-DIM, CLASSES = 768, 52  # as the benchmark has them
+DIM, CLASSES = 768, (8, 52)  # as the benchmark has them
 PRECISIONS = ("bf16", "fp32", "tf32")
+PROCESSORS = (4, 132)  # one split of a pass, and several
 KEPT = (".cubin", ".json")
 SHARED_BYTES = 227 << 10
 
@@ -53,24 +54,26 @@ def compile_all(capability: int, dims: list[int]) -> None:
     triton.runtime.driver.set_active(StandIn(capability))
     configurations._milliseconds = once
     scores.architecture = lambda device: capability // 10 * 10
-    for precision, dim in product(PRECISIONS, dims):
+    scores.STRIPE_BYTES = 0  # more than one stripe
+    for precision, dim, processors in product(PRECISIONS, dims, PROCESSORS):
+        configurations._processors = lambda device, count=processors: count
         nodes = range(2048)
-        numbers, columns = torch.zeros(len(nodes)), torch.zeros(len(nodes), CLASSES)
+        numbers, columns = torch.zeros(len(nodes)), torch.zeros(len(nodes), max(CLASSES))
         graph = scores.TritonScores(
             torch.zeros(len(nodes), dim), None, torch.ones(1), precision, mask_diagonal=True
         )
         graph.logsumexp(numbers)
-        for width in (1, CLASSES):
+        for width in (1, *CLASSES):
             graph.apply(nodes, nodes, numbers, numbers, columns[:, :width])
         term = Term(*[numbers] * 3)
         graph.gradient((Term(*[numbers] * 3, columns, columns), term, term))
-        for weight in (None, torch.zeros(CLASSES)):
+        for classes, weight in product(CLASSES, (None, torch.ones(()))):
             batch.batch_gloss(
                 torch.zeros(128, dim),
                 torch.zeros(128, dtype=torch.int64),
                 torch.zeros(128, dtype=torch.bool),
-                CLASSES,
-                weight,
+                classes,
+                weight if weight is None else weight.expand(classes),
                 torch.ones(1),
                 precision=precision,
             )

@@ -33,6 +33,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}  # as
 PASSES = {
     "logsumexp_kernel": 1,
     "apply_kernel": 1,
+    "apply_vector_kernel": 1,
     "coefficients_kernel": 1,
     "product_kernel": 2,  # as it is, and transposed
 }
@@ -147,7 +148,8 @@ def pretend_passes(torch, scores_type, precision: str, dim: int, num_classes: in
     numbers, columns = torch.zeros(num_nodes), torch.zeros(num_nodes, num_classes)
     nodes = range(num_nodes)
     graph.logsumexp(numbers)
-    graph.apply(nodes, nodes, numbers, numbers, columns)
+    for width in (1, num_classes):
+        graph.apply(nodes, nodes, numbers, numbers, columns[:, :width])
     of_t, of_p, of_q = (
         Term(*[numbers] * 3, columns, columns),
         Term(*[numbers] * 3),

@@ -172,13 +172,21 @@ __global__ void __launch_bounds__(kThreads, kReduceBlocks)
     for (int staged = warp * Stage<T>::kSize; staged < whole.count;
          staged += kWarps * Stage<T>::kSize) {
       const auto part = stage_of<T>(whole, staged);
-      __syncwarp();  // the previous stage has been summed
-      stage_directions<Config>(launch, part, lane, scalars, stage);
-      __syncwarp();
       const Rows rows(extra.row_length, part.begin, part.begin + part.count);
       ProjectionSums* sums =
           launch.projection.sums +
           sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk, rows.first, part.begin);
+      if (rows.count == 1) {
+        ProjectionSums mine;
+        const bool finite = sum_one_row<Config>(launch, part, lane, scalars, mine);
+        if (__all_sync(0xffffffffu, finite)) {
+          store_warp_sum(mine, sums);
+          continue;
+        }
+      }
+      __syncwarp();  // the previous stage has been summed
+      stage_directions<Config>(launch, part, lane, scalars, stage);
+      __syncwarp();
       if (rows.shared_by_lanes()) {
         for (int row = 0; row < rows.count; ++row)
           store_warp_sum(member_sums(stage, rows.begin_of(row), rows.end_of(row), lane, kWarp),

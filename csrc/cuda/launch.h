@@ -119,7 +119,7 @@ struct NoProjection {};
 
 // Device memory for the squared norm of all tensors.
 struct SquaredNorm {
-  double* of_run;  // of chunks (norm.h)
+  double* sums;  // see norm.h
   double* squared;
 };
 
@@ -190,8 +190,6 @@ class Walk {
     part_.count = chunk + 1 < end_ ? int(kChunk) : last_count_;
     return part_;
   }
-  // Whether so many chunks, from that of the last part on, are whole ones of its tensor.
-  FRICTION_INLINE bool are_whole(int64_t chunk, int count) const { return chunk + count < end_; }
 
  private:
   FRICTION_INLINE void enter(int64_t chunk) {

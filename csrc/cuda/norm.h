@@ -1,5 +1,5 @@
-// What a thread does for the squared norm of a list of tensors: first the sums of runs of chunks,
-// then the sum over runs, both in a fixed order.
+// What a thread does for the squared norm of a list of tensors: first the sums of every
+// kNormSums-th chunk, then the sum of these, both in a fixed order.
 #pragma once
 
 #include "block_reduce.h"
@@ -57,11 +57,9 @@ FRICTION_INLINE double squares_one_by_one(const Launch<SingleOperand>& launch, c
   return std::isfinite(sum) ? double(sum) : wide;
 }
 
-// A thread's share of the sum over kParts consecutive parts, from the given one on. In vectors, all
-// loads are under way before the first is used.
-template <int kParts>
-FRICTION_INLINE double squares_of_parts(const Launch<SingleOperand>& launch, const Part<1>& part,
-                                        int thread) {
+// A thread's share of a part's sum.
+FRICTION_INLINE double squares_of_part(const Launch<SingleOperand>& launch, const Part<1>& part,
+                                       int thread) {
   double sum = 0;
   with_stored_type(DType(launch.entries()[part.tensor].group_step), [&](auto* type) {
     using Stored = std::remove_pointer_t<decltype(type)>;
@@ -70,48 +68,35 @@ FRICTION_INLINE double squares_of_parts(const Launch<SingleOperand>& launch, con
       sum = squares_one_by_one<Stored>(launch, part, thread);
       return;
     }
-    Stored stored[kParts][kVec8];
-    FRICTION_UNROLL
-    for (int i = 0; i < kParts; ++i)
-      Vector<Stored, kVec8>::load(
-          static_cast<const Stored*>(part.data[0]) + part.begin + i * kChunk + first, stored[i]);
-    FRICTION_UNROLL
-    for (int i = 0; i < kParts; ++i) sum += squares_of(stored[i]);
+    Stored stored[kVec8];
+    Vector<Stored, kVec8>::load(static_cast<const Stored*>(part.data[0]) + part.begin + first,
+                                stored);
+    sum = squares_of(stored);
   });
   return sum;
 }
 
-// Chunks whose squares a thread adds before it meets the others of its block.
-constexpr int kNormRun = 4;
+// As many sums as keep every processor busy, and no more than a block adds up at once.
+constexpr int kNormSums = 4096;
 
-FRICTION_INLINE int64_t norm_runs(int64_t chunks) { return (chunks + kNormRun - 1) / kNormRun; }
+FRICTION_INLINE int norm_sums(int64_t chunks) {
+  return chunks < kNormSums ? int(chunks) : kNormSums;
+}
 
-// A thread's share of a run's sum.
-FRICTION_INLINE double squares_of_run(const Launch<SingleOperand>& launch,
-                                      Walk<Launch<SingleOperand>>& walk, int64_t run, int thread) {
-  const int64_t begin = run * kNormRun, rest = launch.chunks - begin;
-  const Part<1>& part = walk.part_of(begin);
-  if (part.aligned && walk.are_whole(begin, kNormRun))
-    return squares_of_parts<kNormRun>(launch, part, thread);
-  const int count = rest < kNormRun ? int(rest) : kNormRun;
+// A thread's share of one of the sums.
+FRICTION_INLINE double share_of_sum(const Launch<SingleOperand>& launch, int number, int thread) {
+  Walk<Launch<SingleOperand>> walk(launch);
   double sum = 0;
-  FRICTION_NO_UNROLL
-  for (int i = 0; i < count; ++i)
-    sum += squares_of_parts<1>(launch, walk.part_of(begin + i), thread);
+  for (int64_t chunk = number; chunk < launch.chunks; chunk += kNormSums)
+    sum += squares_of_part(launch, walk.part_of(chunk), thread);
   return sum;
 }
 
-// A thread's share of the sum over runs.
-FRICTION_INLINE double share_of_runs(const double* of_run, int64_t runs, int thread) {
-  double sum = 0, sums[4] = {};
-  const int64_t most = runs - 3 * kThreads;
-  int64_t run = thread;
-  for (; run < most; run += 4 * kThreads) {
-    FRICTION_UNROLL
-    for (int i = 0; i < 4; ++i) sums[i] += of_run[run + i * kThreads];
-  }
-  for (; run < runs; run += kThreads) sum += of_run[run];
-  return (sums[0] + sums[1]) + (sums[2] + sums[3]) + sum;
+// A thread's share of the sum of these.
+FRICTION_INLINE double share_of_all(const double* sums, int count, int thread) {
+  double sum = 0;
+  for (int i = thread; i < count; i += kThreads) sum += sums[i];
+  return sum;
 }
 
 }  // namespace friction::cuda

@@ -73,6 +73,31 @@ FRICTION_INLINE void stage_directions(const Launch& launch, const PartOf<Launch>
       });
 }
 
+// The sums of a lane's elements of a part that lies in one row, without a stage. Whether they are
+// finite in T.
+template <class Config, class Launch, class T>
+FRICTION_INLINE bool sum_one_row(const Launch& launch, const PartOf<Launch>& part, int lane,
+                                 const Shared<typename Launch::Rule, T>& shared,
+                                 ProjectionSums& sums) {
+  using Rule = typename Launch::Rule;
+  T param_grad = T(0), param_param = T(0), grad_grad = T(0), param_direction = T(0);
+  visit_elements<Config, false, kWarp>(
+      launch, part, shared.types, lane, [&](auto& elements, auto&&) {
+        with_variant<Rule, true>(shared.variant, [&](auto variant) {
+          FRICTION_UNROLL
+          for (auto& x : elements) {
+            const T p = x[Rule::kParam], g = x[Rule::kGrad];
+            param_grad += p * g;
+            param_param += p * p;
+            grad_grad += g * g;
+            param_direction += p * Rule::template direction<variant()>(x, shared.scalars);
+          }
+        });
+      });
+  sums = {{double(param_grad), double(param_param), double(grad_grad)}, double(param_direction)};
+  return std::isfinite(param_grad + param_param + grad_grad + param_direction);
+}
+
 // The rows that overlap a stage: [first, first + count).
 struct Rows {
   int64_t first;
@@ -181,9 +206,11 @@ FRICTION_INLINE void decide(const Launch& launch, int64_t tensor) {
   bool rows_pass = extra.rows > 0;
   ProjectionSums whole;
   const int count = RowGroup::count(extra.rows);
-  for (int group = 0; group < count; ++group) {
-    const RowGroupSums& of_group = projection.groups[tensor * kRowGroups + group];
-    rows_pass = rows_pass && of_group.rows_pass;
+  FRICTION_UNROLL
+  for (int group = 0; group < kRowGroups; ++group) {
+    if (group >= count) continue;  // unrolled, so that no load waits for another
+    const RowGroupSums of_group = projection.groups[tensor * kRowGroups + group];
+    rows_pass = rows_pass & of_group.rows_pass;
     whole += of_group.sums;
   }
   Projected& projected = projection.projected[tensor];

@@ -6,6 +6,7 @@
 
 #include "../cuda/driver.h"
 #include "../cuda/fill_launch.h"
+#include "../cuda/norm.h"
 #include "device_memory.h"
 #include "operand_list.h"
 #include "partition.h"
@@ -56,8 +57,8 @@ class NormOnGpu {
     const void* memory = extras_.of(bytes, allocator, use, send);
     if (extras) cuda::refer_to_extras(launch, tensors, memory);
     launch.blocks_done = cuda::counter_of(memory, extras ? launch.count : 0);
-    launch.norm.of_run = static_cast<double*>(
-        of_run_.reserve(allocator, int64_t(sizeof(double)) * launch.chunks, use));
+    launch.norm.sums = static_cast<double*>(
+        sums_.reserve(allocator, int64_t(sizeof(double)) * cuda::norm_sums(launch.chunks), use));
     launch.norm.squared = squared;
     cuda::squared_norm(launch, target);
   }
@@ -65,7 +66,7 @@ class NormOnGpu {
  private:
   std::unique_ptr<cuda::Launch<cuda::SingleOperand>> launch_;
   DeviceCopy entries_, extras_;
-  DeviceMemory of_run_;
+  DeviceMemory sums_;
 };
 
 inline void squared_norm(const OperandList& list, const NormTarget& target, int threads,

@@ -99,17 +99,26 @@ void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
     auto stage = std::make_unique<Stage<T>>();
     for (int staged = 0; staged < whole.count; staged += Stage<T>::kSize) {
       const auto part = stage_of<T>(whole, staged);
+      const Rows rows(extra.row_length, part.begin, part.begin + part.count);
+      ProjectionSums* slots =
+          launch.projection.sums +
+          sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk, rows.first, part.begin);
+      if (rows.count == 1) {
+        bool finite = true;
+        std::vector<ProjectionSums> sums(kWarp);
+        for (int lane = 0; lane < kWarp; ++lane)
+          finite = sum_one_row<Config>(launch, part, lane, shared, sums[size_t(lane)]) && finite;
+        slots[0] = team_sum_on_host(sums.data(), kWarp);
+        if (finite) continue;
+      }
       for (int lane = 0; lane < kWarp; ++lane)
         stage_directions<Config>(launch, part, lane, shared, *stage);
-      const Rows rows(extra.row_length, part.begin, part.begin + part.count);
       const int lanes = rows.shared_by_lanes() ? kWarp : 1;
       for (int row = 0; row < rows.count; ++row) {
         std::vector<ProjectionSums> sums;
         for (int lane = 0; lane < lanes; ++lane)
           sums.push_back(member_sums(*stage, rows.begin_of(row), rows.end_of(row), lane, lanes));
-        launch.projection.sums[sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk,
-                                            rows.first + row, part.begin)] =
-            team_sum_on_host(sums.data(), lanes);
+        slots[row] = team_sum_on_host(sums.data(), lanes);
       }
     }
   });
@@ -153,18 +162,16 @@ void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
 }
 
 inline double squared_norm_of(const Launch<SingleOperand>& launch, int64_t blocks) {
-  const int64_t runs = norm_runs(launch.chunks);
-  std::vector<double> of_run(static_cast<size_t>(runs)), threads(kThreads);
+  const int count = norm_sums(launch.chunks);
+  std::vector<double> sums(static_cast<size_t>(count)), threads(kThreads);
   for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t run = block; run < runs; run += blocks) {
-      for (int thread = 0; thread < kThreads; ++thread) {
-        Walk<Launch<SingleOperand>> walk(launch);
-        threads[size_t(thread)] = squares_of_run(launch, walk, run, thread);
-      }
-      of_run[size_t(run)] = team_sum_on_host(threads.data(), kThreads);
+    for (int number = int(block); number < count; number += int(blocks)) {
+      for (int thread = 0; thread < kThreads; ++thread)
+        threads[size_t(thread)] = share_of_sum(launch, number, thread);
+      sums[size_t(number)] = team_sum_on_host(threads.data(), kThreads);
     }
   for (int thread = 0; thread < kThreads; ++thread)
-    threads[size_t(thread)] = share_of_runs(of_run.data(), runs, thread);
+    threads[size_t(thread)] = share_of_all(sums.data(), count, thread);
   return team_sum_on_host(threads.data(), kThreads);
 }
 

@@ -11,21 +11,33 @@ from friction_triton.tiles import LOG2_E, add_product, dots, halves
 
 
 @triton.jit
-def add_weighted(
-    sums, x, rows, row_bias, column_bias, values, pitch, first_key, first_column,
-    MASK_DIAGONAL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+def weights_of(
+    x, rows, row_bias, column_bias, first_key, first_column, MASK_DIAGONAL: tl.constexpr
 ):  # fmt: skip
-    """sums + exp(x + biases) values, for the columns of x, which start at first_column."""
+    """exp(x + biases), for the columns of x, which start at first_column, and these columns."""
     columns = first_column + tl.arange(0, x.shape[1])
     weights = tl.exp2(x + (row_bias[:, None] + tl.load(column_bias + columns)[None, :]))
     if MASK_DIAGONAL:
         weights = tl.where(rows[:, None] == first_key + columns[None, :], 0.0, weights)
+    return weights, columns
+
+
+@triton.jit
+def add_weighted(
+    sums, x, rows, row_bias, column_bias, values, pitch, first_key, first_column,
+    MASK_DIAGONAL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """sums + exp(x + biases) values."""
+    weights, columns = weights_of(
+        x, rows, row_bias, column_bias, first_key, first_column, MASK_DIAGONAL
+    )
     taken = tl.load(
         values + (tl.arange(0, BLOCK_K).to(tl.int64) * pitch)[None, :] + columns[:, None]
     )
     return add_product(sums, weights, taken, PRECISION)
 
 
+# Arguments that are not specialised: there are too many ranges to compile for each.
 RANGES = [
     "first_row",
     "num_rows",
@@ -104,3 +116,49 @@ def apply_kernel(
     offsets = (split.to(tl.int64) * num_rows + local_rows)[:, None] * width + channels[None, :]
     mask = (local_rows < num_rows)[:, None] & (channels < width)[None, :]
     tl.store(result + offsets, sums, mask=mask)
+
+
+@triton.jit(do_not_specialize=[*RANGES, "blocks_per_split"])
+def apply_vector_kernel(
+    queries,
+    keys,
+    scale,
+    row_bias,
+    column_bias,
+    values,  # (pitch,) float32; 0 beyond num_columns
+    result,  # (splits, num_rows) float32
+    first_row,
+    num_rows,
+    first_column,
+    num_columns,
+    num_queries,
+    num_keys,
+    dim,
+    blocks_per_split,
+    MASK_DIAGONAL: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """apply_kernel for a single column of values, where a product would be padded to sixteen."""
+    block_row = tl.program_id(0) * BLOCK_M
+    split = tl.program_id(1)
+    local_rows = block_row + tl.arange(0, BLOCK_M)
+    factor = tl.load(scale) * LOG2_E
+    biases = tl.load(row_bias + local_rows)
+    sums = tl.zeros((BLOCK_M,), tl.float32)
+    first_block = split * blocks_per_split
+    last_block = tl.minimum(first_block + blocks_per_split, tl.cdiv(num_columns, BLOCK_N))
+    for index in range(first_block, last_block):
+        column = index * BLOCK_N
+        x = factor * dots(
+            queries, keys, first_row + block_row, first_column + column, num_queries, num_keys, dim,
+            BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
+        )  # fmt: skip
+        weights, columns = weights_of(
+            x, first_row + local_rows, biases, column_bias, first_column, column, MASK_DIAGONAL
+        )
+        sums += tl.sum(weights * tl.load(values + columns)[None, :], axis=1)
+    offsets = split.to(tl.int64) * num_rows + local_rows
+    tl.store(result + offsets, sums, mask=local_rows < num_rows)

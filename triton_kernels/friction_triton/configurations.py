@@ -42,7 +42,7 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     """
     ampere, fp32 = architecture < 90, precision == "fp32"
     stages = (2, 3) if fp32 or ampere else (3, 4)
-    if kernel == "logsumexp":
+    if kernel in ("logsumexp", "apply_vector"):
         sizes = {"BLOCK_M": 128, "BLOCK_N": 128 if fp32 or ampere else 256}
     elif kernel == "apply_narrow":  # up to 16 columns of values
         side = 64 if fp32 else 128

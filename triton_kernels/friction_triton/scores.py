@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 from torch.nn.functional import pad
 
-from friction_triton.apply import apply_kernel
+from friction_triton.apply import apply_kernel, apply_vector_kernel
 from friction_triton.configurations import (
     BLOCK_D,
     DOT_PRECISION,
@@ -82,6 +82,8 @@ class TritonScores:
         self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
     ) -> Tensor:
         width = values.shape[1]
+        if width == 1:
+            return self._apply_vector(rows, columns, row_bias, column_bias, values[:, 0])[:, None]
         sizes = self._tile("apply_narrow" if width <= 16 else "apply_wide")
         row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
         column_blocks = triton.cdiv(len(columns), sizes["BLOCK_N"])
@@ -98,6 +100,25 @@ class TritonScores:
             column_blocks * sizes["BLOCK_N"], per_split,
             MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
             VALUE_PRECISION=VALUE_PRECISION[self.precision],
+        )  # fmt: skip
+        return result[0] if num_splits == 1 else result.sum(dim=0)
+
+    def _apply_vector(
+        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+    ) -> Tensor:
+        sizes = self._tile("apply_vector")
+        row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
+        column_blocks = triton.cdiv(len(columns), sizes["BLOCK_N"])
+        num_splits, per_split = self._divide(row_blocks, column_blocks)
+        result = self._empty(num_splits, len(rows))
+        self._launch(
+            apply_vector_kernel, sizes, (row_blocks, num_splits),
+            self._queries, self._keys, self._scale,
+            _padded_bias(row_bias, sizes["BLOCK_M"]), _padded_bias(column_bias, sizes["BLOCK_N"]),
+            _zeros_after(values.detach().float(), column_blocks * sizes["BLOCK_N"]),
+            result, rows.start, len(rows), columns.start, len(columns),
+            len(self._queries), len(self._keys), self._dim, per_split,
+            MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
         )  # fmt: skip
         return result[0] if num_splits == 1 else result.sum(dim=0)
 
