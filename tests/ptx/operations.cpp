@@ -331,6 +331,13 @@ void largest_of_warp(Warp& warp, const Instruction& instruction, Lanes lanes) {
   for_each_lane(lanes, [&](int lane) { warp.lanes_of(instruction.operands[0])[lane] = most; });
 }
 
+void all_of_warp(Warp& warp, const Instruction& instruction, Lanes lanes) {
+  bool all = true;
+  const uint64_t* from = warp.lanes_of(instruction.operands[1]);
+  for_each_lane(lanes, [&](int lane) { all = value_of<bool>(from[lane]) && all; });
+  for_each_lane(lanes, [&](int lane) { warp.lanes_of(instruction.operands[0])[lane] = all; });
+}
+
 bool define_all() {
   define_integers<int16_t, int32_t, int64_t, uint16_t, uint32_t, uint64_t>();
   define<uint32_t, uint32_t, uint32_t>(
@@ -369,6 +376,7 @@ bool define_all() {
   define_shuffle("shfl.sync.down.u32", [](int lane, int by) { return lane + by; });
   define_shuffle("shfl.sync.bfly.u32", [](int lane, int by) { return lane ^ by; });
   operations["redux.sync.max.u32"] = largest_of_warp;
+  operations["vote.sync.all.pred"] = all_of_warp;
   return true;
 }
 

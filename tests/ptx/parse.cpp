@@ -196,7 +196,7 @@ class KernelParser {
 
   static Control control_of(const std::string& opcode) {
     if (starts_with(opcode, "bar.warp") || starts_with(opcode, "shfl.sync") ||
-        starts_with(opcode, "redux.sync"))
+        starts_with(opcode, "redux.sync") || starts_with(opcode, "vote.sync"))
       return Control::kWarpSync;
     return starts_with(opcode, "bar.") ? Control::kBlockBarrier : Control::kNext;
   }
