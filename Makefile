@@ -4,9 +4,9 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
-CPP_TESTS := $(shell git ls-files 'tests/native/*')
+CPP_TESTS := $(shell git ls-files 'tests/native/*' 'tests/ptx/*.h' 'tests/ptx/*.cpp')
 
-.PHONY: example test test-deep test-integrations sanitize torch-suite bench bench-report gpu-prepare gpu-report lint format docs wheel
+.PHONY: example test test-deep test-integrations test-ptx sanitize torch-suite bench bench-report gpu-prepare gpu-report lint format docs wheel
 
 example: .venv/installed  ## train a ViT and a ResNet on real images with every kind of optimizer
 	$(BIN)/python examples/train_images.py $(ARGS)
@@ -20,6 +20,9 @@ test-deep: .venv/installed  ## run the others: compilers, interpreter, torch.com
 test-integrations: .venv/installed  ## run what needs other libraries, too; installs some 800 MB
 	$(BIN)/pip install --quiet 'friction-kernels[integrations]'
 	$(BIN)/pytest tests/test_integrations_*.py tests/test_finetune_text.py tests/test_pages.py $(ARGS)
+
+test-ptx: .venv/installed  ## execute the PTX of the CUDA kernels, without a GPU; needs nvcc
+	$(BIN)/python tests/ptx/run.py
 
 sanitize: .venv/installed  ## run native code and random sequences under sanitizers: ARGS="--examples 5000" for long
 	$(BIN)/python tests/sanitize.py $(ARGS)

@@ -54,7 +54,8 @@ class count_launches:  # noqa: N801 - reads as a function, like torch.no_grad
     (1, {'friction_adam': 1})
 
     Counts launches of the whole process: any thread, optimizer or loss. "store_table" copies a changed
-    table that is too large for launch arguments to a GPU. Plain torch operations are not counted.
+    table that is too large for launch arguments to a GPU, 32,736 bytes at a time: 15 launches for 10,000
+    tensors of friction Adam. Plain torch operations are not counted.
     """
 
     def __enter__(self) -> LaunchCounts:

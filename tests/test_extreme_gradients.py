@@ -221,3 +221,61 @@ def test_a_huge_parameter_is_projected_as_in_float64(cls, state_dtype, backend):
         opt.step()
         values.append(param.detach().double())
     torch.testing.assert_close(*values, rtol=1e-5, atol=1e19)
+
+
+SPECIAL_BITS = {
+    torch.float32: (0x0, 0x1, 0x7FFFFF, 0x800000, 0x3F800000, 0x7F7FFFFF, 0x7F800000),
+    torch.float64: (0x0, 0x1, (1 << 52) - 1, 1 << 52, 1023 << 52, (2047 << 52) - 1, 2047 << 52),
+}
+# The first and last signalling and quiet NaN, and those that CPUs and GPUs make.
+NAN_BITS = {
+    torch.float32: (0x7F800001, 0x7FBFFFFF, 0x7FC00000, 0x7FC00001, 0x7FFFFFFF),
+    torch.float64: (
+        (2047 << 52) + 1,
+        (4095 << 51) - 1,
+        4095 << 51,
+        (4095 << 51) + 1,
+        (1 << 63) - 1,
+    ),
+}
+
+
+def of_bits(bits: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Those numbers and their negatives."""
+    integer, size = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}[dtype]
+    negative = tuple(each - (1 << size - 1) for each in bits)
+    return torch.tensor(bits + negative, dtype=integer).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", NAN_BITS, ids=str)
+@pytest.mark.parametrize("friction_input", INPUTS)
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_every_nan_is_one_whatever_its_bits(kernels, friction_input, dtype):
+    """In a gradient it makes everything NaN; in the previous gradient it is no friction, as 0 is."""
+    nans, special = of_bits(NAN_BITS[dtype], dtype), of_bits(SPECIAL_BITS[dtype], dtype)
+    assert nans.isnan().all() and not special.isnan().any()
+    numbers = torch.cat([nans, special])
+    pairs = torch.cartesian_prod(numbers, numbers)
+
+    def step(previous: torch.Tensor) -> dict[str, torch.Tensor]:
+        """From previous gradients, and the second of each pair as gradient."""
+        leaf = torch.nn.Parameter(torch.ones(len(pairs), dtype=dtype))
+        backend = "reference" if kernels == "reference" else "native"
+        if backend == "native":
+            _native.use_instruction_set(kernels)
+        opt = TanhSignAdamW([leaf], friction_input=friction_input, backend=backend)
+        after_each(opt, leaf, [torch.ones(len(pairs), dtype=dtype)])
+        opt.state[leaf]["prev_grad"].copy_(previous)
+        after_each(opt, leaf, [pairs[:, 1]])
+        return {"param": leaf.detach(), **opt.state[leaf]}
+
+    found = step(pairs[:, 0])
+    for key in ("param", "exp_avg", "exp_avg_sq", "prev_grad"):
+        assert torch.equal(found[key].isnan() & pairs[:, 1].isnan(), pairs[:, 1].isnan()), key
+    unknown = pairs[:, 0].isnan() & ~pairs[:, 1].isnan()
+    without = step(pairs[:, 0].nan_to_num(0.0, math.inf, -math.inf))
+    for key, tensor in found.items():
+        if key != "step":
+            assert torch.equal(
+                tensor[unknown].nan_to_num(77.0), without[key][unknown].nan_to_num(77.0)
+            )

@@ -8,13 +8,12 @@
 namespace friction::cuda {
 namespace {
 
-constexpr size_t kPayload = 32736;
 constexpr int kStoreThreads = 256;
 
 struct Payload {
   uint32_t* to;
   int words;
-  uint32_t content[kPayload / 4];
+  uint32_t content[kStoreBytes / 4];
 };
 static_assert(sizeof(Payload) <= kParameterBytes);
 
@@ -29,8 +28,8 @@ __global__ void __launch_bounds__(kStoreThreads)
 }  // namespace
 
 void store(const void* bytes, size_t count, void* to, const Target& target) {
-  for (size_t done = 0; done < count; done += kPayload) {
-    const size_t part = count - done < kPayload ? count - done : kPayload;
+  for (size_t done = 0; done < count; done += kStoreBytes) {
+    const size_t part = count - done < kStoreBytes ? count - done : kStoreBytes;
     Payload payload;
     payload.to = reinterpret_cast<uint32_t*>(static_cast<char*>(to) + done);
     payload.words = static_cast<int>((part + 3) / 4);

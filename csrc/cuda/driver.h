@@ -54,8 +54,10 @@ auto of_rules(RuleList<Rule...>, Choose choose) {
 // on every GPU. launch.blocks_done must point to a zero.
 void squared_norm(const Launch<SingleOperand>& launch, const Target& target);
 
-// Writes bytes to device memory in stream order. They are passed as kernel parameters, so the host
-// memory may be freed at once, and a captured graph holds them too.
+// Writes bytes to device memory in stream order, in a launch for each kStoreBytes. They are passed
+// as kernel parameters, so the host memory may be freed at once, and a captured graph holds them
+// too.
+constexpr size_t kStoreBytes = 32736;
 void store(const void* bytes, size_t count, void* to, const Target& target);
 
 // Whether the stream is capturing a graph.

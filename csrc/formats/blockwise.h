@@ -6,7 +6,8 @@
 // 16 codes per octave; the exponent and mantissa of a float stand in for the logarithm. d is chosen
 // so that the codes cover d to 1 + d. Signed operands have 8 octaves and keep the sign in the
 // code's upper bit; non-negative operands have 16. docs/numerics.md compares maps. A block that
-// contains NaN or infinity decodes to non-finite values, so the fault is not hidden.
+// contains NaN or infinity decodes to non-finite values, so the fault is not hidden. Its codes are
+// arbitrary: CPU and GPU have other ones, since a NaN's bits are not the same on both.
 //
 // A moving average changes by less than half a code per step, so rounding to nearest would freeze
 // it. The threshold for rounding up therefore varies from step to step, evenly over [0, 1). With a

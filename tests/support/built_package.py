@@ -30,17 +30,14 @@ def build(folder: Path, build_folder: Path, **options: str) -> Path:
     return folder
 
 
-def run_pytest(folder: Path, *arguments: str | Path, **environment: str) -> tuple[int, str]:
-    """Run tests with the package that lies there: exit status and output.
+def run_python(folder: Path, *arguments: str | Path, **environment: str) -> tuple[int, str]:
+    """Run Python with the package that lies there: exit status and output.
 
     In that folder: Python looks first into the one it runs in, and the project has the package, too.
     """
     path = os.pathsep.join(map(str, (folder, ROOT / "triton_kernels", SUPPORT, TESTS, ROOT)))
     run = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            *("-c", ROOT / "pyproject.toml", *arguments),
-        ],
+        [sys.executable, *arguments],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, **environment},
         stdout=subprocess.PIPE,
@@ -49,3 +46,8 @@ def run_pytest(folder: Path, *arguments: str | Path, **environment: str) -> tupl
         errors="replace",
     )
     return run.returncode, run.stdout
+
+
+def run_pytest(folder: Path, *arguments: str | Path, **environment: str) -> tuple[int, str]:
+    pytest = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", ROOT / "pyproject.toml")
+    return run_python(folder, *pytest, *arguments, **environment)

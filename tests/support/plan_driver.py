@@ -57,6 +57,10 @@ def quantized_bytes(numel: int) -> int:
 def lay_out(tensor: Tensor, layout: str) -> Tensor:
     if layout == "gaps":
         return torch.stack([tensor, torch.full_like(tensor, 77)], dim=-1)[..., 0]
+    if layout == "deep" and tensor.dim() > 0:  # no two dimensions of it are one
+        room = tensor.new_full([2 * size for size in tensor.shape], 77)
+        view = room[(slice(None, None, 2),) * tensor.dim()]
+        return view.copy_(tensor)
     if layout == "offset":  # one element off any vector's alignment
         return torch.cat([tensor.new_zeros(1), tensor.reshape(-1)])[1:].view(tensor.shape)
     return tensor
@@ -118,13 +122,22 @@ class Driven:
                 param.grad_dtype = grad.dtype
             param.grad = lay_out(grad, form.layout)
 
-    def step(self, *groups: dict, scaling=(), threads: int = 1):
+    def settings(self, *groups: dict) -> list[list[float]]:
         groups = groups or ({},) * len(self.param_groups)
-        settings = [
+        return [
             [float({**SETTINGS, **group}[name]) for name in self.plan.settings] for group in groups
         ]
+
+    def step(self, *groups: dict, scaling=(), threads: int = 1):
         with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
-            return problem or self.plan.step(settings, threads, list(scaling))
+            return problem or self.plan.step(self.settings(*groups), threads, list(scaling))
+
+    def statistics(self, *groups: dict, scaling=()) -> list[tuple[int, float, float]]:
+        with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
+            assert problem is None, problem
+            sums, problem = self.plan.statistics(self.settings(*groups), 1, list(scaling))
+        assert problem is None, problem
+        return sums
 
     def squared_norm(self, counted: list[bool], targets: list[tuple[int, Tensor]]):
         with backends.native.Reading(self.plan, self.state, self.param_groups) as problem:
@@ -138,10 +151,34 @@ class Driven:
         return found
 
     def bits(self) -> list[bytes]:
-        return [
-            torch.cat([tensor.reshape(-1)]).view(torch.uint8).cpu().numpy().tobytes()
-            for tensor in self.lists()
-        ]
+        return [bits_of(tensor) for tensor in self.lists()]
+
+    def numbers(self) -> list[bytes]:
+        """The bits of numbers, of which all NaN are alike: a GPU has other bits for them. So are all codes
+        of a block whose scale is not finite."""
+        found = []
+        for param in self.params:
+            tensors = [param.detach(), *self.state[param].values()]
+            found += [bits_of(with_one_nan(tensor, param.numel())) for tensor in tensors]
+        return found
+
+
+def bits_of(tensor: Tensor) -> bytes:
+    return torch.cat([tensor.reshape(-1)]).view(torch.uint8).cpu().numpy().tobytes()
+
+
+def with_one_nan(tensor: Tensor, numel: int) -> Tensor:
+    if tensor.dtype.is_floating_point:
+        return tensor.where(~tensor.isnan(), math.nan)
+    if tensor.dtype != QUANTIZED:
+        return tensor
+    tensor = tensor.clone()
+    blocks = -(-numel // BLOCK)
+    scales = tensor[: 4 * blocks].view(torch.float32)
+    codes = tensor[len(tensor) - numel :]
+    codes[~scales.isfinite().repeat_interleave(BLOCK)[:numel]] = 0
+    scales[scales.isnan()] = math.nan
+    return tensor
 
 
 def variants(form: Form, **changes) -> list[Form]:
