@@ -370,7 +370,7 @@ def test_a_dry_run_measures_and_writes_where_out_says(tmp_path, monkeypatch, cap
     before = kept_results()
     monkeypatch.setenv("OUT", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    few = [part for part in PARTS if part.name in ("small models", "gloss", "memcheck")]
+    few = [part for part in PARTS if part.name in ("small models", "graphs", "memcheck")]
     monkeypatch.setattr(gpu_report, "PARTS", few)
     assert gpu_report.main(["--device", "cpu", "--stage", "2"]) == 0
     assert kept_results() == before
@@ -385,7 +385,7 @@ def test_a_dry_run_measures_and_writes_where_out_says(tmp_path, monkeypatch, cap
     assert all(ok for ok, _ in outcomes_in(tmp_path).values())
     names = {file.name for file in tmp_path.iterdir()}
     assert names == {"report.json", "report.md", "log.txt", "optimizers.json", "gloss.json"}
-    assert "ok     gloss: measured N = 64" in capsys.readouterr().out
+    assert "ok     graphs: measured N = 64" in capsys.readouterr().out
 
 
 def test_parts_are_chosen_by_stage_and_name(tmp_path, monkeypatch, capsys):
