@@ -84,7 +84,14 @@ class Copy:
         self.target.copy_(self.source)
 
 
-COPY = "copy"
+class InPlace(Copy):
+    """What memory can do for a step, which writes where it has read."""
+
+    def step(self) -> None:
+        self.target.mul_(1.0)
+
+
+COPY, IN_PLACE = "copy", "in place"
 EAGER_ADAMW, EAGER_NORMALIZED, EAGER_ADAMP, EAGER_RSGDM = (
     f"{name} eager equations"
     for name in ("SigSignAdamW", "SigSignAdamW normalized", "SigSignAdamP", "RSGDM")
@@ -117,6 +124,7 @@ OPTIMIZERS = [
     sgd(SGD_FUSED, fused=True),
     sgd(SGD_FOR_LOOP, slow=True, foreach=False, fused=False),
     Contender(COPY, Copy, reads=""),
+    Contender(IN_PLACE, InPlace, reads=""),
     TORCH_FOR_LOOP,
     TORCH_FOREACH,
     TORCH_FUSED,

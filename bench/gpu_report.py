@@ -41,7 +41,7 @@ FIRST_TESTS = (
     "or (one_launch and 700) or follows_a_schedule or friction_stats"
 )
 # Of a model of a billion parameters, a card holds no more.
-FIRST = ("copy", "SigSignAdamW", "SigSignAdamP", "RSGDM", "torch AdamW fused")
+FIRST = ("copy", "in place", "SigSignAdamW", "SigSignAdamP", "RSGDM", "torch AdamW fused")
 LARGE = (*FIRST, "torch SGD nesterov fused")
 STEPS = (*LARGE, "torch AdamW foreach", "SigSignAdamW eager equations")
 EIGHT_BITS = "SigSignAdamW 8bit"

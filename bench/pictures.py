@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from bench.contenders import ADAMW_FUSED, COPY
+from bench.contenders import ADAMW_FUSED, COPY, IN_PLACE
 from bench.records import Report, contenders_in, curve, full_graphs, measured, milliseconds, slope
 
 OURS, THEIRS, EDGE = "#D55E00", "#8C9BA8", "#333333"
@@ -50,7 +50,7 @@ def steps(report: Report, path: Path) -> Path | None:
 
 
 def steps_of(ax, scenario: dict[str, Any]) -> None:
-    rows = [(name, row) for name, row in scenario["rows"].items() if name != COPY]
+    rows = [(name, row) for name, row in scenario["rows"].items() if name not in (COPY, IN_PLACE)]
     rows.sort(key=lambda item: -item[1]["seconds"])
     for y, (_, row) in enumerate(rows):
         value, quartiles = 1e3 * row["seconds"], [1e3 * q for q in row["quartiles"]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from bench import contenders, peers, states
-from bench.contenders import COMPILED, COPY, Contender
+from bench.contenders import COMPILED, COPY, IN_PLACE, Contender
 from bench.gloss_contenders import CONTENDERS as GRAPHS
 from bench.gloss_contenders import Graph
 from bench.shapes import COUNTS
@@ -92,7 +92,7 @@ BF16 = torch.bfloat16
 STEPS = (*contenders.OPTIMIZERS, *peers.OF_OPTIMIZERS)
 CARD_STEPS = (*STEPS, *contenders.CAPTURED)
 # What a step costs here is bookkeeping: compiling and copying say nothing, new gradients do.
-TINY = (*(c for c in STEPS if c.name not in (COPY, COMPILED)), *contenders.CHANGING)
+TINY = (*(c for c in STEPS if c.name not in (COPY, IN_PLACE, COMPILED)), *contenders.CHANGING)
 HOST = (
     *(contenders.RSGDM, contenders.SIG_ADAMW, contenders.SIG_ADAMP),
     *(contenders.TORCH_FUSED, contenders.TORCH_FOR_LOOP, contenders.TORCH_FOREACH),
