@@ -16,7 +16,6 @@ import torch
 DIM, CLASSES = 768, (8, 52)  # as the benchmark has them
 PRECISIONS = ("bf16", "fp32", "tf32")
 PROCESSORS = (4, 132)  # one split of a pass, and several
-KEPT = (".cubin", ".json")
 SHARED_BYTES = 227 << 10
 
 
@@ -41,7 +40,7 @@ class StandIn:
         return 0
 
 
-def compile_all(capability: int, dims: list[int]) -> None:
+def compile_all(capability: int, dims: list[int], precisions: list[str]) -> None:
     import triton
     from friction_triton import batch, configurations, scores
 
@@ -55,7 +54,7 @@ def compile_all(capability: int, dims: list[int]) -> None:
     configurations._milliseconds = once
     scores.architecture = lambda device: capability // 10 * 10
     scores.STRIPE_BYTES = 0  # more than one stripe
-    for precision, dim, processors in product(PRECISIONS, dims, PROCESSORS):
+    for precision, dim, processors in product(precisions, dims, PROCESSORS):
         configurations._processors = lambda device, count=processors: count
         nodes = range(2048)
         numbers, columns = torch.zeros(len(nodes)), torch.zeros(len(nodes), max(CLASSES))
@@ -67,13 +66,13 @@ def compile_all(capability: int, dims: list[int]) -> None:
             graph.apply(nodes, nodes, numbers, numbers, columns[:, :width])
         term = Term(*[numbers] * 3)
         graph.gradient((Term(*[numbers] * 3, columns, columns), term, term))
-        for classes, weight in product(CLASSES, (None, torch.ones(()))):
+        for classes in CLASSES:
             batch.batch_gloss(
                 torch.zeros(128, dim),
                 torch.zeros(128, dtype=torch.int64),
                 torch.zeros(128, dtype=torch.bool),
                 classes,
-                weight if weight is None else weight.expand(classes),
+                None,
                 torch.ones(1),
                 precision=precision,
             )
@@ -84,13 +83,15 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--dims", type=int, nargs="+", default=[DIM])
+    parser.add_argument("--precisions", nargs="+", default=PRECISIONS, choices=PRECISIONS)
     options = parser.parse_args()
-    os.environ["TRITON_CACHE_DIR"] = str(options.folder.resolve())
-    compile_all(options.capability, options.dims)
-    for path in options.folder.rglob("*"):
-        tuned = path.name.endswith(".autotune.json")
-        if path.is_file() and (tuned or path.suffix not in KEPT):
-            path.unlink()
+    os.environ |= {
+        "TRITON_CACHE_DIR": str(options.folder.resolve()),
+        "TRITON_STORE_BINARY_ONLY": "1",
+    }
+    compile_all(options.capability, options.dims, options.precisions)
+    for path in options.folder.rglob("*.autotune.json"):
+        path.unlink()
     found = list(options.folder.rglob("*.cubin"))
     megabytes = sum(p.stat().st_size for p in options.folder.rglob("*") if p.is_file()) / 2**20
     print(f"{len(found)} Triton kernels, {megabytes:.1f} MiB")

@@ -22,7 +22,7 @@ MOST_REGISTERS = {
     "squared_norm_kernel": 64,
     "statistic_kernel": 128,
     "projection_reduce_kernel": 128,
-    "projection_decide_kernel": 64,
+    "projection_decide_kernel": 96,
 }
 # 128-bit loads and stores that a thread's vectors take: lists times vectors of 16 bytes. Where types are
 # looked up: those of float32 and of 16 bits, of parameter, gradient and float32 states.

@@ -3,6 +3,7 @@ numbers, and that the checks of gpu_cases.py hold where they should and fail whe
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -397,3 +398,33 @@ def test_parts_are_chosen_by_stage_and_name(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu_report.main([*folder, "--only", "glos"])
     assert "no part is called glos" in capsys.readouterr().err
+
+
+def test_triton_kernels_that_were_compiled_before_are_found(tmp_path, monkeypatch):
+    """Where the folder was moved, as it is to the card's machine; nothing is compiled again."""
+    pytest.importorskip("triton")
+    built, moved = tmp_path / "built", tmp_path / "moved"
+
+    def compile_into(folder):
+        command = [sys.executable, "-m", "bench.gpu_triton", folder, "--dims", "64"]
+        command += ["--precisions", "bf16"]
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        return subprocess.run(
+            command,
+            cwd=gpu_report.ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    assert int(compile_into(built).split()[0]) > 10
+    built.rename(moved)
+    monkeypatch.setattr(gpu_report, "TRITON_CACHE", moved)
+    monkeypatch.setenv("TRITON_CACHE_DIR", "")
+    gpu_report.adopt_triton_cache()
+    assert os.environ["TRITON_CACHE_DIR"] == str(moved)
+    times = {path: path.stat().st_mtime_ns for path in moved.rglob("*.cubin")}
+    compile_into(moved)
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.cubin")} == times

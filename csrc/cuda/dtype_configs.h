@@ -6,9 +6,18 @@
 
 namespace friction::cuda {
 
+// Blackwell's code needs more registers than three blocks leave.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool kThreeWithoutSpilling = false;
+#else
+constexpr bool kThreeWithoutSpilling = true;
+#endif
+
 // How a launch's operands are stored. kVector: elements per vector; kVectors: vectors that a thread
 // has in flight. with_operand calls f with a null pointer to an operand's stored type.
-// kAtLeastFloat32: the operand is a state that is kept in at least float32.
+// kAtLeastFloat32: the operand is a state that is kept in at least float32. kBlocksEach: blocks to
+// a multiprocessor; more of them make what waits for memory alone slower. kBoundByArithmetic:
+// variants of a rule that leave out arithmetic are compiled, too.
 struct Float32Config {
   using Arithmetic = float;
   static constexpr bool kLookedUp = false, kBoundByArithmetic = false;
@@ -50,14 +59,14 @@ struct Float64Config {
 struct MixedConfig {
   using Arithmetic = float;
   static constexpr bool kLookedUp = true, kStatesQuantized = false, kBoundByArithmetic = false;
-  static constexpr int kBlocksEach = 3;
+  static constexpr int kBlocksEach = 2;
 };
 
 // All states in 8 bits; parameter and gradient looked up, but not float64.
 struct QuantizedConfig {
   using Arithmetic = float;
   static constexpr bool kLookedUp = true, kStatesQuantized = true, kBoundByArithmetic = true;
-  static constexpr int kBlocksEach = 3;
+  static constexpr int kBlocksEach = kThreeWithoutSpilling ? 3 : 2;
 };
 
 }  // namespace friction::cuda

@@ -175,7 +175,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach<typename Launch::Rule, C
       ProjectionSums* sums =
           launch.projection.sums +
           sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk, rows.first, part.begin);
-      if (rows.count == 1) {
+      if (kLeavesRegisters<Config> && rows.count == 1) {
         ProjectionSums mine;
         const bool finite = sum_one_row<Config>(launch, part, lane, scalars, mine);
         if (__all_sync(0xffffffffu, finite)) {

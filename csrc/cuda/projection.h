@@ -34,6 +34,11 @@ FRICTION_INLINE int64_t sums_slot(const Extra& extra, int64_t first_chunk, int64
   return extra.first_row + row + (first_chunk * kChunk + element) / Stage<T>::kSize;
 }
 
+// Whether elements leave registers for all variants of a rule, and for the sums of a row.
+template <class Config>
+constexpr bool kLeavesRegisters =
+    !Config::kLookedUp && std::is_same_v<typename Config::Arithmetic, float>;
+
 // Copies kCount consecutive values, in as few accesses as possible, to a multiple of 16 bytes.
 template <int kCount, class T>
 FRICTION_INLINE void put(const T* values, T* to) {
@@ -53,7 +58,7 @@ FRICTION_INLINE void stage_directions(const Launch& launch, const PartOf<Launch>
       launch, part, shared.types, lane, [&](auto& elements, auto&& position) {
         constexpr int kCount = int(std::extent_v<std::remove_reference_t<decltype(elements)>>);
         constexpr int kWide = kCount > 1 ? 16 / int(sizeof(T)) : 1;
-        with_variant<Rule, true>(shared.variant, [&](auto variant) {
+        with_variant<Rule, kLeavesRegisters<Config>>(shared.variant, [&](auto variant) {
           FRICTION_UNROLL
           for (int first = 0; first < kCount; first += kWide) {
             T param[kWide], grad[kWide], direction[kWide];
@@ -83,7 +88,7 @@ FRICTION_INLINE bool sum_one_row(const Launch& launch, const PartOf<Launch>& par
   T param_grad = T(0), param_param = T(0), grad_grad = T(0), param_direction = T(0);
   visit_elements<Config, false, kWarp>(
       launch, part, shared.types, lane, [&](auto& elements, auto&&) {
-        with_variant<Rule, true>(shared.variant, [&](auto variant) {
+        with_variant<Rule, kLeavesRegisters<Config>>(shared.variant, [&](auto variant) {
           FRICTION_UNROLL
           for (auto& x : elements) {
             const T p = x[Rule::kParam], g = x[Rule::kGrad];

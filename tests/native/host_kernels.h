@@ -103,7 +103,7 @@ void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
       ProjectionSums* slots =
           launch.projection.sums +
           sums_slot<T>(extra, launch.entries()[part.tensor].first_chunk, rows.first, part.begin);
-      if (rows.count == 1) {
+      if (kLeavesRegisters<Config> && rows.count == 1) {
         bool finite = true;
         std::vector<ProjectionSums> sums(kWarp);
         for (int lane = 0; lane < kWarp; ++lane)
