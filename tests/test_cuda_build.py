@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections import deque
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -174,3 +175,45 @@ def test_library_says_why_no_gpu_can_be_used():
         _native.probe_cuda(0)
     assert "driver" in reason or "cuda:0" in reason or "CUDA" in reason
     assert backends.describe()["backend native, CUDA"] == f"inactive: {reason}"
+
+
+ELEMENTS = 8  # of a chunk, to a thread
+MOST_BEFORE_A_LOAD = 8  # instructions to an element
+
+
+def test_a_chunk_is_found_in_few_instructions():
+    """On the shortest way from the loop over chunks to its first vector load: within a tensor."""
+    seen = 0
+    for section in re.split(r"\n\s*code for ", cuobjdump("-sass"))[1:]:
+        for function in section.split("Function : ")[1:]:
+            symbol = function.split(maxsplit=1)[0]
+            kernel = kernel_of(symbol)
+            if kernel[0] == "update_kernel" and kernel[-1] in ("Float32Config", "BFloat16Config"):
+                assert shortest_way_to_a_load(function) <= ELEMENTS * MOST_BEFORE_A_LOAD, symbol
+                seen += 1
+    assert seen
+
+
+def shortest_way_to_a_load(function: str) -> int:
+    """Instructions, every branch taken as it suits. The loop's head is the first that a branch after the
+    last vector store leads back to."""
+    found = re.findall(r"/\*([0-9a-f]{4,})\*/\s+(.*?);", function)
+    index = {int(address, 16): i for i, (address, _) in enumerate(found)}
+    code = [text for _, text in found]
+    branches = [(i, re.search(r"\bBRA\b.*0x([0-9a-f]+)", text)) for i, text in enumerate(code)]
+    targets = {i: index[int(match[1], 16)] for i, match in branches if match}
+    loads = {i for i, text in enumerate(code) if re.search(r"LDG\.E\.(?:\w+\.)*128", text)}
+    last = max(i for i, text in enumerate(code) if re.search(r"STG\.E\.(?:\w+\.)*128", text))
+    head = min(to for i, to in targets.items() if i > last and to < min(loads))
+    steps, queue = {head: 0}, deque([head])
+    while queue:
+        at = queue.popleft()
+        if at in loads:
+            return steps[at]
+        always = at in targets and not re.search(r"^@|BRA\S* !?U?P\d", code[at])
+        following = [] if always or re.match("EXIT|RET", code[at]) else [at + 1]
+        for after in (*following, *([targets[at]] if at in targets else [])):
+            if after < len(code) and after not in steps:
+                steps[after] = steps[at] + 1
+                queue.append(after)
+    raise AssertionError("no way leads to a vector load")
