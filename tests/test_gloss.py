@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from graph_cases import GOLDEN, clusters, read_golden, relative
+from interpreter import require_interpreter
 from torch.autograd import forward_ad
 from torch.nn.functional import cross_entropy, nll_loss
 
@@ -672,6 +673,7 @@ assert len(said) == 1 and said[0].startswith("4 of 12 unlabelled nodes are reach
 def test_triton_backend_equals_the_others():
     """In the interpreter, which must be chosen before Triton is imported."""
     pytest.importorskip("triton")
+    require_interpreter()
     root = Path(__file__).parents[1]
     path = os.pathsep.join(map(str, (root / "tests/support", root / "triton_kernels")))
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}

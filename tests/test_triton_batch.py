@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from interpreter import require_interpreter
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -19,6 +20,8 @@ if DEVICE == "cpu":
     assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
+if DEVICE == "cpu":
+    require_interpreter()
 
 from friction_triton.batch import BatchGLoss, batch_gloss  # noqa: E402
 from friction_triton.launches import counts  # noqa: E402

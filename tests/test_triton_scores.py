@@ -14,6 +14,7 @@ import pytest
 import torch
 from graph_cases import Graph, assert_right_or_reported, graphs
 from hypothesis import Phase, given, settings
+from interpreter import require_interpreter
 from torch import Tensor
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,6 +23,8 @@ if DEVICE == "cpu":
     assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton")
+if DEVICE == "cpu":
+    require_interpreter()
 
 from friction_triton import configurations, scores  # noqa: E402
 from friction_triton.launches import counts  # noqa: E402
