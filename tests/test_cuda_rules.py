@@ -254,7 +254,7 @@ def run_adamp_on_host(host, opt, params, kind, blocks):
     return copies, projected
 
 
-# How far sums of another order may move a parameter, in units of its step.
+# How far sums of another order may move a parameter, in units of its step; beside its own rounding.
 ADAMP_TOLERANCE = {"float32": 2e-4, "mixed": 2e-2, "float64": 1e-11}
 
 
@@ -281,7 +281,9 @@ def test_adamp_agrees_with_the_processor_whatever_the_number_of_blocks(
         for ours, theirs in zip(lists[2:], lists_of(opt, param)[2:], strict=True):
             assert torch.equal(ours, theirs)
         change = (param.detach() - start).double().abs().max()
-        assert (lists[0] - param.detach()).double().abs().max() <= tolerance * change + 1e-15
+        rounding = torch.finfo(param.dtype).eps * start.double().abs().max()
+        off = (lists[0] - param.detach()).double().abs().max()
+        assert off <= tolerance * change + rounding
     if options["delta"] == 100.0:
         assert all(projected.astype(bool) == np.array([param.dim() > 1 for param in params]))
     if options["delta"] == 0.0:

@@ -45,8 +45,10 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     hopper = architecture == 90 and precision == "bf16"
     stages = (2, 3) if fp32 or ampere else (3, 4)
     num_warps = 8
-    if kernel in ("logsumexp", "apply_vector"):
+    if kernel == "logsumexp":
         sizes = {"BLOCK_M": 128, "BLOCK_N": 128 if fp32 or ampere else 256}
+    elif kernel == "apply_vector":
+        sizes = {"BLOCK_M": 128, "BLOCK_N": 128 if fp32 or architecture != 90 else 256}
     elif kernel == "apply_narrow":  # up to 16 columns of values
         side = 64 if fp32 else 128
         sizes = {"BLOCK_M": side, "BLOCK_N": side, "BLOCK_K": 16, "IN_HALVES": not fp32}
