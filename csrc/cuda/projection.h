@@ -57,22 +57,22 @@ FRICTION_INLINE void stage_directions(const Launch& launch, const PartOf<Launch>
   visit_elements<Config, false, kWarp>(
       launch, part, shared.types, lane, [&](auto& elements, auto&& position) {
         constexpr int kCount = int(std::extent_v<std::remove_reference_t<decltype(elements)>>);
-        constexpr int kWide = kCount > 1 ? 16 / int(sizeof(T)) : 1;
+        constexpr int kAccess = kCount > 1 ? 16 / int(sizeof(T)) : 1;
         with_variant<Rule, kLeavesRegisters<Config>>(shared.variant, [&](auto variant) {
           FRICTION_UNROLL
-          for (int first = 0; first < kCount; first += kWide) {
-            T param[kWide], grad[kWide], direction[kWide];
+          for (int first = 0; first < kCount; first += kAccess) {
+            T param[kAccess], grad[kAccess], direction[kAccess];
             FRICTION_UNROLL
-            for (int i = 0; i < kWide; ++i) {
+            for (int i = 0; i < kAccess; ++i) {
               auto& x = elements[first + i];
               param[i] = x[Rule::kParam];
               grad[i] = x[Rule::kGrad];
               direction[i] = Rule::template direction<variant()>(x, shared.scalars);
             }
             const int at = position(first);
-            put<kWide>(param, stage.param + at);
-            put<kWide>(grad, stage.grad + at);
-            put<kWide>(direction, stage.direction + at);
+            put<kAccess>(param, stage.param + at);
+            put<kAccess>(grad, stage.grad + at);
+            put<kAccess>(direction, stage.direction + at);
           }
         });
       });
