@@ -1,9 +1,9 @@
 // Sums over threads in a fixed order, so that the same inputs give the same bits. The host
 // functions add in the same order as the device, for tests.
 //
-// A team of 1, kWarp or kThreads threads sums a row. The elements are dealt to its threads in turn,
-// and each thread adds its own in order. The threads' sums are added in a tree: value i += value
-// i + half, for half = team / 2, ..., 1 within a warp, then likewise across the warps.
+// Each thread of a team (a thread, a warp or a block) adds its own numbers in order. The threads'
+// sums are added in a tree: value i += value i + half, for half = team / 2, ..., 1 within a warp,
+// then likewise across the warps.
 #pragma once
 
 #include "launch.h"
