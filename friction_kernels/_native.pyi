@@ -65,6 +65,8 @@ class _FrictionPlan(_RulePlan):
     ) -> tuple[list[tuple[int, float, float]], tuple[int, str] | None]: ...
 
 # One plan class per rule, under the rule's name.
+class adam(_RulePlan): ...  # noqa: N801
+class adamp(_RulePlan): ...  # noqa: N801
 class friction_adam(_FrictionPlan): ...  # noqa: N801
 class friction_adamp(_FrictionPlan): ...  # noqa: N801
-class rsgdm(_RulePlan): ...  # noqa: N801
+class sgd(_RulePlan): ...  # noqa: N801

@@ -816,8 +816,8 @@ def test_counters_nest_and_stop_at_the_end_of_their_block():
             assert inner.total == 2
         run(adamw, params, range(1))
     run(adamw, params, range(1))
-    assert dict(inner) == {"friction_adam": 1, "rsgdm": 1}
-    assert dict(outer) == {"friction_adam": 4, "rsgdm": 1}
+    assert dict(inner) == {"friction_adam": 1, "sgd": 1}
+    assert dict(outer) == {"friction_adam": 4, "sgd": 1}
     assert outer.total == 5 and outer["friction_adam"] == 4 and len(outer) == 2
     assert "friction_adam" in repr(outer)
 

@@ -109,7 +109,7 @@ def test_results_and_page_of_a_run(tmp_path, quick_machine, capsys):
     assert found["arguments"]["contenders"] == ["RSGDM", "fused"]
     (plain, half) = found["scenarios"]
     assert (plain["name"], half["name"]) == ("miniature float32", "miniature bfloat16")
-    assert plain["rows"]["RSGDM"]["launches"] == {"rsgdm": 1}
+    assert plain["rows"]["RSGDM"]["launches"] == {"sgd": 1}
     assert {goal["verdict"] for goal in found["goals"]} == {"not measured"}
     printed = capsys.readouterr().out
     assert "optimizers: miniature float32: RSGDM" in printed and "min left" in printed

@@ -33,11 +33,11 @@ VECTOR_ACCESSES = {
     ("update_kernel", "FrictionAdam", "Float64Config"): (4, 4),
     ("update_kernel", "FrictionAdam", "MixedConfig"): (5 * 3, 4 * 3),
     ("update_kernel", "FrictionAdam", "QuantizedConfig"): (2 * 3, 3),
-    ("update_kernel", "Rsgdm", "Float32Config"): (3 * 2, 2 * 2),
-    ("update_kernel", "Rsgdm", "BFloat16Config"): (2 + 2, 1 + 2),
-    ("update_kernel", "Rsgdm", "Float64Config"): (2, 2),
-    ("update_kernel", "Rsgdm", "MixedConfig"): (3 * 3, 2 * 3),
-    ("update_kernel", "Rsgdm", "QuantizedConfig"): (2 * 3, 3),
+    ("update_kernel", "Sgd", "Float32Config"): (3 * 2, 2 * 2),
+    ("update_kernel", "Sgd", "BFloat16Config"): (2 + 2, 1 + 2),
+    ("update_kernel", "Sgd", "Float64Config"): (2, 2),
+    ("update_kernel", "Sgd", "MixedConfig"): (3 * 3, 2 * 3),
+    ("update_kernel", "Sgd", "QuantizedConfig"): (2 * 3, 3),
     ("squared_norm_kernel",): (2 + 1, 0),
     ("projection_reduce_kernel", "FrictionAdamP", "Float32Config"): (5 * 2, 0),
     ("projection_reduce_kernel", "FrictionAdamP", "BFloat16Config"): (3 + 2 * 2, 0),
@@ -47,8 +47,8 @@ VECTOR_ACCESSES = {
 CODE_ACCESSES = {
     ("update_kernel", "FrictionAdam", "QuantizedConfig"): (3, 3),
     ("update_kernel", "FrictionAdam", "MixedConfig"): (3, 3),
-    ("update_kernel", "Rsgdm", "QuantizedConfig"): (1, 1),
-    ("update_kernel", "Rsgdm", "MixedConfig"): (1, 1),
+    ("update_kernel", "Sgd", "QuantizedConfig"): (1, 1),
+    ("update_kernel", "Sgd", "MixedConfig"): (1, 1),
     ("projection_reduce_kernel", "FrictionAdamP", "QuantizedConfig"): (3, 0),
 }
 
@@ -86,7 +86,7 @@ def kernel_of(symbol: str) -> tuple[str, ...]:
             "store_kernel",
         ),
     )
-    choices += (("12FrictionAdam", "13FrictionAdamP", "5Rsgdm"),)  # a name's length goes before it
+    choices += (("4Adam", "5AdamP", "12FrictionAdam", "13FrictionAdamP", "3Sgd"),)  # a name's length goes before it
     choices += (("BFloat16Config", "Float32Config"),)
     choices += (("Float64Config", "MixedConfig", "QuantizedConfig"),)
     found = (name for names in choices for name in names if name in symbol)

@@ -76,7 +76,7 @@ def test_parts_of_more_elements_than_32_bits_number(host):
 def test_launch_fits_into_a_kernels_parameters(host):
     assert host.launch_bytes_of_friction_adam() <= 32764
     assert host.capacity_of_friction_adam() >= 600
-    assert host.capacity_of_rsgdm() > host.capacity_of_friction_adam()
+    assert host.capacity_of_sgd() > host.capacity_of_friction_adam()
 
 
 def guarded(numel, dtype, offset, gap):

@@ -234,7 +234,7 @@ int main() {
 )
 def test_rsgdm_gives_the_processors_bits(host, shapes, options, kind, blocks, seed):
     opt, params = after_two_steps("RSGDM", shapes, options, kind, seed)
-    copies = run_on_host(host, opt, params, kind, blocks, function="rsgdm")
+    copies = run_on_host(host, opt, params, kind, blocks, function="sgd")
     opt.step()
     assert_same_bits(copies, opt, params)
 

@@ -256,7 +256,7 @@ def test_a_run_moves_between_devices(name, devices, capturable):
 
 # States in few bits, residuals, stochastic rounding; norms and gradient scaling.
 
-every_rule = pytest.mark.parametrize("rule", ["friction_adam", "rsgdm", "friction_adamp"])
+every_rule = pytest.mark.parametrize("rule", ["friction_adam", "sgd", "friction_adamp"])
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])

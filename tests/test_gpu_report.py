@@ -45,7 +45,7 @@ pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rule", ["friction_adam", "rsgdm", "friction_adamp"])
+@pytest.mark.parametrize("rule", ["friction_adam", "sgd", "friction_adamp"])
 def test_forms_give_the_same_bits(rule, form):
     check_form("cpu", rule, form, "gaps")
 

@@ -10,21 +10,28 @@
 
 namespace friction {
 
-// Friction Adam with a projected direction. A rule is projected if it sets kProjects and has a
-// `direction` and these settings.
-struct FrictionAdamP : FrictionAdam {
-  static constexpr const char* kName = "friction_adamp";
+// A rule whose direction is projected. Such a rule sets kProjects and has a `direction` and these
+// settings.
+template <class Base>
+struct WithProjection : Base {
   static constexpr bool kProjects = true;
 
-  struct Settings : FrictionAdam::Settings {
+  struct Settings : Base::Settings {
     double delta, wd_ratio;
     // The decay of a projected update.
-    FRICTION_INLINE double projected_decay() const { return 1 - lr * weight_decay * wd_ratio; }
+    FRICTION_INLINE double projected_decay() const {
+      return 1 - this->lr * this->weight_decay * wd_ratio;
+    }
   };
-  static constexpr const char* kSettings[] = {
-      "lr",       "beta1",      "beta2",     "beta3",    "eps",      "weight_decay",
-      "tanh",     "normalized", "decoupled", "maximize", "nesterov", "grad_factor",
-      "max_norm", "seed",       "delta",     "wd_ratio"};
+  static constexpr auto kSettings = joined(Base::kSettings, names("delta", "wd_ratio"));
+};
+
+struct AdamP : WithProjection<Adam> {
+  static constexpr const char* kName = "adamp";
+};
+
+struct FrictionAdamP : WithProjection<FrictionAdam> {
+  static constexpr const char* kName = "friction_adamp";
 };
 
 // The sums over a row that the test needs. The sums of a row's parts add up.

@@ -1,6 +1,7 @@
 // The names and kinds of the rules' states: one table for C++ and Python.
 #pragma once
 
+#include <array>
 #include <stdexcept>
 #include <string_view>
 
@@ -40,6 +41,21 @@ constexpr States<kCount> states_of(std::string_view rule) {
   }
   if (count != kCount) throw std::logic_error("the table has fewer states of this rule");
   return states;
+}
+
+// The names of a rule's settings, in the order of its Settings' fields.
+template <class... Name>
+constexpr std::array<const char*, sizeof...(Name)> names(Name... name) {
+  return {name...};
+}
+
+template <size_t kFirst, size_t kSecond>
+constexpr std::array<const char*, kFirst + kSecond> joined(
+    const std::array<const char*, kFirst>& first, const std::array<const char*, kSecond>& second) {
+  std::array<const char*, kFirst + kSecond> all{};
+  for (size_t i = 0; i < kFirst; ++i) all[i] = first[i];
+  for (size_t i = 0; i < kSecond; ++i) all[kFirst + i] = second[i];
+  return all;
 }
 
 // The first two operands of every rule.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from itertools import chain
-from typing import Any, ClassVar, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def is_applied(grad: Tensor) -> bool:
 class PlannedOptimizer(Optimizer):
     """Base of the optimizers. Subclasses define their rule and options."""
 
-    rule: ClassVar[Rule]
+    rule: Rule  # usually the class's
 
     _number: int  # by which compiled steps find the optimizer
     _scaling: GradientScaling | None = None  # of the last step, if max_grad_norm required a norm
@@ -371,6 +371,9 @@ class PlannedOptimizer(Optimizer):
                 self._check_options({**self.defaults, **group, **given})
             except (TypeError, ValueError) as error:
                 raise type(error)(f"the state_dict's group {index}: {error}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "rule": self.rule}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

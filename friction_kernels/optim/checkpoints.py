@@ -22,7 +22,7 @@ from friction_kernels.flattened import is_flattened
 from friction_kernels.optim import checks, state_checks
 from friction_kernels.optim.blockwise import quantized_mismatch
 from friction_kernels.optim.options import DEFAULTS, MASTER_KEYS, NOT_SAVED, OWN
-from friction_kernels.optim.rule import Rule
+from friction_kernels.optim.rule import Rule, every_state
 from friction_kernels.optim.snapshots import Snapshots
 from friction_kernels.optim.states import MOST_FLOAT32_STEPS, NOTES, StateFormat, numbers_of
 from friction_kernels.shards import is_dtensor, local, unwrap, wrap
@@ -278,7 +278,8 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
 def without_states(rule: Rule, state_dict: dict[str, Any]) -> dict[str, Any]:
     """The state_dict without what `new_states` converted, which torch would cast to parameters' dtypes."""
     options = {*_TORCHS_OPTIONS, *rule.identity()}
-    keys = {"step", *rule.states, *MASTER_KEYS, *_TORCHS_STATES, *NOTES}
+    # States of other rules are dropped: a friction's prev_grad is none of AdamW's.
+    keys = {"step", *every_state(), *MASTER_KEYS, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]
     return {
         **state_dict,

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import FunctionType
-from typing import ClassVar, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels.backends import Backend
-from friction_kernels.optim import options
+from friction_kernels.optim import checks, options
+from friction_kernels.optim.adam import ADAMP_ARGS, PROJECTION
+from friction_kernels.optim.adam_rule import (
+    FRICTIONS,
+    AdamRule,
+    Friction,
+    FrictionAdamPRule,
+    FrictionAdamRule,
+    FrictionInput,
+)
 from friction_kernels.optim.base import PlannedOptimizer
-from friction_kernels.optim.friction_rule import FrictionAdamPRule, FrictionAdamRule, FrictionInput
 from friction_kernels.optim.options import Master, Rounding, StateDtype
 
 _DOC = """{summary}
@@ -45,7 +53,7 @@ _DOC = """{summary}
             Moments are stored in at least float32, prev_grad in the parameter's dtype. Frozen
             parameters (requires_grad=False, no gradient) may have any dtype and device.
         lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
-            {lr}).
+            1e-3).
         betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
         eps: added to the square root of the second moment, at least 0 (default 1e-8).
         weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
@@ -53,34 +61,25 @@ _DOC = """{summary}
 {more_args}        maximize: maximize the objective (default False).
         friction_input: "product" (published) or "normalized" (default "product").
         {shared_args}
-        capturable: allow capturing the step in a CUDA graph: `step` is on the parameter's device, and
-            every replay reads lr, weight_decay, betas and the like from there if they are tensors (a
-            number keeps its captured value) (default False).
-        backend: "auto" (native if it can serve, else reference, with a warning), "native" (raises with the
-            reason if it cannot serve) or "reference" (default "auto").
 
     State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
     {extra_states}
-    A state_dict of torch.optim.Adam loads into the classes with coupled decay, one of AdamW into the
-    others, either into all if weight_decay is 0; the missing prev_grad starts at zero.
+    A state_dict of {base} loads, from here and from {torchs}, with a prev_grad that starts at zero, and
+    this one's loads there.
 
     Raises:
-        ValueError, TypeError: an option out of range, an option of torch that this class does not have
-            (fused=True), or kinds of devices mixed within a group; from the constructor and
-            add_param_group.
-        RuntimeError: a sparse or mismatched gradient or state, or backend="native" that cannot serve;
-            from step(), before anything is changed.
+        {raises}
     """
 
 
 class FrictionAdam(PlannedOptimizer):
-    """Base of the six classes."""
+    """Base of the six named classes."""
 
-    rule: ClassVar[FrictionAdamRule]
+    rule: FrictionAdamRule
 
 
-class FrictionAdamCoupled(FrictionAdam):
-    """Base of SigSignGrad and TanhSignGrad: decay is added to the gradient."""
+class _Coupled(FrictionAdam):
+    """The constructor of SigSignGrad and TanhSignGrad: decay is added to the gradient."""
 
     def __init__(
         self,
@@ -106,8 +105,8 @@ class FrictionAdamCoupled(FrictionAdam):
         super().__init__(params, options.given(locals()))
 
 
-class FrictionAdamW(FrictionAdam):
-    """Base of the two AdamW classes: decoupled decay."""
+class _Decoupled(FrictionAdam):
+    """The constructor of the two AdamW classes."""
 
     def __init__(
         self,
@@ -133,8 +132,8 @@ class FrictionAdamW(FrictionAdam):
         super().__init__(params, options.given(locals()))
 
 
-class FrictionAdamP(FrictionAdam):
-    """Base of the two AdamP classes: decoupled decay and the projection."""
+class _Projected(FrictionAdam):
+    """The constructor of the two AdamP classes."""
 
     def __init__(
         self,
@@ -163,6 +162,64 @@ class FrictionAdamP(FrictionAdam):
         super().__init__(params, options.given(locals()))
 
 
+class FrictionAdamW(PlannedOptimizer):
+    __doc__ = f"""AdamW with a friction of your choice, or none: one word tells them apart.
+
+    Equals TanhSignAdamW ("tanh"), SigSignAdamW ("sigmoid"), DiffGradW ("diff") or AdamW (None) of the
+    same options; see there for equations, sources and states. Defaults that differ are choices of this
+    library, made for trying friction at AdamW's learning rate and decay: tanh, whose S is 1 without
+    friction, and the normalized input, which does not depend on the scale of the gradients.
+
+        optimizer = FrictionAdamW(model.parameters(), lr=3e-4, friction="tanh")
+
+    Args:
+        params: as in AdamW.
+        lr, betas, eps, weight_decay, maximize: as in AdamW, with its defaults.
+        friction: "tanh", "sigmoid", "diff" or None (default "tanh").
+        friction_input: of tanh and sigmoid, "product" (published) or "normalized" (default "normalized").
+        beta3: strength of the friction, at least 0 (default 1.0). Without friction, this and
+            friction_input are not used.
+        {options.ARGS}
+
+    A state_dict is that of the named class.
+
+    Raises:
+        {options.RAISES}
+    """
+
+    rule: AdamRule
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float | Tensor = 1e-8,
+        weight_decay: float | Tensor = 1e-2,
+        *,
+        friction: Friction | None = "tanh",
+        friction_input: FrictionInput = "normalized",
+        beta3: float | Tensor = 1.0,
+        maximize: bool = False,
+        max_grad_norm: float | None = None,
+        skip_nonfinite: bool = False,
+        master: Master | None = None,
+        rounding: Rounding = "nearest",
+        seed: int = 0,
+        state_dtype: StateDtype | Mapping[str, StateDtype | None] | None = None,
+        process_group: torch.distributed.ProcessGroup | str | None = None,
+        capturable: bool = False,
+        backend: Backend = "auto",
+    ) -> None:
+        checks.check_choice("friction", friction, (*FRICTIONS, None))
+        self.rule = (
+            AdamRule(decoupled=True)
+            if friction is None
+            else FrictionAdamRule(friction, decoupled=True)
+        )
+        super().__init__(params, options.given(locals(), unused=("friction",)))
+
+
 def _give_own_init(cls: type[FrictionAdam]) -> None:
     """Give the class its own copy of the constructor, so that errors about arguments name the class."""
     shared = cast("FunctionType", cls.__init__)
@@ -174,77 +231,86 @@ def _give_own_init(cls: type[FrictionAdam]) -> None:
     cls.__init__ = own  # type: ignore[method-assign]
 
 
-def _describe(cls: type[FrictionAdam], summary: str, decay: str) -> None:
-    """Set the class's docstring and the name of its constructor.
+class _Base(NamedTuple):
+    """What a friction is added to: its names, and its part of the equations."""
 
-    decay: "coupled", "decoupled" or "projected".
-    """
+    ours: str
+    torchs: str
+    update: str
+    coupled: str = ""
+    decay_kind: str = "decoupled (as in torch.optim.AdamW)"
+    weight_decay: str = "1e-2"
+
+
+_DESCEND = "p.add_(S * m_hat / (v_hat.sqrt() + eps), alpha=-lr)"
+_BASES = {
+    "coupled": _Base(
+        ours="Adam",
+        torchs="torch.optim.Adam",
+        update=_DESCEND,
+        coupled="g = g + weight_decay * p\n        ",
+        decay_kind="coupled (added to the gradient, as in torch.optim.Adam)",
+        weight_decay="0.0",
+    ),
+    "decoupled": _Base(
+        ours="AdamW",
+        torchs="torch.optim.AdamW",
+        update="p.mul_(1 - lr * weight_decay)\n        " + _DESCEND,
+    ),
+    "projected": _Base(
+        ours="AdamP",
+        torchs="adamp.AdamP",
+        update="u = S * m_hat / (v_hat.sqrt() + eps)   "
+        "# nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n        " + PROJECTION,
+    ),
+}
+
+
+def _describe(cls: type[FrictionAdam], summary: str, kind: str) -> None:
+    """Set the class's docstring and the name of its constructor. kind: a key of _BASES."""
     _give_own_init(cls)
-    tanh = cls.rule.friction == "tanh"
-    adamp = decay == "projected"
-    descend = "p.add_(S * m_hat / (v_hat.sqrt() + eps), alpha=-lr)"
-    shrink = "p.mul_(1 - lr * weight_decay)\n        "
-    project = (
-        "u = S * m_hat / (v_hat.sqrt() + eps)   # nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n"
-        "        # Projection (p.dim() > 1): if every row of p (first dimension) is nearly orthogonal to g,\n"
-        "        # |cosine_similarity(p_row, g_row, eps=eps)| < delta / sqrt(len(p_row)), or else p as a\n"
-        "        # whole is, the component along p_row / (p_row.norm() + eps) is removed from u, and the\n"
-        "        # decay is scaled by wd_ratio.\n"
-        "        p.mul_(1 - lr * weight_decay).add_(u, alpha=-lr)"
-    )
-    updates = {"coupled": descend, "decoupled": shrink + descend, "projected": project}
+    base, adamp, tanh = _BASES[kind], kind == "projected", cls.rule.friction == "tanh"
     cls.__doc__ = _DOC.format(
         summary=summary,
-        coupled="g = g + weight_decay * p\n        " if decay == "coupled" else "",
+        coupled=base.coupled,
         friction="torch.tanh(beta3 * x) + 1" if tanh else "torch.sigmoid(beta3 * x)",
-        update=updates[decay],
+        update=base.update,
         neutral="1" if tanh else "1/2",
-        without={
-            "coupled": "torch.optim.Adam",
-            "decoupled": "torch.optim.AdamW",
-            "projected": "AdamP",
-        }[decay]
-        + ("" if tanh else " at half the learning rate"),
+        without=base.ours + ("" if tanh else " at half the learning rate"),
         more_sources='; projection: Heo et al., "AdamP", arXiv 2006.08217' if adamp else "",
         choices=", and it does so before the projection" if adamp else "",
-        lr="1e-3",
-        decay_kind="coupled (added to the gradient, as in torch.optim.Adam)"
-        if decay == "coupled"
-        else "decoupled (as in torch.optim.AdamW)",
-        weight_decay="0.0" if decay == "coupled" else "1e-2",
+        decay_kind=base.decay_kind,
+        weight_decay=base.weight_decay,
+        more_args=ADAMP_ARGS if adamp else "",
         shared_args=options.ARGS,
         extra_states=options.EXTRA_STATES,
-        more_args=(
-            "        delta: bound of the cosine test, at least 0 (default 0.1).\n"
-            "        wd_ratio: factor of the decay if the update is projected, at least 0 (default 0.1).\n"
-            "        nesterov: look one step ahead in the first moment (default False).\n"
-        )
-        if adamp
-        else "",
+        base=base.ours,
+        torchs=base.torchs,
+        raises=options.RAISES,
     )
 
 
-class SigSignGrad(FrictionAdamCoupled):
+class SigSignGrad(_Coupled):
     rule = FrictionAdamRule("sigmoid", decoupled=False)
 
 
-class TanhSignGrad(FrictionAdamCoupled):
+class TanhSignGrad(_Coupled):
     rule = FrictionAdamRule("tanh", decoupled=False)
 
 
-class SigSignAdamW(FrictionAdamW):
+class SigSignAdamW(_Decoupled):
     rule = FrictionAdamRule("sigmoid", decoupled=True)
 
 
-class TanhSignAdamW(FrictionAdamW):
+class TanhSignAdamW(_Decoupled):
     rule = FrictionAdamRule("tanh", decoupled=True)
 
 
-class SigSignAdamP(FrictionAdamP):
+class SigSignAdamP(_Projected):
     rule = FrictionAdamPRule("sigmoid")
 
 
-class TanhSignAdamP(FrictionAdamP):
+class TanhSignAdamP(_Projected):
     rule = FrictionAdamPRule("tanh")
 
 

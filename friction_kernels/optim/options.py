@@ -79,15 +79,38 @@ ARGS = """max_grad_norm: clip like torch.nn.utils.clip_grad_norm_, but within th
             different shards on each, if torch does not record it (ZeroRedundancyOptimizer, custom
             sharding): max_grad_norm, grad_norm and skip_nonfinite then cover all of them, and all must
             call step() together. Not needed for DTensors and FullyShardedDataParallel. Groups store the
-            name of the process group; a state_dict does not (default None)."""
+            name of the process group; a state_dict does not (default None).
+        capturable: allow capturing the step in a CUDA graph: `step` is on the parameter's device, and
+            every replay reads the numbers above from there if they are tensors (a number keeps its
+            captured value) (default False).
+        backend: "auto" (native if it can serve, else reference, with a warning), "native" (raises with the
+            reason if it cannot serve) or "reference" (default "auto")."""
+RAISES = """\
+ValueError, TypeError: an option out of range, an option of torch that this class does not have
+            (fused=True), or kinds of devices mixed within a group; from the constructor and
+            add_param_group.
+        RuntimeError: a sparse or mismatched gradient or state, or backend="native" that cannot serve;
+            from step(), before anything is changed."""
 EXTRA_STATES = """\
 Also `residual` or `master` if requested. 8-bit states are uint8 tensors of one dimension;
     state_dict() returns their numbers, and load_state_dict() converts to what these options require."""
 
 
-def given(names: Mapping[str, Any]) -> dict[str, Any]:
-    """A constructor's options, extracted from its locals()."""
-    return {k: v for k, v in names.items() if k not in ("self", "params", "__class__")}
+def given(
+    names: Mapping[str, Any], *, unused: Collection[str] = (), refused: Collection[str] = ()
+) -> dict[str, Any]:
+    """A constructor's options, extracted from its locals(), without those that no group has.
+
+    refused: options of torch's constructor that are accepted only with a value that has no effect.
+    """
+    for key in refused:
+        if names[key] not in TORCHS[key]:
+            raise TypeError(
+                f"{type(names['self']).__name__}.__init__() takes {key} only as "
+                f"{' or '.join(map(repr, TORCHS[key]))}, got {names[key]!r}; leave it out"
+            )
+    left_out = ("self", "params", "__class__", *unused, *refused)
+    return {k: v for k, v in names.items() if k not in left_out}
 
 
 def check(group: Mapping[str, Any], states: Iterable[str]) -> None:

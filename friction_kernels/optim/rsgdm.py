@@ -49,30 +49,21 @@ _DOC = """Momentum corrected by its own change.
         decoupled_weight_decay: shrink the parameter instead of adding to the gradient (default False).
         maximize: maximize the objective (default False).
         {shared_args}
-        capturable: allow capturing the step in a CUDA graph: `step` is on the parameter's device, and
-            every replay reads lr, momentum and weight_decay from there if they are tensors (a number
-            keeps its captured value) (default False).
-        backend: "auto" (native if it can serve, else reference, with a warning), "native" (raises with the
-            reason if it cannot serve) or "reference" (default "auto").
 
     State: `step`, `momentum_buffer`.
     {extra_states}
-    A state_dict of torch.optim.SGD with momentum and without dampening loads as equivalent Nesterov
+    A state_dict of SGD, ours or torch's, with momentum and without dampening loads as equivalent Nesterov
     momentum: its buffer and learning rate are converted (but not a scheduler's, which must be created
     anew), and its weight decay stays coupled.
 
     Raises:
-        ValueError, TypeError: an option out of range, an option of torch that this class does not have
-            (fused=True), or kinds of devices mixed within a group; from the constructor and
-            add_param_group.
-        RuntimeError: a sparse or mismatched gradient or state, or backend="native" that cannot serve;
-            from step(), before anything is changed.
+        {raises}
     """
 
 
 class RSGDMRule(Rule):
-    name = "rsgdm"
-    states_of = "rsgdm"
+    name = "sgd"  # Nesterov momentum of averaged gradients
+    states_of = "sgd"
 
     def check_group(self, group: Mapping[str, Any]) -> None:
         checks.check_number("lr", group["lr"])
@@ -83,7 +74,8 @@ class RSGDMRule(Rule):
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: group[name] for name in ("lr", "momentum", "weight_decay", "maximize")}
-        return {**own, "decoupled": group["decoupled_weight_decay"]}
+        decoupled = group["decoupled_weight_decay"]
+        return {**own, "decoupled": decoupled, "averages": True, "nesterov": True}
 
     def update(self, x: Operands, group: Mapping[str, Any]) -> None:
         # The equations need a history z_{t-1}, g_{t-1}. Every history that leads to m_{t-1} gives the same
@@ -112,6 +104,7 @@ class RSGDM(PlannedOptimizer):
     __doc__ = _DOC.format(
         shared_args=options.ARGS,
         extra_states=options.EXTRA_STATES,
+        raises=options.RAISES,
     )
 
     rule = RSGDMRule()
@@ -146,7 +139,7 @@ def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
     """
     groups, states = [], dict(state_dict["state"])
     for index, group in enumerate(state_dict["param_groups"]):
-        which = f"the state_dict is one of torch.optim.SGD, and its group {index} was made "
+        which = f"the state_dict is one of SGD, and its group {index} was made "
         momentum, dampening = (
             checks.as_number(f"the state_dict's group {index}: {key}", group.get(key))
             for key in ("momentum", "dampening")
@@ -164,9 +157,13 @@ def _from_sgd(state_dict: dict[str, Any]) -> dict[str, Any]:
         rest = 1 - momentum
         for number in group["params"]:
             state = states.get(number)
-            buffer = state.get("momentum_buffer") if isinstance(state, dict) else None
-            if isinstance(buffer, Tensor):
-                states[number] = {"step": 0.0, "momentum_buffer": buffer * rest}  # SGD has no step
+            if isinstance(state, dict) and isinstance(state.get("momentum_buffer"), Tensor):
+                buffer = state["momentum_buffer"] * rest
+                states[number] = {
+                    "step": 0.0,
+                    **state,
+                    "momentum_buffer": buffer,
+                }  # torch's has no step
         kept = {k: v for k, v in group.items() if k not in ("dampening", "nesterov")}
         for key in ("lr", "initial_lr"):
             if key in kept:

@@ -36,6 +36,11 @@ def _states() -> dict[str, dict[str, StateKind]]:
     return table
 
 
+def every_state() -> frozenset[str]:
+    """The names of all rules' states."""
+    return frozenset(name for states in _states().values() for name in states)
+
+
 class Operands(NamedTuple):
     """The inputs of a rule for one tensor at a step: real numbers, in at least float32."""
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 
 from friction_kernels.equations import NEUTRAL_FRICTION
-from friction_kernels.optim.base import is_applied
-from friction_kernels.optim.friction_adam import FrictionAdam
+from friction_kernels.optim.adam_rule import FrictionAdamRule
+from friction_kernels.optim.base import PlannedOptimizer, is_applied
 from friction_kernels.optim.planning import StepPlan
 
 
@@ -22,7 +22,7 @@ class FrictionStats(NamedTuple):
 
 
 @torch.no_grad()
-def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
+def friction_stats(opt: PlannedOptimizer) -> list[FrictionStats]:
     """Mean and standard deviation of the friction S in the next step, for each parameter group.
 
     Call it between backward() and step(): S depends on the previous gradient and the one about to be
@@ -35,8 +35,8 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
         print(friction_stats(opt))
         opt.step()
 
-    S is 1/2 (sigmoid) or 1 (tanh) where friction has no effect. A standard deviation near zero means
-    that it has no effect anywhere, which is usual for friction_input="product"; try "normalized".
+    S is 1/2 (sigmoid, diffGrad) or 1 (tanh) where friction has no effect. A standard deviation near zero
+    means that it has no effect anywhere, which is usual for friction_input="product"; try "normalized".
 
     Source of S: arXiv 2408.11839; these statistics are this library's.
 
@@ -54,7 +54,7 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
         RuntimeError: no gradient is about to be applied, because none was computed, step() has applied it
             already, or release_gradients applies each as it arrives; or the step cannot be made.
     """
-    if not isinstance(opt, FrictionAdam):
+    if not isinstance(opt, PlannedOptimizer) or not isinstance(opt.rule, FrictionAdamRule):
         raise TypeError(
             f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer"
         )
@@ -64,7 +64,7 @@ def friction_stats(opt: FrictionAdam) -> list[FrictionStats]:
     return [_stats(NEUTRAL_FRICTION[opt.rule.friction], *group) for group in sums]
 
 
-def _check_gradients(opt: FrictionAdam) -> None:
+def _check_gradients(opt: PlannedOptimizer) -> None:
     """Raise unless there are gradients that a step has yet to apply."""
     if opt._released is not None:
         raise RuntimeError(

@@ -51,7 +51,7 @@ def after(rule, forms, steps=3, on_device=False, **settings) -> Driven:
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])
 @pytest.mark.parametrize(("param", "grad", "master", "stochastic"), PARAMS)
-@pytest.mark.parametrize("rule", ["friction_adam", "rsgdm"])
+@pytest.mark.parametrize("rule", ["friction_adam", "sgd"])
 def test_every_form_gives_the_processors_bits(
     rule, param, grad, master, stochastic, layout, on_the_processor
 ):
@@ -165,7 +165,7 @@ def number(value, dtype=FLOAT) -> torch.Tensor:
     return torch.tensor([value], dtype=dtype)
 
 
-RULES = ["friction_adam", "rsgdm", "friction_adamp"]
+RULES = ["friction_adam", "sgd", "friction_adamp"]
 GUARDED = [
     Form((40, 60), group=0),
     Form((3, 700), BFLOAT, states=QUANTIZED, master="split", group=1),
@@ -308,7 +308,7 @@ def test_one_launch_sums_gradients_of_all_types_and_groups(layout, master):
 
 
 def test_the_norm_of_thousands_of_gradients_and_of_none():
-    driven = Driven("rsgdm", [Form((3,))] * 5000)
+    driven = Driven("sgd", [Form((3,))] * 5000)
     assert squared_norm(driven, [True] * len(driven.params)) == 0.0
     for _ in range(3):
         driven.new_gradients()
@@ -317,7 +317,7 @@ def test_the_norm_of_thousands_of_gradients_and_of_none():
 
 
 def test_the_norm_in_a_graph_uses_memory_of_its_own(monkeypatch):
-    driven = Driven("rsgdm", [Form((300,), layout="gaps")] * 5)
+    driven = Driven("sgd", [Form((300,), layout="gaps")] * 5)
     driven.new_gradients()
     found = squared_norm(driven, [True] * len(driven.params))
     monkeypatch.setenv("FRICTION_HOST_CAPTURES", "1")
@@ -331,7 +331,7 @@ def test_the_norm_in_a_graph_uses_memory_of_its_own(monkeypatch):
 
 
 def test_a_norm_without_a_place_to_go_is_refused():
-    driven = Driven("rsgdm", [Form((3,))])
+    driven = Driven("sgd", [Form((3,))])
     driven.new_gradients()
     with pytest.raises(ValueError, match="no target for a device"):
         driven.squared_norm([True], [])
@@ -356,8 +356,8 @@ def test_states_of_types_without_kernels_are_refused():
         ("friction_adam", (FLOAT, FLOAT, BFLOAT), 32),
         ("friction_adam", (FLOAT, FLOAT, QUANTIZED), 30),
         ("friction_adam", QUANTIZED, 18),
-        ("rsgdm", FLOAT, 20),
-        ("rsgdm", QUANTIZED, 14),
+        ("sgd", FLOAT, 20),
+        ("sgd", QUANTIZED, 14),
     ],
 )
 def test_lists_move_as_many_bytes_as_designed(rule, states, expected):

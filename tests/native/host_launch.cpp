@@ -126,7 +126,7 @@ extern "C" {
 
 int64_t chunk_size() { return kChunk; }
 int64_t capacity_of_friction_adam() { return Launch<FrictionAdam>::kMostEntries; }
-int64_t capacity_of_rsgdm() { return Launch<Rsgdm>::kMostEntries; }
+int64_t capacity_of_sgd() { return Launch<Sgd>::kMostEntries; }
 int64_t launch_bytes_of_friction_adam() { return sizeof(Launch<FrictionAdam>); }
 
 // Writes each chunk's tensor, elements and block, in the order of chunks. Reads no tensor's memory.
@@ -173,7 +173,7 @@ void count_visits_of_states(const HostTensor* given, int64_t count, int64_t bloc
   }
 
 FRICTION_DEFINE_UPDATE(friction_adam, FrictionAdam)
-FRICTION_DEFINE_UPDATE(rsgdm, Rsgdm)
+FRICTION_DEFINE_UPDATE(sgd, Sgd)
 
 // moments: sum and sum of squares of the friction's deviation.
 void friction_stats(const HostTensor* given, int64_t count, const double* settings,

@@ -106,7 +106,7 @@ def drive(
         scalings = [(0, *scaling)] if scaling and step == 1 else []
         numbers = [x for x in scaling or () if isinstance(x, Tensor)]
         memory.allow_only([*driven.lists(), *(p.grad for p in driven.params), *numbers])
-        if step == steps - 1 and rule != "rsgdm":
+        if step == steps - 1 and rule != "sgd":
             found.append(repr(driven.statistics(*groups, scaling=scalings)).encode())
         problem = driven.step(*groups, scaling=scalings)
         assert problem is None, problem
@@ -122,7 +122,7 @@ def of_rule(rule: str, form: Form) -> Form:
 
 def norm(forms: list[Form]) -> list[bytes]:
     memory.device.clear()
-    driven, target = Driven("rsgdm", forms, seed=3), number(-1.0, DOUBLE)
+    driven, target = Driven("sgd", forms, seed=3), number(-1.0, DOUBLE)
     driven.new_gradients()
     memory.allow_only([*(param.grad for param in driven.params), target])
     for _ in range(2):  # with memory of its own, and with that of before

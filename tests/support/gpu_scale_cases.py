@@ -34,7 +34,7 @@ def step_of(device: str, rule: str, forms: list[Form]) -> Driven:
 def check_form(device: str, rule: str, name: str, layout: str) -> None:
     """The processor's bits; of AdamP those of the states, since its sums go in another order."""
     form = FORMS[name]
-    if rule == "rsgdm" and isinstance(form.states, tuple):
+    if rule == "sgd" and isinstance(form.states, tuple):
         form = replace(form, states=QUANTIZED)
     forms = [replace(form, shape=shape, layout=layout) for shape in SHAPES]
     ours, theirs = step_of(device, rule, forms), step_of("cpu", rule, forms)

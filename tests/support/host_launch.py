@@ -52,7 +52,7 @@ def compile_with(compiler: str, folder: Path) -> ctypes.CDLL:
         text=True,
     )
     native = ctypes.CDLL(str(library))
-    for name in ("chunk_size", "capacity_of_friction_adam", "capacity_of_rsgdm"):
+    for name in ("chunk_size", "capacity_of_friction_adam", "capacity_of_sgd"):
         getattr(native, name).restype = ctypes.c_int64
     native.launch_bytes_of_friction_adam.restype = ctypes.c_int64
     native.team_sum.restype = native.squared_norm.restype = ctypes.c_double

@@ -22,6 +22,8 @@ SETTINGS = {
     "momentum": 0.9,
     "tanh": 0.0,
     "normalized": 0.0,
+    "difference": 0.0,
+    "averages": 1.0,
     "decoupled": 1.0,
     "maximize": 0.0,
     "nesterov": 0.0,
