@@ -27,6 +27,7 @@ struct TensorEntry {
   int8_t master;         // index of the master operand; 0: none
   bool quantized;        // whether any operand is quantized
   bool stochastic;       // whether the parameter is rounded stochastically
+  bool takes;            // whether the gradient's memory becomes the state that keeps it
   uint32_t parameter;    // the parameter's number, for stochastic rounding
   GlobalIndex global;    // likewise
   const Layout* layout;  // null if every operand is contiguous in element order

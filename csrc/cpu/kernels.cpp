@@ -77,17 +77,28 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
     f(static_cast<float*>(nullptr), Constant<kVariant>{});
 }
 
+// Whether the gradient that a rule keeps differs from the one it was given.
+template <class Scalars>
+FRICTION_INLINE bool is_scaled(const Scalars& scalars) {
+  return scalars.grad_scale != 1;
+}
+
 // The loop over plain arrays that the compiler vectorises. Operands overlap only at equal indices.
+// kept: where the kept gradient goes.
 template <class Rule, int kVariant, class T, size_t... kOperand>
-FRICTION_INLINE void update_elements(T* const (&operands)[Rule::kOperands], int64_t count,
-                                     const typename Rule::template Scalars<T> s,
+FRICTION_INLINE void update_elements(T* const (&operands)[Rule::kOperands], T* const kept,
+                                     int64_t count, const typename Rule::template Scalars<T> s,
                                      std::index_sequence<kOperand...>) {
+  constexpr int kKept = kept_gradient<Rule>();
   T* const local[] = {operands[kOperand]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     T x[] = {local[kOperand][i]...};
     Rule::template update<kVariant>(x, s);
-    ((is_written(kOperand) ? void(local[kOperand][i] = x[kOperand]) : void()), ...);
+    ((is_written(kOperand) && int(kOperand) != kKept ? void(local[kOperand][i] = x[kOperand])
+                                                     : void()),
+     ...);
+    if constexpr (kKept > 0) kept[i] = x[kKept];
   }
 }
 
@@ -96,14 +107,15 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
                   const typename Rule::template Scalars<T>& scalars) {
   Stage<T, Rule> stage;
   const Rounding rounding = rounding_of(r.scalars[t.scalars], t);
-  const bool buffers = stage.buffers(t);
+  const bool buffers = stage.buffers(t), scaled = is_scaled(scalars);
   const int64_t most = buffers ? kStaged : kChunk;
   for (int64_t done = 0; done < count; done += most) {
     const int64_t length = count - done < most ? count - done : most;
     if (buffers) stage.look_ahead(t, begin + done + most, most);
     stage.load(t, begin + done, length);
-    update_elements<Rule, kVariant>(stage.x, length, scalars, all_operands<Rule>());
-    stage.store(t, begin + done, length, rounding);
+    update_elements<Rule, kVariant>(stage.x, stage.kept(t, scaled), length, scalars,
+                                    all_operands<Rule>());
+    stage.store(t, begin + done, length, scaled, rounding);
   }
 }
 
@@ -282,15 +294,19 @@ void decide(const ProjectedRegion<Rule>& r, int64_t first, int64_t last) {
 
 // Advances the states of the staged elements and writes their directions to `directions`.
 template <class Rule, int kVariant, class T, size_t... kOperand>
-FRICTION_INLINE void advance_states(T* const (&operands)[Rule::kOperands], int64_t count,
-                                    const typename Rule::template Scalars<T> s, T* directions,
-                                    std::index_sequence<kOperand...>) {
+FRICTION_INLINE void advance_states(T* const (&operands)[Rule::kOperands], T* const kept,
+                                    int64_t count, const typename Rule::template Scalars<T> s,
+                                    T* directions, std::index_sequence<kOperand...>) {
+  constexpr int kKept = kept_gradient<Rule>();
   T* const local[] = {operands[kOperand]...};
 #pragma GCC ivdep
   for (int64_t i = 0; i < count; ++i) {
     T x[] = {local[kOperand][i]...};
     directions[i] = Rule::template direction<kVariant>(x, s);
-    ((kOperand > Rule::kGrad ? void(local[kOperand][i] = x[kOperand]) : void()), ...);
+    ((kOperand > Rule::kGrad && int(kOperand) != kKept ? void(local[kOperand][i] = x[kOperand])
+                                                       : void()),
+     ...);
+    if constexpr (kKept > 0) kept[i] = x[kKept];
   }
 }
 
@@ -345,7 +361,7 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   const auto& s = scalars_of<T>(step);
   const typename Rule::Settings& group = step.settings;
   const T decay = T(group.projected_decay());
-  const bool by_rows = decision.kind == ProjectionDecision::kRows;
+  const bool by_rows = decision.kind == ProjectionDecision::kRows, scaled = is_scaled(s);
   const auto coefficient = [&](int64_t row, double sum) {
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };
@@ -361,7 +377,8 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   for (; begin < end; begin += block) {
     const int64_t count = end - begin < block ? end - begin : block;
     stage.load(t, begin, count);
-    advance_states<Rule, kVariant>(stage.x, count, s, directions, all_operands<Rule>());
+    advance_states<Rule, kVariant>(stage.x, stage.kept(t, scaled), count, s, directions,
+                                   all_operands<Rule>());
     T* param = stage.x[Rule::kParam];
     if (!by_rows || long_row) {
       descend_projected(param, directions, count, decay, of_all);
@@ -373,7 +390,7 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
         descend_projected(p, u, length, decay, coefficient(row, sum));
       });
     }
-    stage.store(t, begin, count, rounding_of(step, t));
+    stage.store(t, begin, count, scaled, rounding_of(step, t));
   }
 }
 

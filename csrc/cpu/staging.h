@@ -215,6 +215,7 @@ struct Rounding {
 template <class T, class Rule, int kOperands = Rule::kOperands>
 struct Stage {
   static constexpr DType kDType = std::is_same_v<T, double> ? DType::kFloat64 : DType::kFloat32;
+  static constexpr int kKept = kept_gradient<Rule>();
 
   T* x[kOperands];
   alignas(64) T buffer[kOperands][kChunk];
@@ -254,13 +255,24 @@ struct Stage {
     });
   }
 
-  void store(const TensorEntry& t, int64_t begin, int64_t count, const Rounding& rounding) {
+  // Where the rule writes the gradient that it keeps: into the gradient itself if it is taken, and
+  // is not what the rule applied; if it is, the buffer is dropped.
+  T* kept(const TensorEntry& t, bool scaled) {
+    if constexpr (kKept < 0) return nullptr;
+    if (!t.takes) return x[kKept];
+    return scaled && x[Rule::kGrad] != buffer[Rule::kGrad] ? x[Rule::kGrad] : buffer[kKept];
+  }
+
+  void store(const TensorEntry& t, int64_t begin, int64_t count, bool scaled,
+             const Rounding& rounding) {
     // Finds the scales of all operands first, because quantizing waits for them.
     for (int operand = 0; operand < kOperands; ++operand)
       if (is_written(operand) && t.dtype[operand] == DType::kQuantized)
         find_scales(t, operand, begin, count);
     for (int operand = 0; operand < kOperands; ++operand) {
       if (!is_written(operand) || x[operand] != buffer[operand]) continue;
+      const bool taken = t.takes && operand == kKept;
+      if (taken && !scaled) continue;
       if (operand == Rule::kParam && t.master != 0)
         store_param(t, begin, count);
       else if (operand == Rule::kParam && t.stochastic)
@@ -272,8 +284,8 @@ struct Stage {
         store_average(t, operand, buffer[operand], begin, count, rounding.threshold);
       else
         with_stored_type(t.dtype[operand], [&](auto* type) {
-          store_floats<std::remove_pointer_t<decltype(type)>>(t, operand, buffer[operand], begin,
-                                                              count);
+          store_floats<std::remove_pointer_t<decltype(type)>>(t, taken ? int(Rule::kGrad) : operand,
+                                                              buffer[operand], begin, count);
         });
     }
   }

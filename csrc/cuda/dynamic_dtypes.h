@@ -120,7 +120,9 @@ struct Vec8 {
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       if constexpr (is_written(operand)) {
-        const ElementRef to = ref(launch, part, types, position, operand);
+        ElementRef to = ref(launch, part, types, position, operand);
+        to.data = static_cast<char*>(part.template destination<Rule>(operand));
+        if (operand == kept_gradient<Rule>() && to.data == nullptr) return;
         float column[kVec8];
         FRICTION_UNROLL
         for (int i = 0; i < kVec8; ++i) column[i] = x[i][operand];
@@ -190,7 +192,12 @@ struct One {
     for_each_type<Rule, Config>(types, [&](auto operand, auto* type) {
       using Stored = std::remove_pointer_t<decltype(type)>;
       if constexpr (is_written(operand)) {
-        const ElementRef to = ref<Stored>(launch, part, types, operand);
+        ElementRef to = ref<Stored>(launch, part, types, operand);
+        to.data = static_cast<char*>(part.template destination<Rule>(operand));
+        if (operand == kept_gradient<Rule>()) {
+          if (to.data == nullptr) return;
+          to.at = offsets[part.template destination_operand<Rule>(operand)];
+        }
         if constexpr (operand == 0 && kIsHalf<Stored>) {
           if (types.stochastic) {
             const uint32_t random = random_bits(launch, part, rounding.key).of(index);

@@ -53,7 +53,8 @@ struct Vectors {
     for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       if constexpr (is_written(operand)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
-        auto* data = static_cast<Stored*>(part.data[operand]);
+        auto* data = static_cast<Stored*>(part.template destination<Rule>(operand));
+        if (operand == kept_gradient<Rule>() && data == nullptr) return;
         FRICTION_UNROLL
         for (int first = 0; first < kCount; first += kVector) {
           Stored stored[kVector];
@@ -91,9 +92,11 @@ struct Single {
     for_each_operand<Rule, Config>(types, [&](auto operand, auto* type) {
       if constexpr (is_written(operand)) {
         using Stored = std::remove_pointer_t<decltype(type)>;
-        auto* data = static_cast<Stored*>(part.data[operand]);
+        auto* data = static_cast<Stored*>(part.template destination<Rule>(operand));
+        if (operand == kept_gradient<Rule>() && data == nullptr) return;
         const Stored stored[1] = {narrow<Stored>(x[0][operand])};
-        Vector<Stored, 1>::store(stored, data + offsets[operand]);
+        Vector<Stored, 1>::store(stored,
+                                 data + offsets[part.template destination_operand<Rule>(operand)]);
       }
     });
   }

@@ -27,6 +27,7 @@ std::vector<Entry<kOperands>> entries_of(const std::vector<TensorEntry>& tensors
       entries[i].data[operand] = tensor.data[operand];
       addresses |= address_of(tensor.data[operand]);
     }
+    entries[i].takes = tensor.takes;
     entries[i].aligned = tensor.layout == nullptr && addresses % 16 == 0;
     entries[i].first_chunk = static_cast<uint32_t>(tensor.first_chunk);
     entries[i].last_count =

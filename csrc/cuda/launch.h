@@ -20,8 +20,9 @@ template <int kOperands>
 struct Entry {
   void* data[kOperands];
   uint32_t first_chunk;      // number of chunks in the tensors before this one
-  uint16_t last_count : 15;  // elements of its last chunk; 0 if it has none
+  uint16_t last_count : 14;  // elements of its last chunk; 0 if it has none
   uint16_t aligned : 1;      // every operand is contiguous, from a multiple of 16 bytes on
+  uint16_t takes : 1;        // see TensorEntry
   uint16_t group_step;       // index of its GroupStep
 };
 
@@ -169,9 +170,21 @@ template <int kOperands>
 struct Part {
   int64_t tensor = 0, begin = 0;
   int count = 0;
-  bool aligned = false;  // as in Entry
+  bool aligned = false, takes = false;  // as in Entry
   int64_t numel = 0;
   void* data[kOperands] = {};  // where the tensor's operands begin
+  void* kept = nullptr;        // where the gradient that a rule keeps goes; null: nowhere
+
+  // Where an operand is stored.
+  template <class Rule>
+  FRICTION_INLINE void* destination(int operand) const {
+    return operand == kept_gradient<Rule>() ? kept : data[operand];
+  }
+  // The operand whose layout that has.
+  template <class Rule>
+  FRICTION_INLINE int destination_operand(int operand) const {
+    return operand == kept_gradient<Rule>() && takes ? kGradOperand : operand;
+  }
 };
 
 template <class Launch>
@@ -191,6 +204,14 @@ class Walk {
     return part_;
   }
 
+  // Decides where the current part's gradient is kept: it is not written if it is taken and is what
+  // the rule applied. scaled: it is not.
+  FRICTION_INLINE void place_kept(bool scaled) {
+    constexpr int kKept = kept_gradient<typename Launch::Rule>();
+    if constexpr (kKept > 0)
+      part_.kept = !part_.takes ? part_.data[kKept] : scaled ? part_.data[kGradOperand] : nullptr;
+  }
+
  private:
   FRICTION_INLINE void enter(int64_t chunk) {
     const auto* entries = launch_.entries();
@@ -200,7 +221,7 @@ class Walk {
     end_ = tensor + 1 < launch_.count ? int64_t(entries[tensor + 1].first_chunk) : launch_.chunks;
     last_count_ = entry.last_count;
     part_.tensor = tensor;
-    part_.aligned = entry.aligned;
+    part_.aligned = entry.aligned, part_.takes = entry.takes;
     part_.numel = (end_ - first_ - 1) * kChunk + last_count_;
     FRICTION_UNROLL
     for (int operand = 0; operand < Launch::Rule::kOperands; ++operand)

@@ -132,6 +132,37 @@ FRICTION_INLINE void update_part(
                                });
 }
 
+// For a step that is skipped on the device: a gradient that is taken becomes what it was to
+// replace.
+template <class Launch>
+FRICTION_INLINE void keep_previous(const Launch& launch, const PartOf<Launch>& part, int thread) {
+  using Rule = typename Launch::Rule;
+  constexpr int kKept = kept_gradient<Rule>();
+  if (!part.takes) return;
+  const int64_t* layout = layout_of(launch, part.tensor);
+  const auto copy = [&](auto* type) {
+    using Stored = std::remove_pointer_t<decltype(type)>;
+    FRICTION_NO_UNROLL
+    for (int at = thread; at < part.count; at += kThreads) {
+      int64_t offsets[Rule::kOperands];
+      find_offsets(layout, part.begin + at, offsets);
+      Stored stored[1];
+      Vector<Stored, 1>::load(static_cast<const Stored*>(part.data[kKept]) + offsets[kKept],
+                              stored);
+      Vector<Stored, 1>::store(
+          stored, static_cast<Stored*>(part.data[kGradOperand]) + offsets[kGradOperand]);
+    }
+  };
+  // Bits are enough, of the size that the gradient shares with the state.
+  const DType type = launch.group_step(part.tensor).types.operand[kKept];
+  if (bytes_of(type) == 2)
+    copy(static_cast<uint16_t*>(nullptr));
+  else if (bytes_of(type) == 4)
+    copy(static_cast<uint32_t*>(nullptr));
+  else
+    copy(static_cast<uint64_t*>(nullptr));
+}
+
 // A thread's share of a part's statistic. Changes nothing.
 template <class Config, class Launch>
 FRICTION_INLINE Moments

@@ -10,8 +10,11 @@ namespace friction {
 namespace py = pybind11;
 
 Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
-           const std::vector<const char*>& state_keys, bool projects_rows)
-    : entries_(entries.size()), reader_(std::move(reader)), projects_rows_(projects_rows) {
+           const std::vector<const char*>& state_keys, bool projects_rows, int kept_gradient)
+    : entries_(entries.size()),
+      reader_(std::move(reader)),
+      projects_rows_(projects_rows),
+      kept_gradient_(size_t(kept_gradient)) {
   for (size_t i = 0; i < entries_.size(); ++i) {
     const auto fields =
         py::reinterpret_borrow<py::tuple>(PyList_GET_ITEM(entries.ptr(), Py_ssize_t(i)));
@@ -31,6 +34,7 @@ Plan::Plan(std::shared_ptr<const TensorReader> reader, py::list entries,
       entries_[i].global = {rounding[1].cast<int64_t>(), rounding[2].cast<int64_t>(),
                             rounding[3].cast<int64_t>()};
     }
+    entries_[i].takes = kept_gradient > 0 && fields[6].cast<bool>();
   }
   for (const char* key : state_keys)
     state_keys_.push_back(py::reinterpret_steal<py::str>(PyUnicode_InternFromString(key)));
@@ -276,6 +280,9 @@ const char* Plan::read_entry(size_t index) {
   problem = read_param_and_grad(entry, grad.ptr(), operands);
   if (problem == nullptr) problem = read_states(entry, operands[0]);
   if (problem == nullptr && !entry.order_known) problem = find_order(entry, operands[0]);
+  if (problem == nullptr && entry.takes &&
+      operands[1].dtype != entry.states[key_of(kept_gradient_)].dtype)
+    problem = "its gradient is to be taken as a state of another dtype";
   if (problem != nullptr) return problem;
 
   // torch may represent conjugation or negation as a flag on a view. Checking it costs more than
@@ -302,6 +309,7 @@ const char* Plan::read_entry(size_t index) {
     if (problem != nullptr) return problem;
   }
   active_.push_back(index);
+  if (entry.takes) taken_.emplace_back(index, held_.size());
   held_.push_back(std::move(grad));
   if (entry.numel == 0 && !entry.device_counts) return nullptr;
   TensorEntry tensor{};
@@ -319,6 +327,7 @@ const char* Plan::read_entry(size_t index) {
     tensor.quantized = tensor.quantized || entry.quantized[operand];
   const bool half = tensor.dtype[0] == DType::kBFloat16 || tensor.dtype[0] == DType::kFloat16;
   tensor.stochastic = entry.stochastic && half;
+  tensor.takes = entry.takes;
   tensor.parameter = entry.parameter;
   tensor.global = entry.global;
   if (tensor.global.row_length == 0) tensor.global = {0, entry.numel, entry.numel};
@@ -327,6 +336,20 @@ const char* Plan::read_entry(size_t index) {
   table.tensors.push_back(tensor);
   table.active.push_back(active_.size() - 1);
   return nullptr;
+}
+
+void Plan::take_gradients() {
+  for (const auto& [index, place] : taken_) {
+    PlanEntry& entry = entries_[index];
+    const size_t key = key_of(kept_gradient_);
+    TensorView grad;
+    reader_->read(held_[place].ptr(), grad);
+    if (PyDict_SetItem(entry.state.ptr(), state_keys_[key].ptr(), held_[place].ptr()) != 0)
+      throw py::error_already_set();
+    entry.states[key].data = grad.data;  // known, so that the next step need not check it anew
+    entry.param.attr("grad") = py::none();
+  }
+  taken_.clear();
 }
 
 Table& Plan::table_of(int device, int kernels) {
@@ -365,7 +388,7 @@ void Plan::lay_out_tables() {
 // Keeps each table's device memory for the next step.
 void Plan::forget_step() {
   active_.clear();
-  held_.clear();
+  release();
   for (Table& table : tables_) {
     table.tensors.clear();
     table.active.clear();

@@ -31,6 +31,7 @@ struct PlanEntry {
   pybind11::object state;  // the dict in optimizer.state; None before the first gradient
   pybind11::str master;    // the master's key in the state; empty: none
   bool has_master = false, stochastic = false;
+  bool takes = false;      // the gradient's memory becomes the state that keeps it
   uint32_t parameter = 0;  // number among all parameters, for stochastic rounding
   GlobalIndex global{};    // likewise; row_length 0: the parameter is whole
   int32_t group;
@@ -77,19 +78,20 @@ struct Problem {
 
 class Plan {
  public:
-  // entries: (parameter, state dict or None, group index, native, master, rounding) for all
+  // entries: (parameter, state dict or None, group index, native, master, rounding, takes) for all
   // parameters of all groups. master: the master's key in the state, or None. rounding: (number of
   // the parameter, offset, row length, row stride of its elements in the whole parameter) if it is
-  // rounded stochastically, else None.
+  // rounded stochastically, else None. takes: whether its gradient is taken.
   // state_keys: "step" if the rule counts steps, then the rule's states in order.
+  // kept_gradient: the operand that keeps the gradient; -1: none.
   Plan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
-       const std::vector<const char*>& state_keys, bool projects_rows);
+       const std::vector<const char*>& state_keys, bool projects_rows, int kept_gradient);
   virtual ~Plan() = default;
 
   // Checks that the optimizer is as planned, reads every address, and holds the tensors until
   // `release`: for one step, or to inspect what it would do. Changes nothing.
   Problem read(const pybind11::dict& state, const pybind11::list& param_groups);
-  void release() { held_.clear(); }
+  void release() { held_.clear(), taken_.clear(); }
 
   // Parameters that the last step updated, for torch.autograd.graph.increment_version.
   pybind11::list updated() const { return updated_; }
@@ -101,6 +103,9 @@ class Plan {
   virtual void clear();
 
  protected:
+  // After the launches: makes gradients the states of their parameters, which then have none.
+  void take_gradients();
+
   // The GPU kernels that serve a tensor; negative: none.
   virtual int kernels_of(const TensorEntry& tensor) const = 0;
 
@@ -121,6 +126,7 @@ class Plan {
   const char* read_master(PlanEntry& entry, const TensorView& param, const TensorView& view);
   size_t keys_of(const PlanEntry& entry) const { return state_keys_.size() + entry.has_master; }
   size_t operand_of(size_t key) const { return 2 + key - (counts_steps_ ? 1 : 0); }
+  size_t key_of(size_t operand) const { return operand - 2 + (counts_steps_ ? 1 : 0); }
   const char* find_order(PlanEntry& entry, const TensorView& param) const;
   void note_strides(PlanEntry& entry, size_t operand, const TensorView& view) const;
   Table& table_of(int device, int kernels);
@@ -129,9 +135,10 @@ class Plan {
 
   std::vector<pybind11::str> state_keys_;
   bool counts_steps_, projects_rows_;
-  size_t operands_;
+  size_t kept_gradient_, operands_;
   RunningProcess running_{0};
   std::vector<pybind11::object> held_;  // tensors of the current step, which runs without the GIL
+  std::vector<std::pair<size_t, size_t>> taken_;  // entries, and places of their gradients in held_
   pybind11::list updated_;
   std::vector<size_t> updated_entries_;  // the entries in updated_
 };

@@ -27,7 +27,8 @@ class RulePlan : public Plan {
 
   RulePlan(std::shared_ptr<const TensorReader> reader, pybind11::list entries,
            DeviceAllocator allocator)
-      : Plan(std::move(reader), std::move(entries), state_keys(), Rule::kProjects),
+      : Plan(std::move(reader), std::move(entries), state_keys(), Rule::kProjects,
+             kept_gradient<Rule>()),
         allocator_(std::move(allocator)) {}
 
   // The following operate on the tensors of the current Reading.
@@ -53,6 +54,7 @@ class RulePlan : public Plan {
                    });
     }
     count_steps();
+    take_gradients();
     return {};
   }
 

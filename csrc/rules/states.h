@@ -69,6 +69,14 @@ constexpr bool is_average(int operand) {
   return operand > kGradOperand && Rule::kStates.kinds[operand - 2] != StateKind::copy;
 }
 
+// The state that keeps the gradient for the next step, the one of kind copy; -1: none.
+template <class Rule>
+constexpr int kept_gradient() {
+  for (int operand = 2; operand < Rule::kOperands; ++operand)
+    if (Rule::kStates.kinds[operand - 2] == StateKind::copy) return operand;
+  return -1;
+}
+
 template <class Rule>
 constexpr bool is_non_negative(int operand) {
   return operand > kGradOperand && Rule::kStates.kinds[operand - 2] == StateKind::square;

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from friction_kernels import equations
-from friction_kernels.optim import checks
+from friction_kernels.optim import checks, taking
 from friction_kernels.optim.rule import MeasuredRule, Operands, ProjectedRule, Rule
 
 Friction = Literal["sigmoid", "tanh", "diff"]
@@ -105,6 +105,7 @@ class FrictionAdamRule(AdamRule, MeasuredRule):
         super().check_group(group)
         checks.check_number("beta3", group["beta3"])
         self._input_of(group)
+        taking.check_group(group, decoupled=self.decoupled)
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         return {

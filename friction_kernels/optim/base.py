@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels import backends
-from friction_kernels.optim import checkpoints, checks, compiled, options, state_checks
+from friction_kernels.optim import checkpoints, checks, compiled, options, state_checks, taking
 from friction_kernels.optim.fallbacks import Entry, entries_of, warn_of_fallbacks
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs
 from friction_kernels.optim.memory import MemoryReport
@@ -183,6 +183,7 @@ class PlannedOptimizer(Optimizer):
         self, plan: StepPlan | None, groups: list[dict[str, Any]], first: int = 0
     ) -> StepPlan:
         """Step the groups with the plan, or a new one if it does not fit; return the plan used."""
+        taking.check_gradients(groups, self.rule)
         plan, scaling = self._with_plan(StepPlan.step, plan, groups, first)
         self._scaling = scaling if plan.needs.clips else None
         return plan

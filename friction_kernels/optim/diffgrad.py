@@ -13,6 +13,7 @@ from friction_kernels.optim import options
 from friction_kernels.optim.adam_rule import FrictionAdamRule
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
+from friction_kernels.optim.taking import TAKE_GRADIENTS
 
 _DOC = """{summary}
 
@@ -47,6 +48,7 @@ _DOC = """{summary}
         weight_decay: {decay_kind}, at least 0 (default {weight_decay}).
         beta3: strength of the friction, at least 0; 0 makes S = 1/2 (default 1.0).
         maximize: maximize the objective (default False).
+        {take_gradients}
         {shared_args}
 
     State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
@@ -69,6 +71,7 @@ class DiffGrad(PlannedOptimizer):
         choices="",
         decay_kind="coupled (added to the gradient, as in torch.optim.Adam)",
         weight_decay="0.0",
+        take_gradients=TAKE_GRADIENTS,
         shared_args=options.ARGS,
         extra_states=options.EXTRA_STATES,
         raises=options.RAISES,
@@ -86,6 +89,7 @@ class DiffGrad(PlannedOptimizer):
         *,
         beta3: float | Tensor = 1.0,
         maximize: bool = False,
+        take_gradients: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,
@@ -109,6 +113,7 @@ class DiffGradW(PlannedOptimizer):
         choices=", the decoupled decay",
         decay_kind="decoupled (as in torch.optim.AdamW)",
         weight_decay="1e-2",
+        take_gradients=TAKE_GRADIENTS,
         shared_args=options.ARGS,
         extra_states=options.EXTRA_STATES,
         raises=options.RAISES,
@@ -126,6 +131,7 @@ class DiffGradW(PlannedOptimizer):
         *,
         beta3: float | Tensor = 1.0,
         maximize: bool = False,
+        take_gradients: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,

@@ -23,6 +23,7 @@ from friction_kernels.optim.adam_rule import (
 )
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
+from friction_kernels.optim.taking import TAKE_GRADIENTS
 
 _DOC = """{summary}
 
@@ -60,6 +61,7 @@ _DOC = """{summary}
         beta3: strength of the friction, at least 0; 0 makes S = {neutral} (default 1.0).
 {more_args}        maximize: maximize the objective (default False).
         friction_input: "product" (published) or "normalized" (default "product").
+        {take_gradients}
         {shared_args}
 
     State: `step`, `exp_avg`, `exp_avg_sq`, `prev_grad`.
@@ -92,6 +94,7 @@ class _Coupled(FrictionAdam):
         beta3: float | Tensor = 1.0,
         maximize: bool = False,
         friction_input: FrictionInput = "product",
+        take_gradients: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,
@@ -119,6 +122,7 @@ class _Decoupled(FrictionAdam):
         beta3: float | Tensor = 1.0,
         maximize: bool = False,
         friction_input: FrictionInput = "product",
+        take_gradients: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,
@@ -149,6 +153,7 @@ class _Projected(FrictionAdam):
         nesterov: bool = False,
         maximize: bool = False,
         friction_input: FrictionInput = "product",
+        take_gradients: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,
@@ -177,8 +182,9 @@ class FrictionAdamW(PlannedOptimizer):
         lr, betas, eps, weight_decay, maximize: as in AdamW, with its defaults.
         friction: "tanh", "sigmoid", "diff" or None (default "tanh").
         friction_input: of tanh and sigmoid, "product" (published) or "normalized" (default "normalized").
-        beta3: strength of the friction, at least 0 (default 1.0). Without friction, this and
-            friction_input are not used.
+        beta3: strength of the friction, at least 0 (default 1.0). Without friction, this,
+            friction_input and take_gradients are not used.
+        {TAKE_GRADIENTS}
         {options.ARGS}
 
     A state_dict is that of the named class.
@@ -201,6 +207,7 @@ class FrictionAdamW(PlannedOptimizer):
         friction_input: FrictionInput = "normalized",
         beta3: float | Tensor = 1.0,
         maximize: bool = False,
+        take_gradients: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,
@@ -217,7 +224,8 @@ class FrictionAdamW(PlannedOptimizer):
             if friction is None
             else FrictionAdamRule(friction, decoupled=True)
         )
-        super().__init__(params, options.given(locals(), unused=("friction",)))
+        unused = ("friction",) if friction is not None else ("friction", "take_gradients")
+        super().__init__(params, options.given(locals(), unused=unused))
 
 
 def _give_own_init(cls: type[FrictionAdam]) -> None:
@@ -282,6 +290,7 @@ def _describe(cls: type[FrictionAdam], summary: str, kind: str) -> None:
         decay_kind=base.decay_kind,
         weight_decay=base.weight_decay,
         more_args=ADAMP_ARGS if adamp else "",
+        take_gradients=TAKE_GRADIENTS,
         shared_args=options.ARGS,
         extra_states=options.EXTRA_STATES,
         base=base.ours,

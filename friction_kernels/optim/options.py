@@ -26,7 +26,15 @@ DEFAULTS: dict[str, Any] = {
 }
 # These options define how a step is computed and stored, not its result. A plan depends on them, and
 # load_state_dict keeps their current values.
-OWN = ("backend", "capturable", "master", "rounding", "state_dtype", "process_group")
+OWN = (
+    "backend",
+    "capturable",
+    "master",
+    "rounding",
+    "state_dtype",
+    "process_group",
+    "take_gradients",
+)
 NOT_SAVED = ("process_group",)  # of OWN, meaningless in another run
 
 Master = Literal["split", "split8", "fp32"]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from friction_kernels import backends
-from friction_kernels.optim import checks, options, state_checks
+from friction_kernels.optim import checks, options, state_checks, taking
 from friction_kernels.optim.fallbacks import Entry, Groups, fallback_reason_with_gradient
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs, square_sum
 from friction_kernels.optim.reference import Numbers, Update
@@ -111,7 +111,7 @@ class StepPlan:
             native=native,
             entries=entries,
             reference=[entry for entry in entries if entry.fallback_reason],
-            choices=[{k: copy(group[k]) for k in options.OWN} for group in groups],
+            choices=[{k: copy(group[k]) for k in options.OWN if k in group} for group in groups],
             members=[list(group["params"]) for group in groups],
             needs=needs,
             native_devices=sorted(devices),
@@ -374,4 +374,4 @@ def _native_entry(
     rounding = None
     if state is not None and options.rounds_stochastically(param, group):
         rounding = (entry.ordinal, *shard_of(param, rule.projects_rows))
-    return (param, state, entry.group, native, master and master[0], rounding)
+    return (param, state, entry.group, native, master and master[0], rounding, taking.takes(group))

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from friction_kernels.optim import options
+from friction_kernels.optim import options, taking
 from friction_kernels.optim.element_order import ElementOrder
 from friction_kernels.optim.rounding import RandomKey
 from friction_kernels.optim.rule import MeasuredRule, Operands, Rule
@@ -63,6 +63,10 @@ class Update(Numbers):
         """Store the states, and free the numbers of states and gradient."""
         for key, kind in self.rule.states.items():
             write_state(self._param, self._state, key, kind, self.states[key])
+        if taking.takes(self.group) and self.whole.grad is not None:
+            key = taking.kept_state(self.rule)
+            self._state[key] = local(self.whole.grad).copy_(self._state[key])
+            self.whole.grad = None
         del self.states, self.grad
 
     def keep_value(self) -> None:

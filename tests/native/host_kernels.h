@@ -28,7 +28,7 @@ void for_each_part(const Launch<Rule>& launch, int64_t blocks, Visit&& visit) {
   for (int64_t block = 0; block < blocks; ++block) {
     Walk<Launch<Rule>> walk(launch);
     for (int64_t chunk = block; chunk < launch.chunks; chunk += blocks)
-      visit(block, chunk, walk.part_of(chunk));
+      visit(block, chunk, walk.part_of(chunk), walk);
   }
 }
 
@@ -64,9 +64,16 @@ void update_dynamic(const Launch<Rule>& launch, const PartOf<Launch<Rule>>& part
 template <class Config, class Rule>
 void update_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Config::Arithmetic;
-  if (launch.scaling.skip()) return;
-  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& part) {
+  if (launch.scaling.skip()) {
+    if constexpr (kept_gradient<Rule>() > 0)
+      for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& part, auto&) {
+        for (int thread = 0; thread < kThreads; ++thread) keep_previous(launch, part, thread);
+      });
+    return;
+  }
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& part, auto& walk) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
+    walk.place_kept(shared.scalars.grad_scale != 1);
     if constexpr (Config::kLookedUp)
       update_dynamic<Config>(launch, part, shared);
     else
@@ -81,7 +88,7 @@ void update_all(const Launch<Rule>& launch, int64_t blocks) {
 template <class Config, class Rule>
 void statistic_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Config::Arithmetic;
-  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const auto& part) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t chunk, const auto& part, auto&) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
     std::vector<Moments> moments;
     for (int thread = 0; thread < kThreads; ++thread)
@@ -92,7 +99,7 @@ void statistic_all(const Launch<Rule>& launch, int64_t blocks) {
 
 template <class T, class Config, class Rule>
 void reduce_all(const Launch<Rule>& launch, int64_t blocks) {
-  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& whole) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& whole, auto&) {
     const Extra& extra = launch.extras[whole.tensor];
     if (extra.rows == 0) return;
     const auto shared = shared_of<Rule, T>(launch, whole.tensor);
@@ -155,7 +162,7 @@ void decide_all(const Launch<Rule>& launch) {
 template <class Config, class Rule>
 void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
   using T = typename Config::Arithmetic;
-  if (launch.scaling.skip()) return;
+  if (launch.scaling.skip()) return update_all<Config>(launch, blocks);
   reduce_all<T, Config>(launch, blocks);
   decide_all<T>(launch);
   update_all<Config>(launch, blocks);

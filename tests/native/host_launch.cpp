@@ -136,7 +136,7 @@ void walk(const int64_t* numels, int64_t count, int64_t blocks, bool stored, int
   for (int64_t i = 0; i < count; ++i) given[size_t(i)].numel = numels[i];
   const auto table =
       std::make_unique<Table<Count>>(given.data(), count, nullptr, nullptr, 0, stored);
-  for_each_part(table->launch, blocks, [&](int64_t block, int64_t chunk, const auto& part) {
+  for_each_part(table->launch, blocks, [&](int64_t block, int64_t chunk, const auto& part, auto&) {
     tensor[chunk] = part.tensor;
     begin[chunk] = part.begin;
     elements[chunk] = part.count;
