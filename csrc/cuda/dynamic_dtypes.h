@@ -194,10 +194,8 @@ struct One {
       if constexpr (is_written(operand)) {
         ElementRef to = ref<Stored>(launch, part, types, operand);
         to.data = static_cast<char*>(part.template destination<Rule>(operand));
-        if (operand == kept_gradient<Rule>()) {
-          if (to.data == nullptr) return;
-          to.at = offsets[part.template destination_operand<Rule>(operand)];
-        }
+        if (operand == kept_gradient<Rule>() && to.data == nullptr) return;
+        to.at = part.template destination_offset<Rule, operand()>(offsets);
         if constexpr (operand == 0 && kIsHalf<Stored>) {
           if (types.stochastic) {
             const uint32_t random = random_bits(launch, part, rounding.key).of(index);

@@ -96,7 +96,7 @@ struct Single {
         if (operand == kept_gradient<Rule>() && data == nullptr) return;
         const Stored stored[1] = {narrow<Stored>(x[0][operand])};
         Vector<Stored, 1>::store(stored,
-                                 data + offsets[part.template destination_operand<Rule>(operand)]);
+                                 data + part.template destination_offset<Rule, operand()>(offsets));
       }
     });
   }

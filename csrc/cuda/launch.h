@@ -180,10 +180,10 @@ struct Part {
   FRICTION_INLINE void* destination(int operand) const {
     return operand == kept_gradient<Rule>() ? kept : data[operand];
   }
-  // The operand whose layout that has.
-  template <class Rule>
-  FRICTION_INLINE int destination_operand(int operand) const {
-    return operand == kept_gradient<Rule>() && takes ? kGradOperand : operand;
+  // The offset of an element there, among those of all operands.
+  template <class Rule, int kOperand, int kCount>
+  FRICTION_INLINE int64_t destination_offset(const int64_t (&offsets)[kCount]) const {
+    return kOperand == kept_gradient<Rule>() && takes ? offsets[kGradOperand] : offsets[kOperand];
   }
 };
 

@@ -240,6 +240,49 @@ def test_a_skipped_step_changes_nothing_and_counts_no_step(rule, scaling, bad):
     assert [state["step"].item() for state in driven.state.values()] == [2.0] * len(GUARDED)
 
 
+# Gradients that are taken.
+
+
+def kept_forms(takes: bool) -> list[Form]:
+    """Of every size of gradients and of their states, aligned and not, and with gaps."""
+    return [
+        Form(shape, param, states=(FLOAT, FLOAT, param), master=master, layout=layout, takes=takes)
+        for shape in ((5,), (4096,), (2049,), (64, 40))
+        for layout in ("contiguous", "offset", "gaps")
+        for param, master in ((FLOAT, None), (BFLOAT, None), (BFLOAT, "split"))
+    ]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.7])
+@pytest.mark.parametrize("rule", ["friction_adam", "friction_adamp"])
+def test_taken_gradients_give_the_numbers_of_copied_ones(rule, factor):
+    made = []
+    for takes in (True, False):
+        driven = Driven(rule, kept_forms(takes), seed=3)
+        for _ in range(3):
+            driven.new_gradients()
+            memory = [param.grad.data_ptr() for param in driven.params]
+            scaling = [(0, None, number(1 / factor), None, False)]
+            assert driven.step(scaling=scaling) is None
+            if takes:
+                kept = [driven.state[param]["prev_grad"].data_ptr() for param in driven.params]
+                assert kept == memory and all(param.grad is None for param in driven.params)
+        made.append(driven.bits())
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("rule", ["friction_adam", "friction_adamp"])
+def test_a_skipped_step_that_takes_gradients_leaves_what_was_kept(rule):
+    driven = Driven(rule, kept_forms(takes=True), on_device=True)
+    driven.new_gradients()
+    assert driven.step() is None
+    before = driven.bits()
+    driven.new_gradients()
+    assert driven.step(scaling=[(0, None, None, number(1.0), False)]) is None
+    assert all(param.grad is None for param in driven.params)
+    assert driven.bits() == before
+
+
 def test_steps_counted_on_the_device_give_the_bits_of_those_counted_here():
     forms = [Form((size,), BFLOAT, None, QUANTIZED, None, True) for size in SIZES]
     ours, theirs = (after("friction_adam", forms, on_device=flag) for flag in (True, False))

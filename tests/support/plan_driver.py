@@ -49,6 +49,7 @@ class Form:
     layout: str = "contiguous"  # of parameter, gradient and master
     scale: float = 1.0  # of gradients
     group: int = 0
+    takes: bool = False  # its gradient is taken
 
 
 def quantized_bytes(numel: int) -> int:
@@ -105,7 +106,7 @@ class Driven:
             self.params.append(param)
             self.state[param] = state
             self.param_groups[form.group]["params"].append(param)
-            entries.append((param, state, form.group, True, key, rounding))
+            entries.append((param, state, form.group, True, key, rounding, form.takes))
         self.forms = sorted(forms, key=lambda form: form.group)
         reader = backends.tensor_reader()
         self.kept = []
