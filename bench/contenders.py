@@ -36,6 +36,7 @@ class Contender:
     compiles: bool = False  # for half a minute and more
     graphed: bool = False  # captured in a CUDA graph, and replayed
     new_gradients: bool = False  # gradients are other tensors at every step
+    unwritten: str | None = None  # a state that a step reads and does not write
     needs: str | None = None  # a module that may be missing
 
     def lists(self, device: str) -> str:
@@ -102,6 +103,15 @@ SGD_FOR_LOOP, SGD_FUSED = "torch SGD nesterov for-loop", "torch SGD nesterov fus
 GRAPHED, NEW_GRADIENTS = ", graph replay", ", new grads"
 
 SIG_ADAMW = native("SigSignAdamW", fk.SigSignAdamW, plain=EAGER_ADAMW, baseline=ADAMW_FUSED)
+ADAMW = native("AdamW", fk.AdamW, plain=ADAMW_FOR_LOOP, baseline=ADAMW_FUSED)
+SGD = native(
+    "SGD nesterov",
+    fk.SGD,
+    {"lr": 0.01, "momentum": 0.9, "nesterov": True},
+    plain=SGD_FOR_LOOP,
+    baseline=SGD_FUSED,
+)
+ADAMP = native("AdamP", fk.AdamP, reads="gpg", reads_on_card="gpgs", baseline="adamp.AdamP")
 RSGDM = native("RSGDM", fk.RSGDM, plain=EAGER_RSGDM, baseline=SGD_FUSED)
 # AdamP decides before it updates: on a processor ours compares parameters with gradients first, as the
 # published one does; on a GPU it reads everything for its sums.
@@ -121,6 +131,7 @@ TORCH_FOR_LOOP = adamw(ADAMW_FOR_LOOP, slow=True, foreach=False, fused=False)
 OPTIMIZERS = [
     equations(EAGER_RSGDM, eager.rsgdm),
     RSGDM,
+    SGD,
     sgd(SGD_FUSED, fused=True),
     sgd(SGD_FOR_LOOP, slow=True, foreach=False, fused=False),
     Contender(COPY, Copy, reads=""),
@@ -128,8 +139,10 @@ OPTIMIZERS = [
     TORCH_FOR_LOOP,
     TORCH_FOREACH,
     TORCH_FUSED,
+    ADAMW,
     SIG_ADAMW,
     SIG_ADAMP,
+    ADAMP,
     equations(EAGER_ADAMP, eager.friction_adamp, reads="gpg"),
     native(
         "SigSignAdamW normalized",
@@ -157,10 +170,18 @@ CAPTURED = [
     *capturable(SIG_ADAMP, fk.SigSignAdamP),
     adamw(ADAMW_FUSED + GRAPHED, graphed=True, fused=True),
 ]
+TAKING = native(
+    "SigSignAdamW taking gradients",
+    fk.SigSignAdamW,
+    {"take_gradients": True},
+    unwritten="prev_grad",
+)
 CHANGING = [
     replace(c, name=c.name + NEW_GRADIENTS, new_gradients=True, baseline=base)
     for c, base in (
         (SIG_ADAMW, ADAMW_FUSED + NEW_GRADIENTS),
+        (TAKING, ADAMW_FUSED + NEW_GRADIENTS),
+        (ADAMW, ADAMW_FUSED + NEW_GRADIENTS),
         (RSGDM, ADAMW_FUSED + NEW_GRADIENTS),
         (TORCH_FUSED, None),
     )

@@ -75,9 +75,11 @@ class Entry:
             param.grad = grad
         self.opt = contender.build(self.params)
         self.step = self.opt.step
+        self.prepare()
         self.step()
         pool.give(self.opt, self.params)
         for _ in range(1 if contender.slow else WARMUP_STEPS):
+            self.prepare()
             self.step()
         if contender.graphed:
             torch.cuda.synchronize()
@@ -100,7 +102,8 @@ class Entry:
         sizes = {name: size for name, size in sizes_of(self.opt).items() if name != "step"}
         parameter = sizes["parameter"]
         lists = {"p": parameter, "g": parameter, "s": sum(sizes.values()) - parameter}
-        return 2 * sum(sizes.values()) + sum(lists[x] for x in self.contender.lists(device))
+        read = sum(lists[x] for x in self.contender.lists(device))
+        return 2 * sum(sizes.values()) + read - sizes.get(self.contender.unwritten, 0)
 
 
 class Field:

@@ -157,6 +157,8 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   if (param.device == kElsewhere || operands[1].device != param.device)
     return "it and its gradient are not on one device, the CPU or a GPU";
   if (!operands[1].same_shape(param)) return "its shape differs from its gradient's";
+  entry.footprints[0].note(entry.part.ptr(), param);
+  entry.footprints[1].note(grad, operands[1]);
   entry.moved = entry.moved || entry.param_data != param.data;
   entry.param_data = param.data;
   note_strides(entry, 0, param);
@@ -199,6 +201,7 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
     entry.quantized[operand_of(key)] = false;
     note_strides(entry, operand_of(key), view);
   }
+  entry.footprints[2 + key].note(value, view);
   entry.moved = entry.moved || entry.states[key].data != view.data;
   entry.states[key] = {view.data, view.dtype};
   return nullptr;
@@ -395,11 +398,19 @@ void Plan::forget_step() {
   }
 }
 
+// Only what was there: looking up no address at all takes time, too.
+void Plan::prefetch(const PlanEntry& entry) const {
+  for (size_t i = 0; i < 2 + keys_of(entry) && entry.footprints[i].object != nullptr; ++i)
+    entry.footprints[i].prefetch();
+}
+
 Problem Plan::read(const py::dict& state, const py::list& param_groups) {
   const Problem changed = check_structure(state, param_groups);
   if (changed.what != nullptr) return changed;
   forget_step();
+  constexpr size_t kAhead = 3;
   for (size_t i = 0; i < entries_.size(); ++i) {
+    if (i + kAhead < entries_.size()) prefetch(entries_[i + kAhead]);
     if (!entries_[i].native) continue;
     if (const char* what = read_entry(i)) {
       forget_step();
