@@ -38,7 +38,20 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// The number of a kernel's blocks that the current device can hold at once.
+// Lets this thread make calls that may allocate or synchronize while a stream captures a graph.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
+// The number of a kernel's blocks that the current device can hold at once. The first call loads the
+// kernel, which CUDA does lazily, and which may happen in a capture.
 inline int64_t resident_blocks(const void* kernel, int threads, const std::string& what,
                                const Target& target) {
   static std::mutex mutex;
@@ -46,6 +59,7 @@ inline int64_t resident_blocks(const void* kernel, int threads, const std::strin
   const std::lock_guard lock(mutex);
   int64_t& blocks = known[{kernel, target.device}];
   if (blocks == 0) {
+    const RelaxedCapture relaxed;
     int processors = 0, each = 0;
     check(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, target.device), what,
           target);

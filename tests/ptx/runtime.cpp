@@ -175,6 +175,11 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status)
   const bool captures = std::getenv("FRICTION_HOST_CAPTURES") != nullptr;
   return give(status, captures ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone);
 }
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  static thread_local cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
+  std::swap(*mode, current);
+  return cudaSuccess;
+}
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void* function) {
   return functions.count(function) != 0 ? cudaSuccess : cudaErrorInvalidDeviceFunction;
 }
