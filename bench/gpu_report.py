@@ -41,8 +41,8 @@ FIRST_TESTS = (
     "or (one_launch and 700) or follows_a_schedule or friction_stats"
 )
 # Of a model of a billion parameters, a card holds no more.
-FIRST = ("copy", "in place", "SigSignAdamW", "SigSignAdamP", "RSGDM", "torch AdamW fused")
-LARGE = (*FIRST, "torch SGD nesterov fused")
+FIRST = ("copy", "in place", "AdamW", "SigSignAdamW", "SigSignAdamP", "RSGDM", "torch AdamW fused")
+LARGE = (*FIRST, "SGD nesterov", "torch SGD nesterov fused")
 STEPS = (*LARGE, "torch AdamW foreach", "SigSignAdamW eager equations")
 EIGHT_BITS = "SigSignAdamW 8bit"
 GRAPHS = ("GLoss", "GLoss, validate=False", "dense float64, as the authors do it")

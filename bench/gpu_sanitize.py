@@ -17,6 +17,7 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.com
 STEPS = 2
 # One of each kernel; the other classes differ in numbers alone.
 OPTIONS = {
+    "AdamW": {},
     "SigSignAdamW": {},
     "TanhSignAdamP": {"friction_input": "normalized", "nesterov": True},
     "RSGDM": {"weight_decay": 0.1},

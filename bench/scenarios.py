@@ -106,7 +106,7 @@ def optimizers(device: str) -> list[Scenario]:
     tiny = (*TINY, *contenders.CAPTURED) if on_card else TINY
     large = ["gpt2", "llama_1b"] + (["llama_7b_8_of_32_layers"] if on_card else [])
     return [
-        StepScenario("vit_b_16", everyone, seconds=40),
+        StepScenario("vit_b_16", (*everyone, *contenders.CHANGING), seconds=50),
         StepScenario("resnet50", STEPS, rounds=32, seconds=20),
         StepScenario("tiny", tiny, rounds=60, seconds=25, bound_by_memory=False),
         *(StepScenario(model, STEPS, rounds=16, seconds=40) for model in large),

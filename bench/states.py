@@ -7,6 +7,7 @@ from torch import Tensor
 
 import friction_kernels as fk
 from bench.contenders import (
+    ADAMW_FOR_LOOP,
     ADAMW_FUSED,
     COPY,
     EAGER_ADAMW,
@@ -80,6 +81,9 @@ MOMENTS_BF16 = {"exp_avg": "bf16", "exp_avg_sq": "bf16", "prev_grad": "8bit"}
 SQUARES_FP32 = {"exp_avg": "8bit", "exp_avg_sq": "fp32", "prev_grad": "8bit"}
 PLAIN = ours("")
 ALL_8BIT = ours("8bit", **EIGHT)
+ADAMW_8BIT = native(
+    "AdamW 8bit", fk.AdamW, EIGHT, plain=ADAMW_FOR_LOOP, baseline="bitsandbytes AdamW8bit"
+)
 GRAD_8BIT = ours("prev_grad 8bit", state_dtype={"prev_grad": "8bit"})
 CLIPPED = clipped(PLAIN)
 CLIPPED_UNSCALED = replace(CLIPPED, name=f"{CLIPPED.name}, unscale", build=scaled(CLIPPED.build))
@@ -92,6 +96,7 @@ WAYS = [
     GRAD_8BIT,
     TORCH_FUSED,
     ALL_8BIT,
+    ADAMW_8BIT,
     PLAIN,
     CLIPPED,
     CLIPPED_UNSCALED,

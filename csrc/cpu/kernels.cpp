@@ -1,6 +1,7 @@
 // The CPU driver: how a worker processes its part of the table. Compiled once per instruction set
 // (FRICTION_ISA) with the same arithmetic in each: no fused multiply-adds, no library functions,
 // sums in a fixed number of lanes. So every instruction set and thread count gives the same bits.
+#include <iterator>
 #include <utility>
 
 #include "region.h"
@@ -66,11 +67,15 @@ constexpr auto all_operands() {
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
-// Calls f(null pointer to the arithmetic type, variant as a constant) for a tensor.
-template <class Rule, int kVariant = 0, class F>
+// Calls f(null pointer to the arithmetic type, variant as a constant) for a tensor. A projection has
+// so many loops that only the most general variants are compiled.
+template <class Rule, int kIndex = 0, class F>
 FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>& s, F&& f) {
-  if constexpr (kVariant + 1 < Rule::kVariants)
-    if (s.variant != kVariant) return with_instance<Rule, kVariant + 1>(t, s, f);
+  constexpr int kCount =
+      Rule::kProjects ? int(std::size(Rule::kFullVariants)) : int(Rule::kVariants);
+  constexpr int kVariant = Rule::kProjects ? Rule::kFullVariants[kIndex] : kIndex;
+  if constexpr (kIndex + 1 < kCount)
+    if ((s.variant & kVariant) != s.variant) return with_instance<Rule, kIndex + 1>(t, s, f);
   if (t.dtype[0] == DType::kFloat64)
     f(static_cast<double*>(nullptr), Constant<kVariant>{});
   else
