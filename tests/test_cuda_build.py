@@ -86,7 +86,9 @@ def kernel_of(symbol: str) -> tuple[str, ...]:
             "store_kernel",
         ),
     )
-    choices += (("4Adam", "5AdamP", "12FrictionAdam", "13FrictionAdamP", "3Sgd"),)  # a name's length goes before it
+    choices += (
+        ("4Adam", "5AdamP", "12FrictionAdam", "13FrictionAdamP", "3Sgd"),
+    )  # a name's length goes before it
     choices += (("BFloat16Config", "Float32Config"),)
     choices += (("Float64Config", "MixedConfig", "QuantizedConfig"),)
     found = (name for names in choices for name in names if name in symbol)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from optimizer_cases import each_of
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -21,7 +22,7 @@ LOW_PRECISION = [
     {"master": "fp32"},
 ]
 
-every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+every_optimizer = each_of(OPTIMIZERS, "optimizer")
 
 
 def bound(optimizer):
