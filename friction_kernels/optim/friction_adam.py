@@ -173,12 +173,17 @@ class FrictionAdamW(PlannedOptimizer):
         optimizer = FrictionAdamW(model.parameters(), lr=3e-4, friction="tanh")
 
     Args:
-        params: as in AdamW.
-        lr, betas, eps, weight_decay, maximize: as in AdamW, with its defaults.
+        params: parameters, (name, parameter) pairs, or groups, of any dense layout, as in AdamW.
+        lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
+            1e-3).
+        betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
+        eps: added to the square root of the second moment, at least 0 (default 1e-8).
+        weight_decay: decoupled (as in torch.optim.AdamW), at least 0 (default 1e-2).
         friction: "tanh", "sigmoid", "diff" or None (default "tanh").
         friction_input: of tanh and sigmoid, "product" (published) or "normalized" (default "normalized").
-        beta3: strength of the friction, at least 0 (default 1.0). Without friction, this and
-            friction_input are not used.
+        beta3: strength of the friction, at least 0; without friction, this and friction_input are not
+            used (default 1.0).
+        maximize: maximize the objective (default False).
         {options.ARGS}
 
     A state_dict is that of the named class.
