@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from optimizer_cases import (
+    ADAMS,
     assert_same_bits,
     assert_same_states,
     both_backends,
@@ -424,7 +425,7 @@ def test_a_state_of_another_class_is_refused_and_nothing_changed(name, backend):
     opt = OPTIMIZERS[name](params, state_dtype="8bit", master="split", backend=backend)
     run(opt, params, range(2))
     other_params = copies(params)
-    other = (SigSignAdamW if name == "RSGDM" else RSGDM)(other_params, state_dtype="8bit")
+    other = (RSGDM if name in ADAMS else SigSignAdamW)(other_params, state_dtype="8bit")
     run(other, other_params, range(2))
     before = snapshot(opt)
     with pytest.raises(
