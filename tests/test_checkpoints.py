@@ -154,6 +154,10 @@ def test_copies_go_on_to_the_same_bits(name, duplicate, options, backend):
     opt = OPTIMIZERS[name](params, backend=backend, **options)
     run(opt, params, range(2))
     twins, twin_opt = duplicate((params, opt))
+    public, twins_public = (
+        {key for key in vars(each) if not key.startswith("_")} for each in (opt, twin_opt)
+    )
+    assert twins_public == public
     run(opt, params, range(2, 4))
     run(twin_opt, twins, range(2, 4))
     assert_same_bits(params, twins)
