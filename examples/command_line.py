@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -23,6 +24,11 @@ def known_optimizer(name: str, of_torch: Iterable[str]) -> str:
             f"({', '.join(OPTIMIZERS)}) or of torch.optim ({', '.join(of_torch)})"
         )
     return names[name.lower()]
+
+
+def takes(name: str, option: str) -> bool:
+    """Whether one of ours has an option."""
+    return name in OPTIMIZERS and option in inspect.signature(OPTIMIZERS[name]).parameters
 
 
 def writable_folder(folder: Path) -> Path:

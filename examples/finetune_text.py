@@ -38,6 +38,7 @@ from command_line import (
     at_least,
     known_optimizer,
     refuse_without_effect,
+    takes,
     writable_folder,
 )
 from text_data import Part, TextSet, read_csv, read_embeddings, save_embeddings
@@ -49,7 +50,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
-from friction_kernels import OPTIMIZERS
 from friction_kernels.graph.sigma import RULES
 
 # What is quick with a head takes long with an encoder.
@@ -263,7 +263,7 @@ def check_options(command: argparse.ArgumentParser, args: argparse.Namespace) ->
     losses, forms, names = map(set, zip(*contenders(args), strict=True))
     has_gloss, of_gloss = bool(forms - {""}), "for --loss gloss and ce+gloss"
     has_encoder, of_encoder = args.embeddings is None, "for an encoder of --data"
-    has_friction = bool(names & set(OPTIMIZERS) - {"RSGDM"})
+    has_friction = any(takes(name, "friction_input") for name in names)
     refuse_without_effect(
         command,
         {

@@ -1,10 +1,10 @@
-"""The optimizers of `finetune_text.py`: those of friction_kernels by name, and torch's own."""
+"""The optimizers of `finetune_text.py`: those of friction_kernels by name, and torch's of other names."""
 
 import inspect
 from collections.abc import Iterable
 
 import torch
-from command_line import InputError
+from command_line import InputError, takes
 from torch import nn
 from torch.optim import Optimizer
 
@@ -56,7 +56,7 @@ def make_optimizer(
     options = {}
     if name in SGD_FACTORS:
         options["momentum"] = MOMENTUM
-    elif name in OPTIMIZERS:
+    elif takes(name, "friction_input"):
         options["friction_input"] = friction_input
     if name == "SGD":
         options["nesterov"] = True

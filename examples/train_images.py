@@ -32,6 +32,7 @@ from command_line import (
     at_least,
     known_optimizer,
     refuse_without_effect,
+    takes,
     writable_folder,
 )
 from image_data import ImageSet, digits, image_folder
@@ -59,7 +60,7 @@ LEARNING_RATES = {
     "RSGDM": RSGDM_RATE,
     "SGD": SGD_RATE,
     **dict.fromkeys(("SigSignAdamW", "TanhSignAdamW", "SigSignAdamP", "TanhSignAdamP"), ADAM_RATE),
-    **dict.fromkeys(("Adam", "AdamW"), ADAM_RATE),
+    **dict.fromkeys(("Adam", "AdamW", "AdamP"), ADAM_RATE),
 }
 DEFAULT_CONTENDERS = [
     ("SigSignAdamW", "native"),
@@ -110,15 +111,17 @@ class Contender:
 
 
 def make_contender(name: str, backend: str, args: argparse.Namespace) -> Contender:
-    kind = OPTIMIZERS.get(name) or TORCH_OPTIMIZERS[name]
+    is_ours = backend != "torch"
+    kind = OPTIMIZERS[name] if is_ours else TORCH_OPTIMIZERS[name]
     options = {"lr": LEARNING_RATES.get(name) if args.lr is None else args.lr}
     if name in ("RSGDM", "SGD"):
         options["momentum"] = MOMENTUM
-    elif name in OPTIMIZERS:
-        options |= {"friction_input": args.friction_input, "beta3": args.beta3}
+    elif is_ours:
+        asked = {"friction_input": args.friction_input, "beta3": args.beta3}
+        options |= {option: value for option, value in asked.items() if takes(name, option)}
     if name == "SGD":
         options["nesterov"] = True
-    if name in OPTIMIZERS:
+    if is_ours:
         options["backend"] = backend
     elif "fused" in inspect.signature(kind).parameters:
         options["fused"] = True
@@ -140,7 +143,8 @@ def chosen_contenders(args: argparse.Namespace) -> list[Contender]:
 
 
 def backends(name: str) -> tuple[str, ...]:
-    return ("native", "reference") if name in OPTIMIZERS else ("torch",)
+    ours = ("native", "reference") if name in OPTIMIZERS else ()
+    return (*ours, "torch") if name in TORCH_OPTIMIZERS else ours
 
 
 def train(
@@ -259,15 +263,16 @@ def command_line() -> argparse.ArgumentParser:
 def check_options(command: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     names = args.optimizer or [name for name, _ in DEFAULT_CONTENDERS]
     names = {known_optimizer(name, TORCH_OPTIMIZERS) for name in names}
-    has_friction = bool(names & set(OPTIMIZERS) - {"RSGDM"})
     refuse_without_effect(
         command,
         {
             "image_size": (args.data is not None, "for images of --data"),
             "epochs": (not args.quick, "not for --quick, which has its own"),
             "seeds": (not args.quick, "not for --quick, which has its own"),
-            "friction_input": (has_friction, "for optimizers with friction"),
-            "beta3": (has_friction, "for optimizers with friction"),
+            **{
+                option: (any(takes(name, option) for name in names), "for optimizers with friction")
+                for option in ("friction_input", "beta3")
+            },
         },
     )
 

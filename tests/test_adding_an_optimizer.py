@@ -16,7 +16,7 @@ from markdown_pages import ROOT, blocks_of
 
 PAGE = ROOT / "docs/adding-an-optimizer.md"
 TESTS = ("test_native.py", "test_state.py", "test_scale_native.py", "test_checkpoints.py")
-# RSGDM's states have the same name, so that one loads into the other.
+# SGD's states have the same name, so that one loads into the other.
 NOT_OF_EVERY_RULE = "not test_a_state_of_another_class_is_refused"
 ORACLE = """
 import torch
@@ -54,12 +54,12 @@ def changed(path: Path, shown: str) -> str:
         return f"{text}\n\n{shown}"
     if path.name == "rules.h":
         include, rules = shown.strip().split("\n\n")
-        text = text.replace('#include "rules/rsgdm.h"', f'{include}\n#include "rules/rsgdm.h"')
+        text = text.replace('#include "rules/sgd.h"', f'{include}\n#include "rules/sgd.h"')
         return re.sub(r"^using Rules = .*$", rules, text, flags=re.MULTILINE)
     assert path.name == "__init__.py"
-    return text.replace(
-        "        RSGDM,\n    )", "        RSGDM,\n        HeavyBall,\n    )"
-    ).replace("from friction_kernels.optim.release", f"{shown}from friction_kernels.optim.release")
+    return text.replace("        SGD,\n    )", "        SGD,\n        HeavyBall,\n    )").replace(
+        "from friction_kernels.optim.release", f"{shown}from friction_kernels.optim.release"
+    )
 
 
 def add_other_rule(tree: Path) -> None:

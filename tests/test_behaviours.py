@@ -14,9 +14,16 @@ import numpy as np
 import pytest
 import torch
 from optimizer_cases import (
+    ADAMS,
     FRICTION,
+    MEASURED,
+    PROJECTED,
     assert_same_bits,
     both_backends,
+    case_of,
+    each_of,
+    every_friction,
+    every_measured,
     every_optimizer,
     give_gradients,
     make_params,
@@ -30,10 +37,10 @@ import friction_kernels
 from friction_kernels import OPTIMIZERS, RSGDM, TanhSignAdamW, count_launches, friction_stats
 from friction_kernels.backends import describe
 from friction_kernels.optim.options import DEFAULTS as SCALE_OPTIONS
+from friction_kernels.optim.options import TORCHS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROJECTED = [name for name in OPTIMIZERS if "AdamP" in name]
 SHAPES = [(3, 4), (4, 3), (5,), (2, 3, 2), (), (6, 1)]
 
 
@@ -48,7 +55,7 @@ def assert_close(left, right, rtol):
 def options_of(name):
     """An optimizer's options, with values at which a change of any one shows."""
     defaults = OPTIMIZERS[name](make_params(SHAPES)).defaults
-    telling = {"eps": 0.1, "weight_decay": 0.1, "delta": 2.0}
+    telling = {"eps": 0.1, "weight_decay": 0.1, "delta": 2.0, "momentum": 0.8}
     return {key: telling.get(key, value) for key, value in defaults.items()}
 
 
@@ -61,13 +68,19 @@ def another(value):
 
 
 # Options that change how a step is computed, not what, and those of precision, which have tests of their own.
-HOW = ("backend", "capturable", *SCALE_OPTIONS)
+# dampening can only be 0.
+HOW = ("backend", "capturable", "dampening", "take_gradients", *SCALE_OPTIONS)
 
 
 @both_backends
 @pytest.mark.parametrize(
     ("name", "option"),
-    [(name, option) for name in OPTIMIZERS for option in options_of(name) if option not in HOW],
+    [
+        case_of(name, option)
+        for name in OPTIMIZERS
+        for option in options_of(name)
+        if option not in HOW
+    ],
 )
 def test_option_of_a_group_holds_for_that_group_alone(name, option, backend):
     cls, options = OPTIMIZERS[name], {**options_of(name), "backend": backend}
@@ -152,8 +165,9 @@ def test_options_of_precision_changed_between_steps_hold_from_the_next_step(name
         "eps": 0.1,
         **before,
     }  # else Adam's steps have one size
-    if name == "RSGDM":
+    if name not in ADAMS:
         del options["eps"]
+        options["momentum"] = 0.9  # else SGD's buffer does not matter
     shapes = [(20, 30), (300,), (5,)]
     params, fresh, unchanged = (make_params(shapes, torch.bfloat16) for _ in range(3))
     opt, started, same = (OPTIMIZERS[name](p, **options) for p in (params, fresh, unchanged))
@@ -405,6 +419,9 @@ def test_step_hooks_see_and_change_what_step_gets():
 
 
 TORCH_TWINS = {
+    "Adam": lambda params, lr: torch.optim.Adam(params, lr=lr),
+    "AdamW": lambda params, lr: torch.optim.AdamW(params, lr=lr),
+    "SGD": lambda params, lr: torch.optim.SGD(params, lr=lr),
     "TanhSignGrad": lambda params, lr: torch.optim.Adam(params, lr=lr),
     "TanhSignAdamW": lambda params, lr: torch.optim.AdamW(params, lr=lr),
     "RSGDM": lambda params, lr: torch.optim.SGD(params, lr=lr / 10, momentum=0.9, nesterov=True),
@@ -422,7 +439,7 @@ SCHEDULERS = {
 @both_backends
 @pytest.mark.parametrize("as_tensor", [False, True], ids=["float lr", "tensor lr"])
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("name", TORCH_TWINS)
+@each_of(TORCH_TWINS)
 def test_schedulers_drive_it_as_they_drive_torch(name, scheduler, as_tensor, backend):
     params, twins = (
         make_params(SHAPES, dtype=torch.float64),
@@ -497,8 +514,9 @@ def test_repr_names_the_class_and_every_option(name):
 
 @every_optimizer
 def test_signature_shows_every_option(name):
-    shown = inspect.signature(OPTIMIZERS[name]).parameters
-    assert set(shown) == {"params", *OPTIMIZERS[name](make_params(SHAPES)).defaults}
+    shown = set(inspect.signature(OPTIMIZERS[name]).parameters)
+    options = OPTIMIZERS[name](make_params(SHAPES)).defaults.keys()
+    assert shown - (TORCHS.keys() - options) == {"params", *options}
 
 
 def test_optimizer_frees_its_parameters_with_itself():
@@ -670,7 +688,7 @@ def layout_twins(name, backend, layout, grad_layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in PROJECTED])
+@each_of([name for name in OPTIMIZERS if name not in PROJECTED])
 def test_layout_does_not_change_a_bit(name, layout):
     for grad_layout in (*LAYOUTS, expanded):
         param, twin = layout_twins(name, "native", layout, grad_layout)
@@ -678,7 +696,7 @@ def test_layout_does_not_change_a_bit(name, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", PROJECTED)
+@each_of(PROJECTED)
 def test_layout_changes_projected_updates_by_rounding_only(name, layout):
     for grad_layout in (*LAYOUTS, expanded):
         param, twin = layout_twins(name, "native", layout, grad_layout)
@@ -712,7 +730,7 @@ def test_memory_between_the_elements_of_a_view_is_left_alone(name):
     assert (big[:, ::2] != 0.0).all()
 
 
-@pytest.mark.parametrize("name", PROJECTED)
+@each_of(PROJECTED)
 def test_rows_of_a_projection_do_not_depend_on_the_layout(name):
     # A row is an index of the first dimension, however it lies in memory.
     values, shape = noise((6, 40), 3), (6, 40)
@@ -775,9 +793,9 @@ def test_several_optimizers_train_one_module_together():
 
 
 def kernels_of(name):
-    if name in PROJECTED:
-        return {f"friction_adamp_{part}": 1 for part in ("reduce", "decide", "apply")}
-    return {OPTIMIZERS[name].rule.name: 1}
+    rule = OPTIMIZERS[name].rule.name
+    parts = ("_reduce", "_decide", "_apply") if name in PROJECTED else ("",)
+    return {f"{rule}{part}": 1 for part in parts}
 
 
 @pytest.mark.parametrize("count", [1, 10, 1000])
@@ -825,25 +843,38 @@ def test_counters_nest_and_stop_at_the_end_of_their_block():
 # Statistics of the friction.
 
 
-def frictions_by_hand(name, grads, beta3, friction_input):
+NORMALIZED, PRODUCT = {"friction_input": "normalized"}, {}
+
+
+def friction_by_hand(name, before, grad, beta3=1.0, norm=1.0):
+    """S of two consecutive gradients."""
+    kind = OPTIMIZERS[name].rule.friction
+    before, grad = before.double(), grad.double()
+    y = beta3 * (before - grad).abs() if kind == "diff" else beta3 * before * grad / norm
+    return torch.tanh(y) + 1 if kind == "tanh" else torch.sigmoid(y)
+
+
+def frictions_by_hand(name, grads, beta3, options):
     """S at the last step for each element, from the gradients of all steps."""
     v = torch.zeros_like(grads[0], dtype=torch.float64)
     for g in grads:
         v = 0.999 * v + 0.001 * g.double().square()
-    x = grads[-2].double() * grads[-1].double()
-    if friction_input == "normalized":
-        x = x / (v / (1 - 0.999 ** len(grads)) + 1e-8)
-    tanh = OPTIMIZERS[name].rule.friction == "tanh"
-    return (torch.tanh(beta3 * x) + 1 if tanh else torch.sigmoid(beta3 * x)).flatten()
+    norm = v / (1 - 0.999 ** len(grads)) + 1e-8 if options == NORMALIZED else 1.0
+    return friction_by_hand(name, grads[-2], grads[-1], beta3, norm).flatten()
 
 
 @both_backends
-@pytest.mark.parametrize("friction_input", ["product", "normalized"])
-@pytest.mark.parametrize("name", FRICTION)
-def test_friction_stats_are_those_of_s(name, friction_input, backend):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *(case_of(name, PRODUCT) for name in MEASURED),
+        *(case_of(name, NORMALIZED) for name in FRICTION),
+    ],
+)
+def test_friction_stats_are_those_of_s(name, options, backend):
     params = make_params([(40, 50), (7,), (2048,), ()])
     groups = [{"params": params[:2], "beta3": 0.5}, {"params": params[2:], "beta3": 2.0}]
-    opt = OPTIMIZERS[name](groups, friction_input=friction_input, backend=backend)
+    opt = OPTIMIZERS[name](groups, **options, backend=backend)
     saved = [[] for _ in params]
     for step in range(3):
         give_gradients(params, step)
@@ -854,17 +885,18 @@ def test_friction_stats_are_those_of_s(name, friction_input, backend):
     for index, stats in enumerate(found):
         beta3 = groups[index]["beta3"]
         pair = saved[2 * index : 2 * index + 2]
-        s = torch.cat([frictions_by_hand(name, grads, beta3, friction_input) for grads in pair])
+        s = torch.cat([frictions_by_hand(name, grads, beta3, options) for grads in pair])
         assert stats.count == s.numel()
         assert stats.mean == pytest.approx(s.mean().item(), rel=1e-5)
         assert stats.std == pytest.approx(s.std(correction=0).item(), rel=1e-5)
 
 
 @both_backends
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_friction_stats_are_of_every_element_of_a_large_tensor(name, backend):
     params = make_params([(100_000,), (3, 4)])
-    opt = OPTIMIZERS[name](params, friction_input="normalized", backend=backend)
+    options = NORMALIZED if name in FRICTION else {}
+    opt = OPTIMIZERS[name](params, **options, backend=backend)
     saved = [[], []]
     for step in range(2):
         give_gradients(params, step)
@@ -874,7 +906,7 @@ def test_friction_stats_are_of_every_element_of_a_large_tensor(name, backend):
             (stats,) = friction_stats(opt)
         assert launches.get("friction_stats", 0) == (1 if backend == "native" else 0)
         opt.step()
-    s = torch.cat([frictions_by_hand(name, grads, 1.0, "normalized") for grads in saved])
+    s = torch.cat([frictions_by_hand(name, grads, 1.0, options) for grads in saved])
     assert stats.count == 100_012
     assert stats.mean == pytest.approx(s.mean().item(), rel=1e-5)
     assert stats.std == pytest.approx(s.std(correction=0).item(), rel=1e-5)
@@ -893,7 +925,7 @@ def test_friction_stats_are_of_every_element_of_a_large_tensor(name, backend):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("name", ["TanhSignGrad", "SigSignAdamW", "TanhSignAdamP"])
+@pytest.mark.parametrize("name", ["DiffGrad", "SigSignGrad", "TanhSignAdamW", "SigSignAdamP"])
 def test_friction_stats_are_of_the_gradient_that_is_applied(name, options, backend):
     """prev_grad holds it after the step, exactly where states are not kept in fewer bits."""
     shape = (30, 20)
@@ -905,8 +937,7 @@ def test_friction_stats_are_of_the_gradient_that_is_applied(name, options, backe
         (stats,) = friction_stats(opt)
         opt.step()
     applied = opt.state_dict()["state"][0]["prev_grad"]
-    x = before.double() * applied.double()
-    s = torch.tanh(x) + 1 if opt.rule.friction == "tanh" else torch.sigmoid(x)
+    s = friction_by_hand(name, before, applied)
     tolerance = 1e-2 if "state_dtype" in options else 1e-5
     assert stats.mean == pytest.approx(s.mean().item(), rel=tolerance)
     # S is near its value without friction, where float32 has steps of 6e-8.
@@ -915,7 +946,7 @@ def test_friction_stats_are_of_the_gradient_that_is_applied(name, options, backe
 
 @both_backends
 @pytest.mark.parametrize("options", [{}, {"max_grad_norm": 0.5}], ids=str)
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_friction_stats_change_nothing(name, options, backend):
     params, twins = make_params(SHAPES), make_params(SHAPES)
     opt = OPTIMIZERS[name](params, **options, backend=backend)
@@ -932,7 +963,7 @@ def test_friction_stats_change_nothing(name, options, backend):
 
 
 @both_backends
-@pytest.mark.parametrize("name", FRICTION)
+@every_friction
 def test_friction_stats_of_a_group_without_gradient_are_nan(name, backend):
     params = make_params([(3,), (4,), (0,)])
     opt = OPTIMIZERS[name]([{"params": [p]} for p in params], backend=backend)
@@ -947,7 +978,7 @@ def test_friction_stats_of_a_group_without_gradient_are_nan(name, backend):
 
 
 @both_backends
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_friction_stats_of_a_step_that_will_be_skipped_are_of_nothing(name, backend):
     params = make_params([(300, 20)] * 3)
     opt = OPTIMIZERS[name](params, skip_nonfinite=True, backend=backend)
@@ -983,7 +1014,7 @@ def test_friction_stats_need_a_gradient_that_is_about_to_be_applied(backend):
         friction_stats(opt)
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name not in FRICTION])
+@each_of([name for name in OPTIMIZERS if name not in MEASURED])
 def test_friction_stats_refuse_an_optimizer_without_friction(name):
     params = make_params(SHAPES)
     opt = OPTIMIZERS[name](params)
@@ -1031,7 +1062,7 @@ def test_number_of_threads_does_not_change_a_bit(name):
         run(opt, params, range(2))
         results.append([*params, *(v for s in opt.state.values() for v in s.values())])
         give_gradients(params, 2)
-        stats.append(friction_stats(opt) if name in FRICTION else None)
+        stats.append(friction_stats(opt) if name in MEASURED else None)
     assert_same_bits(*results)
     assert stats[0] == stats[1]
 

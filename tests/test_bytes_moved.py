@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from friction_kernels import RSGDM, SigSignAdamW
+from friction_kernels import RSGDM, SGD, Adam, AdamP, AdamW, DiffGrad, SigSignAdamW
 
 SIZE = 64 * 256
 SCALES = 4 / 256
@@ -71,7 +71,14 @@ TABLE = {
     "friction, prev_grad bf16": (ours(SigSignAdamW, state_dtype={"prev_grad": "bf16"}), 32, 0),
     "friction, prev_grad 8bit": (ours(SigSignAdamW, state_dtype={"prev_grad": "8bit"}), 30, 1),
     "friction, all in 8bit": (ours(SigSignAdamW, state_dtype="8bit"), 18, 3),
+    "DiffGrad": (ours(DiffGrad), 36, 0),
+    "AdamW": (ours(AdamW), 28, 0),
+    "Adam": (ours(Adam), 28, 0),
+    "AdamP": (ours(AdamP), 28, 0),
+    "AdamW, all in 8bit": (ours(AdamW, state_dtype="8bit"), 16, 2),
     "RSGDM": (ours(RSGDM), 20, 0),
+    "SGD": (ours(SGD, momentum=0.9), 20, 0),
+    "SGD, 8bit": (ours(SGD, momentum=0.9, state_dtype="8bit"), 14, 1),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from optimizer_cases import (
+    ADAMS,
     assert_same_bits,
     assert_same_states,
     both_backends,
@@ -153,6 +154,10 @@ def test_copies_go_on_to_the_same_bits(name, duplicate, options, backend):
     opt = OPTIMIZERS[name](params, backend=backend, **options)
     run(opt, params, range(2))
     twins, twin_opt = duplicate((params, opt))
+    public, twins_public = (
+        {key for key in vars(each) if not key.startswith("_")} for each in (opt, twin_opt)
+    )
+    assert twins_public == public
     run(opt, params, range(2, 4))
     run(twin_opt, twins, range(2, 4))
     assert_same_bits(params, twins)
@@ -424,7 +429,7 @@ def test_a_state_of_another_class_is_refused_and_nothing_changed(name, backend):
     opt = OPTIMIZERS[name](params, state_dtype="8bit", master="split", backend=backend)
     run(opt, params, range(2))
     other_params = copies(params)
-    other = (SigSignAdamW if name == "RSGDM" else RSGDM)(other_params, state_dtype="8bit")
+    other = (RSGDM if name in ADAMS else SigSignAdamW)(other_params, state_dtype="8bit")
     run(other, other_params, range(2))
     before = snapshot(opt)
     with pytest.raises(

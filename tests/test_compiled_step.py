@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from optimizer_cases import every_optimizer
 from torch._dynamo.utils import counters
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW
@@ -46,7 +47,7 @@ def assert_same_bits(net, other):
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@every_optimizer
 def test_forward_backward_and_step_are_one_graph(name):
     net, _, train = trainer(name, lr=1e-2)
     eager_net, _, eager_train = trainer(name, lr=1e-2)

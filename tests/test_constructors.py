@@ -3,9 +3,15 @@
 import inspect
 import pickle
 
+import adamp
 import pytest
 import torch
-from optimizer_cases import FRICTION, every_optimizer
+from optimizer_cases import (
+    case_of,
+    each_of,
+    every_measured,
+    every_optimizer,
+)
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, TanhSignAdamP
@@ -24,7 +30,7 @@ def positional(cls):
     ]
 
 
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_positional_arguments_are_adamws(name):
     assert positional(OPTIMIZERS[name]) == ["params", "lr", "betas", "eps", "weight_decay"]
     given = (0.5, (0.1, 0.2), 1e-3, 0.25)
@@ -33,6 +39,75 @@ def test_positional_arguments_are_adamws(name):
         assert ours.param_groups[0][option] == adamw.param_groups[0][option]
     with pytest.raises(TypeError, match="positional arguments"):  # AdamW has amsgrad there
         OPTIMIZERS[name](make_params(), *given, False)
+
+
+TORCHS = {
+    "Adam": (torch.optim.Adam, (0.5, (0.1, 0.2), 1e-3, 0.25, False)),
+    "AdamW": (torch.optim.AdamW, (0.5, (0.1, 0.2), 1e-3, 0.25, False)),
+    "SGD": (torch.optim.SGD, (0.5, 0.25, 0, 0.125, True)),
+    "AdamP": (adamp.AdamP, (0.5, (0.1, 0.2), 1e-3, 0.25, 0.3, 0.4, True)),
+}
+
+
+@each_of(TORCHS)
+def test_arguments_are_those_of_the_class_of_this_name(name):
+    theirs, given = TORCHS[name]
+    order = list(inspect.signature(theirs).parameters)[: len(given) + 1]
+    assert positional(OPTIMIZERS[name]) == order
+    ours, other = OPTIMIZERS[name](make_params(), *given), theirs(make_params(), *given)
+    [group], [other_group] = ours.param_groups, other.param_groups
+    taken = set(order) & ours.defaults.keys()
+    assert {key: group[key] for key in taken} == {key: other_group[key] for key in taken}
+    defaults = theirs(make_params()).defaults
+    for option, default in OPTIMIZERS[name](make_params()).defaults.items():
+        assert default == defaults.get(option, default), option
+
+
+def torchs_options(name):
+    return [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in NO_MORE]
+
+
+# Options of torch's constructors, with what asks for nothing and with what does.
+NO_MORE = {
+    "foreach": ([None, False], [True, "yes"]),
+    "fused": ([None, False], [True]),
+    "differentiable": ([False], [True, None]),
+    "amsgrad": ([False], [True, None]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [case_of(name, key) for name in TORCHS for key in torchs_options(name)]
+)
+def test_option_of_torchs_is_taken_where_it_asks_for_nothing(name, option):
+    fine, refused = NO_MORE[option]
+    for value in fine:
+        opt = OPTIMIZERS[name](make_params(), **{option: value})
+        assert option not in opt.defaults and option not in opt.param_groups[0]
+        group = {"params": make_params(), option: value}
+        assert option not in OPTIMIZERS[name]([group]).param_groups[0]
+    for value in refused:
+        says = rf"^{name}\.__init__\(\) takes {option} only as .*, got {value!r}; leave it out"
+        with pytest.raises(TypeError, match=says):
+            OPTIMIZERS[name](make_params(), **{option: value})
+
+
+def test_every_option_of_torchs_constructors_is_taken():
+    for name in ("Adam", "AdamW", "SGD"):
+        theirs = inspect.signature(TORCHS[name][0]).parameters.keys() - {"decoupled_weight_decay"}
+        assert theirs <= inspect.signature(OPTIMIZERS[name]).parameters.keys()
+        assert {key for key in theirs if key in NO_MORE} == set(torchs_options(name))
+
+
+def test_nesterov_needs_momentum_and_dampening_is_not_there():
+    for options, says in (
+        ({"nesterov": True}, "nesterov=True needs a momentum above 0, got momentum=0"),
+        ({"momentum": 0.9, "dampening": 0.5}, "dampening must be 0, got 0.5; leave it out"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            OPTIMIZERS["SGD"](make_params(), **options)
+        with pytest.raises(ValueError, match=says):
+            OPTIMIZERS["SGD"]([{"params": make_params(), **options}])
 
 
 def test_positional_arguments_are_sgds():
@@ -47,7 +122,7 @@ def test_positional_arguments_are_sgds():
 @every_optimizer
 def test_errors_of_a_call_name_the_class_that_was_called(name):
     cls = OPTIMIZERS[name]
-    for arguments, options in (((), {"foreach": True}), ((1,) * 9, {})):
+    for arguments, options in (((), {"foreach": True}), ((), {"rate": 1}), ((1,) * 9, {})):
         with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\)"):
             cls(make_params(), *arguments, **options)
     with pytest.raises(TypeError, match=rf"^{name}\.__init__\(\) missing .*'params'"):
@@ -86,8 +161,15 @@ ASKS_FOR_MORE = {
 }
 
 
-@pytest.mark.parametrize("option", ASKS_FOR_MORE)
-@every_optimizer
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        case_of(name, option)
+        for name, cls in OPTIMIZERS.items()
+        for option in ASKS_FOR_MORE
+        if option not in cls(make_params()).defaults
+    ],
+)
 def test_option_of_torchs_that_a_group_asks_for_is_refused_by_name(name, option):
     group = {"params": make_params(), option: ASKS_FOR_MORE[option]}
     says = (
@@ -108,6 +190,10 @@ def test_option_of_torchs_that_a_group_asks_for_is_refused_by_name(name, option)
         ("SigSignGrad", {"decoupled_weight_decay": True}),
         ("SigSignAdamW", {"friction": "tanh"}),
         ("SigSignAdamW", {"nesterov": True}),
+        ("AdamW", {"decoupled_weight_decay": False}),
+        ("AdamW", {"friction": "tanh"}),
+        ("Adam", {"nesterov": True}),
+        ("DiffGrad", {"friction": "tanh"}),
         ("RSGDM", {"nesterov": True}),
         ("RSGDM", {"fused": [True]}),
     ],
@@ -123,6 +209,11 @@ def test_what_a_class_does_in_any_case_cannot_be_otherwise_in_a_group(name, opti
     [
         ("SigSignAdamW", lambda params: torch.optim.AdamW(params, 0.25)),
         ("SigSignGrad", lambda params: torch.optim.Adam(params, 0.25)),
+        ("AdamW", lambda params: torch.optim.AdamW(params, 0.25)),
+        ("Adam", lambda params: torch.optim.Adam(params, 0.25)),
+        ("DiffGradW", lambda params: torch.optim.AdamW(params, 0.25)),
+        ("AdamP", lambda params: adamp.AdamP(params, 0.25)),
+        ("SGD", lambda params: torch.optim.SGD(params, 0.25, 0.5, nesterov=True)),
         ("RSGDM", lambda params: torch.optim.SGD(params, 0.25, 0.5)),
     ],
 )

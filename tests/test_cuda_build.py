@@ -15,7 +15,7 @@ from friction_kernels import _native, backends
 pytestmark = pytest.mark.deep
 
 DEFAULT_ARCHITECTURES = ("80-real", "90-real", "100-real", "100-virtual")
-KERNELS = 34  # to an architecture
+KERNELS = 51  # to an architecture
 # A multiprocessor has 65,536 registers: two blocks of 256 threads of the hot kernels find room, and one
 # of 1,024 of the kernel that decides.
 MOST_REGISTERS = {
@@ -33,12 +33,20 @@ VECTOR_ACCESSES = {
     ("update_kernel", "FrictionAdam", "Float64Config"): (4, 4),
     ("update_kernel", "FrictionAdam", "MixedConfig"): (5 * 3, 4 * 3),
     ("update_kernel", "FrictionAdam", "QuantizedConfig"): (2 * 3, 3),
+    ("update_kernel", "Adam", "Float32Config"): (4 * 2, 3 * 2),
+    ("update_kernel", "Adam", "BFloat16Config"): (2 + 2 * 2, 1 + 2 * 2),
+    ("update_kernel", "Adam", "Float64Config"): (3, 3),
+    ("update_kernel", "Adam", "MixedConfig"): (4 * 3, 3 * 3),
+    ("update_kernel", "Adam", "QuantizedConfig"): (2 * 3, 3),
     ("update_kernel", "Sgd", "Float32Config"): (3 * 2, 2 * 2),
     ("update_kernel", "Sgd", "BFloat16Config"): (2 + 2, 1 + 2),
     ("update_kernel", "Sgd", "Float64Config"): (2, 2),
     ("update_kernel", "Sgd", "MixedConfig"): (3 * 3, 2 * 3),
     ("update_kernel", "Sgd", "QuantizedConfig"): (2 * 3, 3),
     ("squared_norm_kernel",): (2 + 1, 0),
+    ("projection_reduce_kernel", "AdamP", "Float32Config"): (4 * 2, 0),
+    ("projection_reduce_kernel", "AdamP", "BFloat16Config"): (2 + 2 * 2, 0),
+    ("projection_reduce_kernel", "AdamP", "QuantizedConfig"): (2 * 3, 0),
     ("projection_reduce_kernel", "FrictionAdamP", "Float32Config"): (5 * 2, 0),
     ("projection_reduce_kernel", "FrictionAdamP", "BFloat16Config"): (3 + 2 * 2, 0),
     ("projection_reduce_kernel", "FrictionAdamP", "QuantizedConfig"): (2 * 3, 0),
@@ -47,8 +55,11 @@ VECTOR_ACCESSES = {
 CODE_ACCESSES = {
     ("update_kernel", "FrictionAdam", "QuantizedConfig"): (3, 3),
     ("update_kernel", "FrictionAdam", "MixedConfig"): (3, 3),
+    ("update_kernel", "Adam", "QuantizedConfig"): (2, 2),
+    ("update_kernel", "Adam", "MixedConfig"): (2, 2),
     ("update_kernel", "Sgd", "QuantizedConfig"): (1, 1),
     ("update_kernel", "Sgd", "MixedConfig"): (1, 1),
+    ("projection_reduce_kernel", "AdamP", "QuantizedConfig"): (2, 0),
     ("projection_reduce_kernel", "FrictionAdamP", "QuantizedConfig"): (3, 0),
 }
 
@@ -86,7 +97,9 @@ def kernel_of(symbol: str) -> tuple[str, ...]:
             "store_kernel",
         ),
     )
-    choices += (("4Adam", "5AdamP", "12FrictionAdam", "13FrictionAdamP", "3Sgd"),)  # a name's length goes before it
+    choices += (
+        ("4Adam", "5AdamP", "12FrictionAdam", "13FrictionAdamP", "3Sgd"),
+    )  # a name's length goes before it
     choices += (("BFloat16Config", "Float32Config"),)
     choices += (("Float64Config", "MixedConfig", "QuantizedConfig"),)
     found = (name for names in choices for name in names if name in symbol)

@@ -16,7 +16,8 @@ from host_launch import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import ADAM_OPTIONS, ADAMP_OPTIONS, CHUNK, RSGDM_OPTIONS
+from optimizer_cases import MEASURED, PROJECTED
+from test_native import CHUNK, options_of
 
 from friction_kernels import OPTIMIZERS, friction_stats
 
@@ -122,33 +123,38 @@ def assert_same_bits(copies, opt, params):
             assert torch.equal(ours, native_list)
 
 
-ADAMS = st.sampled_from(["SigSignGrad", "TanhSignGrad", "SigSignAdamW", "TanhSignAdamW"])
+def with_options(names, **values):
+    """A class and options of a group of its own."""
+    return st.sampled_from(names).flatmap(
+        lambda name: st.tuples(st.just(name), options_of(name, **values))
+    )
 
 
-@settings(max_examples=EXAMPLES)
+@settings(max_examples=2 * EXAMPLES)
 @given(
-    ADAMS,
+    with_options([name for name in OPTIMIZERS if name not in PROJECTED]),
     SHAPES,
-    st.fixed_dictionaries(ADAM_OPTIONS),
     st.sampled_from(sorted(KINDS)),
     st.integers(1, 5),
     st.booleans(),
     st.integers(0, 9999),
 )
-def test_friction_adam_gives_the_processors_bits(
-    host, name, shapes, options, kind, blocks, count_on_device, seed
+def test_elementwise_rules_give_the_processors_bits(
+    host, named, shapes, kind, blocks, count_on_device, seed
 ):
+    name, options = named
     opt, params = after_two_steps(name, shapes, options, kind, seed)
     copies = run_on_host(
         *(host, opt, params, kind, blocks),
-        function="friction_adam",
+        function=opt.rule.name,
         count_on_device=count_on_device,
     )
-    [stats] = friction_stats(opt)
-    deviation = total_deviation(host, opt, params, kind, blocks)
+    if name in MEASURED:
+        [stats] = friction_stats(opt)
+        deviation = total_deviation(host, opt, params, kind, blocks)
     opt.step()
     assert_same_bits(copies, opt, params)
-    if stats.count:
+    if name in MEASURED and stats.count:
         neutral = 1.0 if name.startswith("Tanh") else 0.5
         assert neutral + deviation / stats.count == pytest.approx(stats.mean, rel=1e-5, abs=1e-6)
 
@@ -224,21 +230,6 @@ int main() {
     assert all(map(math.isnan, powers[3:6] + powers[9:]))
 
 
-@settings(max_examples=EXAMPLES)
-@given(
-    SHAPES,
-    st.fixed_dictionaries(RSGDM_OPTIONS),
-    st.sampled_from(sorted(KINDS)),
-    st.integers(1, 5),
-    st.integers(0, 9999),
-)
-def test_rsgdm_gives_the_processors_bits(host, shapes, options, kind, blocks, seed):
-    opt, params = after_two_steps("RSGDM", shapes, options, kind, seed)
-    copies = run_on_host(host, opt, params, kind, blocks, function="sgd")
-    opt.step()
-    assert_same_bits(copies, opt, params)
-
-
 def run_adamp_on_host(host, opt, params, kind, blocks):
     copies = [[tensor.clone() for tensor in lists_of(opt, param)] for param in params]
     given_tensors, _alive = describe(copies, matrices=True)
@@ -246,7 +237,7 @@ def run_adamp_on_host(host, opt, params, kind, blocks):
     projected = np.zeros(len(params), dtype=np.uint8)  # 0: not, 1: by rows, 2: as one row
     as_one_row = np.zeros(len(params))
     coefficients = np.zeros(sum(p.shape[0] for p in params if p.dim() > 1) + 1)
-    host.friction_adamp(
+    getattr(host, opt.rule.name)(
         *(given_tensors, ctypes.c_int64(len(copies)), pointer(numbers), pointer(now)),
         *(ctypes.c_int64(1), ctypes.c_int64(blocks), DTYPE_CONFIGS[kind.split()[0]]),
         *(pointer(projected), pointer(coefficients), pointer(as_one_row)),
@@ -260,15 +251,15 @@ ADAMP_TOLERANCE = {"float32": 2e-4, "mixed": 2e-2, "float64": 1e-11}
 
 @settings(max_examples=EXAMPLES)
 @given(
-    st.sampled_from(["SigSignAdamP", "TanhSignAdamP"]),
+    with_options(PROJECTED, delta=[0.0, 0.1, 1.0, 100.0]),
     MATRICES,
-    st.fixed_dictionaries(ADAMP_OPTIONS | {"delta": st.sampled_from([0.0, 0.1, 1.0, 100.0])}),
     st.sampled_from(["float32", "float64", "float64 mixed"]),
     st.integers(0, 9999),
 )
 def test_adamp_agrees_with_the_processor_whatever_the_number_of_blocks(
-    host, name, shapes, options, kind, seed
+    host, named, shapes, kind, seed
 ):
+    name, options = named
     opt, params = after_two_steps(name, shapes, options, kind, seed)
     before = [param.detach().clone() for param in params]
     copies, projected = run_adamp_on_host(host, opt, params, kind, 1)

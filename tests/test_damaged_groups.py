@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamW, release_gradients
 
-some_optimizers = pytest.mark.parametrize("name", ["TanhSignAdamP", "RSGDM"])
+some_optimizers = pytest.mark.parametrize("name", ["TanhSignAdamP", "AdamW", "RSGDM", "SGD"])
 
 
 def give_gradients(opt):

@@ -75,7 +75,7 @@ actions = st.one_of(
 def starts(draw):
     """An optimizer of two groups."""
     name = draw(st.sampled_from(sorted(OPTIMIZERS)))
-    options = st.fixed_dictionaries(options_of(name) | KEPT)
+    options = st.builds(dict.__or__, options_of(name), st.fixed_dictionaries(KEPT))
     groups = st.tuples(st.lists(tensors, min_size=1, max_size=3), options)
     return name, draw(groups), draw(groups), draw(st.integers(0, 999))
 

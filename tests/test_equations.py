@@ -10,6 +10,7 @@ import torch
 from friction_kernels import (
     OPTIMIZERS,
     RSGDM,
+    AdamP,
     SigSignAdamW,
     TanhSignAdamP,
     TanhSignAdamW,
@@ -109,12 +110,11 @@ def test_coupled_tanh_without_friction_is_torch_adam(backend):
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("delta", [0.01, 0.1, 1.0, 3.0, 100.0])
 @pytest.mark.parametrize("shape", [(6, 5), (6,), (4, 3, 2, 2), (1, 9), (9, 1), (3, 1500)])
-def test_tanh_adamp_without_friction_is_adamp(backend, nesterov, delta, shape):
+@pytest.mark.parametrize(("cls", "silent"), [(AdamP, {}), (TanhSignAdamP, {"beta3": 0.0})])
+def test_adamp_without_friction_is_adamp(cls, silent, backend, nesterov, delta, shape):
     start, grads = gradients(1, *shape)[0], gradients(8, *shape, seed=1)
     options = {"lr": 1e-2, "weight_decay": 0.1, "delta": delta, "nesterov": nesterov}
-    ours = trajectory(
-        lambda p: TanhSignAdamP(p, beta3=0.0, backend=backend, **options), start, grads
-    )
+    ours = trajectory(lambda p: cls(p, backend=backend, **silent, **options), start, grads)
     assert_close(ours, trajectory(lambda p: adamp.AdamP(p, **options), start, grads), 1e-12)
 
 

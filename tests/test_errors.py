@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from optimizer_cases import FRICTION, Odd, both_backends, every_optimizer, noise
+from optimizer_cases import Odd, both_backends, case_of, every_optimizer, noise
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, backends
@@ -68,7 +68,10 @@ def refused(opt, error, match):
 
 # Options.
 
-FLAGS = ("maximize", "nesterov", "decoupled_weight_decay", "skip_nonfinite", "capturable")
+FLAGS = (
+    *("maximize", "nesterov", "decoupled_weight_decay", "skip_nonfinite", "capturable"),
+    "take_gradients",
+)
 BAD_RATES = (-0.5, math.nan, math.inf, None, torch.tensor([0.1, 0.2]))
 BAD_DECAYS = (-0.5, 1.0, 1.5, math.nan, None)
 BAD_OPTIONS = {
@@ -79,6 +82,7 @@ BAD_OPTIONS = {
     "delta": BAD_RATES,
     "wd_ratio": BAD_RATES,
     "momentum": BAD_DECAYS,
+    "dampening": (0.5, -1, math.nan, None, "x"),
     "betas": (
         *((bad, 0.9) for bad in BAD_DECAYS),
         *((0.9, bad) for bad in BAD_DECAYS),
@@ -99,6 +103,7 @@ BAD_OPTIONS = {
 }
 SAYS = {
     "momentum": "momentum must be at least 0 and below 1",
+    "dampening": "dampening must be 0, got ",
     "betas": r"betas(\[[01]\] must be at least 0 and below 1| must be a pair)",
     "friction_input": "friction_input must be one of 'product', 'normalized', got ",
     "backend": "backend must be one of 'auto', 'native', 'reference', got ",
@@ -113,15 +118,20 @@ SAYS = {
 
 
 OPTIONS_THAT_CAN_BE_WRONG = [
-    (name, option) for name, cls in OPTIMIZERS.items() for option in cls(make_params()).defaults
+    case_of(name, option)
+    for name, cls in OPTIMIZERS.items()
+    for option in cls(make_params()).defaults
 ]
 
 
 @pytest.mark.parametrize(("name", "option"), OPTIONS_THAT_CAN_BE_WRONG)
 def test_bad_option_is_refused_by_the_constructor_and_by_add_param_group(name, option):
     says = SAYS.get(option, f"{option} must be at least 0|Tensor {option} must be 1-element")
+    bad_options = BAD_OPTIONS[option]
+    if (name, option) == ("SGD", "momentum"):  # which adds up, and does not average
+        says, bad_options = "momentum must be at least 0", (-0.5, math.nan, math.inf, None)
     opt = OPTIMIZERS[name](make_params())
-    for bad in BAD_OPTIONS.get(option, BAD_RATES):
+    for bad in bad_options:
         with pytest.raises((TypeError, ValueError), match=says):
             OPTIMIZERS[name](make_params(), **{option: bad})
         with refused(opt, (TypeError, ValueError), says):
@@ -483,8 +493,10 @@ def test_step_count_that_is_none_is_refused(name, count, index, backend):
 
 @both_backends
 @pytest.mark.parametrize("index", [0, 1])
-@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq", "prev_grad"])
-@pytest.mark.parametrize("name", FRICTION)
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [case_of(name, key) for name, cls in OPTIMIZERS.items() for key in ("step", *cls.rule.states)],
+)
 def test_state_that_lacks_a_tensor_is_refused(name, key, index, backend):
     params = make_params()
     opt = OPTIMIZERS[name]([("a", params[0]), ("b", params[1])], backend=backend)
@@ -505,7 +517,7 @@ def test_state_that_lacks_a_tensor_is_refused(name, key, index, backend):
     [3, torch.zeros(2), torch.zeros((), device="meta")],
     ids=["Python number", "two", "meta"],
 )
-@pytest.mark.parametrize("name", FRICTION)
+@every_optimizer
 def test_step_count_that_is_no_single_number_is_refused(name, bad, backend):
     params = make_params()
     opt = OPTIMIZERS[name](params, backend=backend)

@@ -6,7 +6,14 @@ import math
 import adamp
 import pytest
 import torch
-from optimizer_cases import FRICTION, both_backends
+from optimizer_cases import (
+    FRICTION,
+    MEASURED,
+    both_backends,
+    case_of,
+    every_friction,
+    every_measured,
+)
 
 from friction_kernels import (
     OPTIMIZERS,
@@ -27,6 +34,16 @@ MAGNITUDES = {
 # The native kernels of each instruction set, and the equations.
 KERNELS = (*_native.instruction_sets(), "reference")
 INPUTS = ("product", "normalized")
+
+
+def inputs_of(name: str) -> list[dict]:
+    return [{"friction_input": kind} for kind in INPUTS] if name in FRICTION else [{}]
+
+
+of_each_input = pytest.mark.parametrize(
+    ("name", "friction_input"),
+    [case_of(name, given) for name in MEASURED for given in inputs_of(name)],
+)
 
 
 def gradients_in_turn(dtype: torch.dtype) -> torch.Tensor:
@@ -66,27 +83,26 @@ def torchs_after_each(name: str, grads, *, half_rate: bool = False, **options) -
 
 @pytest.mark.parametrize("dtype", MAGNITUDES, ids=str)
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_a_parameter_is_finite_where_adams_is(name, kernels, dtype):
     grads = gradients_in_turn(dtype)
     for eps, betas in ((1e-8, (0.9, 0.999)), (0.0, (0.9, 0.999)), (1e-8, (0.0, 0.0))):
         theirs = torchs_after_each(name, grads, eps=eps, betas=betas)
         assert theirs.isfinite().any()
-        for friction_input, beta3 in itertools.product(INPUTS, (0.0, 1.0, 1e10)):
+        for friction_input, beta3 in itertools.product(inputs_of(name), (0.0, 1.0, 1e10)):
             options = {"eps": eps, "betas": betas, "beta3": beta3, "weight_decay": 0.0}
-            ours = ours_after_each(name, kernels, grads, friction_input=friction_input, **options)
+            ours = ours_after_each(name, kernels, grads, **friction_input, **options)
             bad = theirs.isfinite() & ~ours.isfinite()
             assert not bad.any(), (options, friction_input, grads[:, bad.any(dim=0)][:, 0].tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("friction_input", INPUTS)
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", FRICTION)
+@of_each_input
 def test_without_friction_any_gradient_does_as_in_adam(name, kernels, friction_input, dtype):
     grads = gradients_in_turn(dtype)
-    theirs = torchs_after_each(name, grads, half_rate=name.startswith("Sig"))
-    options = {"beta3": 0.0, "weight_decay": 0.0, "friction_input": friction_input}
+    theirs = torchs_after_each(name, grads, half_rate=not name.startswith("Tanh"))
+    options = {"beta3": 0.0, "weight_decay": 0.0, **friction_input}
     ours = ours_after_each(name, kernels, grads, **options)
     finite, tolerance = theirs.isfinite(), 8 * torch.finfo(dtype).eps
     assert finite.double().mean() > 0.99  # torch's average overflows between opposite extremes
@@ -113,18 +129,17 @@ def test_states_in_few_bits_do_not_change_that(backend, friction_input, state_dt
         assert ours.isfinite().all()
 
 
-@pytest.mark.parametrize("friction_input", INPUTS)
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", FRICTION)
+@of_each_input
 def test_a_nan_gradient_gives_nan(name, kernels, friction_input):
     grads = torch.tensor([[1.0, 1.0], [math.nan, 1.0], [1.0, 1.0]])
     for beta3 in (0.0, 1.0):
-        ours = ours_after_each(name, kernels, grads, friction_input=friction_input, beta3=beta3)
+        ours = ours_after_each(name, kernels, grads, beta3=beta3, **friction_input)
         assert ours[1:, 0].isnan().all() and ours[:, 1].isfinite().all()
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", FRICTION)
+@every_friction
 def test_normalized_friction_is_right_where_its_product_overflows(name, kernels):
     """Powers of two change no bit, until exp_avg_sq itself overflows."""
     grads = torch.randn(6, 40, generator=torch.Generator().manual_seed(3))

@@ -8,8 +8,6 @@ import torch
 from gpu_cases import (
     DTYPES,
     ELEMENTWISE,
-    FRICTION,
-    PROJECTED,
     SHAPES,
     bits,
     check_extreme_numbers,
@@ -31,7 +29,7 @@ from gpu_cases import (
 from gpu_graphs import MANY, check_eager_steps_between, check_schedule, on_device
 from gpu_scale_cases import FORMS, check_form, check_gradient_scaling, check_squared_norm
 from hypothesis import assume, given, settings
-from optimizer_cases import every_optimizer
+from optimizer_cases import FRICTION, PROJECTED, each_of, every_measured, every_optimizer
 from test_native import LAYOUTS
 
 from friction_kernels import OPTIMIZERS, count_launches
@@ -43,7 +41,6 @@ UNAVAILABLE = (
 if UNAVAILABLE is not None:
     pytest.skip(f"needs a GPU: {UNAVAILABLE}", allow_module_level=True)
 pytestmark = pytest.mark.gpu
-with_friction = pytest.mark.parametrize("name", FRICTION)
 eager_and_capturable = pytest.mark.parametrize("capturable", [False, True])
 
 
@@ -59,24 +56,26 @@ def test_a_step_is_as_exact_as_plain_torch(capturable, example):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@each_of(ELEMENTWISE)
 def test_elementwise_rules_give_the_cpus_bits(name, dtype):
     check_same_bits_as_cpu(name, "cuda", dtype, "contiguous")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@each_of(ELEMENTWISE)
 def test_layouts_give_the_cpus_bits(name, layout):
     check_same_bits_as_cpu(name, "cuda", torch.float32, layout)
 
 
-@pytest.mark.parametrize("name", [name for name in ELEMENTWISE if name != "RSGDM"])
+@each_of(ELEMENTWISE)
 def test_the_normalized_form_and_maximize_give_the_cpus_bits(name):
-    options = {"friction_input": "normalized", "maximize": True, "weight_decay": 0.1, "beta3": 5.0}
+    options = {"maximize": True, "weight_decay": 0.1}
+    if name in FRICTION:
+        options |= {"friction_input": "normalized", "beta3": 5.0}
     check_same_bits_as_cpu(name, "cuda", torch.float32, "contiguous", **options)
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@each_of(ELEMENTWISE)
 def test_extreme_numbers_give_the_cpus_bits(name):
     check_extreme_numbers(name, "cuda")
 
@@ -116,7 +115,7 @@ def test_any_number_of_tensors_is_one_launch(name, count):
     check_one_launch(name, "cuda", count)
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@each_of(ELEMENTWISE)
 def test_capturable_steps_are_one_launch(name):
     check_one_launch(name, "cuda", 700, capturable=True)
 
@@ -242,21 +241,23 @@ def test_adamp_decides_as_the_equations_do(name, decision, dtype):
     check_projection(name, "cuda", decision, dtype)
 
 
-@with_friction
+@every_measured
 def test_friction_stats_are_the_cpus(name):
     check_friction_stats(name, "cuda")
 
 
 @eager_and_capturable
 @pytest.mark.parametrize("devices", [("cpu", "cuda"), ("cuda", "cpu"), ("cuda", "cuda")], ids=str)
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@each_of(ELEMENTWISE)
 def test_a_run_moves_between_devices(name, devices, capturable):
     check_state_dict(name, devices, capturable)
 
 
 # States in few bits, residuals, stochastic rounding; norms and gradient scaling.
 
-every_rule = pytest.mark.parametrize("rule", ["friction_adam", "sgd", "friction_adamp"])
+every_rule = pytest.mark.parametrize(
+    "rule", ["adam", "friction_adam", "sgd", "adamp", "friction_adamp"]
+)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])

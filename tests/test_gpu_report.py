@@ -14,8 +14,6 @@ import pytest
 import torch
 from gpu_cases import (
     ELEMENTWISE,
-    FRICTION,
-    PROJECTED,
     check_extreme_numbers,
     check_friction_stats,
     check_infinite_parameters_stay,
@@ -31,7 +29,7 @@ from gpu_cases import (
 from gpu_graphs import check_eager_steps_between, check_schedule
 from gpu_scale_cases import FORMS, check_form, check_squared_norm
 from hypothesis import Phase, assume, given, settings
-from optimizer_cases import every_optimizer
+from optimizer_cases import PROJECTED, each_of, every_measured, every_optimizer
 
 from bench import __main__, gpu_machine, gpu_report, runner, scenarios
 from bench.gpu_machine import last_line
@@ -45,7 +43,7 @@ pytestmark = [pytest.mark.deep, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("rule", ["friction_adam", "sgd", "friction_adamp"])
+@pytest.mark.parametrize("rule", ["adam", "friction_adam", "sgd", "adamp", "friction_adamp"])
 def test_forms_give_the_same_bits(rule, form):
     check_form("cpu", rule, form, "gaps")
 
@@ -83,7 +81,7 @@ def test_checks_of_bits_and_launches_hold(name):
     check_infinite_parameters_stay(name, "cpu")
 
 
-@pytest.mark.parametrize("name", ELEMENTWISE)
+@each_of(ELEMENTWISE)
 def test_checks_against_the_cpu_hold(name):
     check_same_bits_as_cpu(name, "cpu", torch.bfloat16, "gaps")
     check_extreme_numbers(name, "cpu")
@@ -91,13 +89,13 @@ def test_checks_against_the_cpu_hold(name):
 
 
 @pytest.mark.parametrize("decision", ["rows", "whole", "none"])
-@pytest.mark.parametrize("name", PROJECTED)
+@each_of(PROJECTED)
 def test_adamps_decisions_are_the_ones_meant(name, decision):
     check_projection(name, "cpu", decision, torch.float64)
     check_projection(name, "cpu", decision, torch.float32)
 
 
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_check_of_statistics_holds(name):
     check_friction_stats(name, "cpu")
 

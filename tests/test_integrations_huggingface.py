@@ -3,6 +3,7 @@
 import pytest
 import torch
 from integration_examples import accuracy_in, assert_same_bits, example, run_here
+from optimizer_cases import every_optimizer
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW
@@ -54,7 +55,7 @@ def test_accelerate_trains_and_resumes_with_the_same_bits(tmp_path, capsys):
     assert_same_bits(found.state_dict(), expected.state_dict())
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_optimizer
 def test_accelerates_optimizer_with_a_scaler(name):
     """As Accelerate wraps it for float16; on a CPU it builds no scaler itself."""
     accelerate.Accelerator(cpu=True)

@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from optimizer_cases import both_backends
+from optimizer_cases import both_backends, every_optimizer
 from torch import nn
 
 from friction_kernels import OPTIMIZERS, SigSignAdamW, release_gradients
@@ -36,7 +36,7 @@ WAYS = [by_hook, by_attribute, by_group, by_state]
 
 @both_backends
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_optimizer
 def test_a_cycle_through_the_optimizer_is_freed(name, way, backend):
     model = nn.Linear(4, 4)
     opt = OPTIMIZERS[name](model.parameters(), backend=backend, max_grad_norm=1.0)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from optimizer_cases import FRICTION, both_backends, every_optimizer, make_params, noise, run
+from optimizer_cases import ADAMS, both_backends, every_optimizer, make_params, noise, run
 from torch import nn
 
 from bench.shapes import vit_b_16
@@ -29,7 +29,7 @@ KEEPING = {
 def way_made(name, dtype, backend, **options):
     """How far a constant gradient has moved ones, on average; and what became of them."""
     param = nn.Parameter(torch.ones(20_000, dtype=dtype))
-    lr = RATE if name in FRICTION else RATE / GRADIENT  # Adam's steps do not depend on its size
+    lr = RATE if name in ADAMS else RATE / GRADIENT  # Adam's steps do not depend on its size
     opt = OPTIMIZERS[name]([param], lr=lr, backend=backend, **options)
     param.grad = torch.full_like(param, GRADIENT)
     for _ in range(STEPS):

@@ -1,11 +1,13 @@
 """The native kernels against the equations, over everything a user may give them."""
 
+import inspect
 from dataclasses import dataclass
 
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from optimizer_cases import ADAMS, each_of, every_optimizer
 from tolerances import assert_as_good_as_plain
 
 from friction_kernels import OPTIMIZERS, RSGDM, _native
@@ -51,39 +53,35 @@ tensor_cases = st.builds(
     has_grad=st.sampled_from([True, True, True, False]),
 )
 
-ADAM_OPTIONS = {
-    "lr": st.sampled_from([1e-3, 0.1, 0.0]),
-    "betas": st.sampled_from([(0.9, 0.999), (0.0, 0.0), (0.5, 0.9), (0.99, 0.5)]),
-    "beta3": st.sampled_from([1.0, 0.0, 5.0, 1000.0]),
-    "eps": st.sampled_from([1e-8, 1e-3]),
-    "weight_decay": st.sampled_from([0.0, 0.01, 1.0]),
-    "friction_input": st.sampled_from(["product", "normalized"]),
-    "maximize": st.booleans(),
-}
-ADAMP_OPTIONS = ADAM_OPTIONS | {
-    "delta": st.sampled_from([0.1, 1.0, 3.0, 100.0]),
-    "wd_ratio": st.sampled_from([0.1, 1.0]),
-    "nesterov": st.booleans(),
-}
-RSGDM_OPTIONS = {
-    "lr": st.sampled_from([0.1, 1e-3, 0.0]),
-    "momentum": st.sampled_from([0.9, 0.0, 0.5, 0.999]),
-    "weight_decay": st.sampled_from([0.0, 0.01, 1.0]),
-    "decoupled_weight_decay": st.booleans(),
-    "maximize": st.booleans(),
+VALUES = {
+    "lr": [1e-3, 0.1, 0.0],
+    "betas": [(0.9, 0.999), (0.0, 0.0), (0.5, 0.9), (0.99, 0.5)],
+    "beta3": [1.0, 0.0, 5.0, 1000.0],
+    "eps": [1e-8, 1e-3],
+    "momentum": [0.9, 0.0, 0.5, 0.999],
+    "weight_decay": [0.0, 0.01, 1.0],
+    "decoupled_weight_decay": [False, True],
+    "friction_input": ["product", "normalized"],
+    "delta": [0.1, 1.0, 3.0, 100.0],
+    "wd_ratio": [0.1, 1.0],
+    "nesterov": [False, True],
+    "maximize": [False, True],
 }
 
 
-def options_of(name: str) -> dict[str, st.SearchStrategy]:
-    if name == "RSGDM":
-        return RSGDM_OPTIONS
-    return ADAMP_OPTIONS if name.endswith("AdamP") else ADAM_OPTIONS
+def options_of(name: str, **values: list) -> st.SearchStrategy[dict]:
+    """A group's options, of VALUES or of those given instead."""
+    own = inspect.signature(OPTIMIZERS[name]).parameters
+    choices = {key: st.sampled_from(some) for key, some in (VALUES | values).items() if key in own}
+    return st.fixed_dictionaries(choices).filter(
+        lambda options: options.get("momentum") != 0 or not options.get("nesterov")
+    )
 
 
 @st.composite
 def steps(draw) -> tuple:
     name = draw(st.sampled_from(sorted(OPTIMIZERS)))
-    options = st.fixed_dictionaries(options_of(name))
+    options = options_of(name)
     cases = draw(st.lists(tensor_cases, min_size=1, max_size=5))
     groups = draw(st.lists(options, min_size=3, max_size=3))
     instruction_set = draw(st.sampled_from(_native.instruction_sets()))
@@ -284,7 +282,7 @@ def same_bits(a, b) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_optimizer
 def test_every_instruction_set_gives_the_same_bits(name):
     results = []
     for instruction_set in _native.instruction_sets():
@@ -293,7 +291,7 @@ def test_every_instruction_set_gives_the_same_bits(name):
     assert all(same_bits(results[0], other) for other in results[1:])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_optimizer
 def test_one_and_two_threads_give_the_same_bits(name):
     results = []
     for threads in (1, 2):
@@ -302,7 +300,7 @@ def test_one_and_two_threads_give_the_same_bits(name):
     assert same_bits(*results)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_optimizer
 @settings(max_examples=100)
 @given(group_of=st.lists(st.integers(0, 3), min_size=6, max_size=6))
 def test_any_split_into_groups_gives_the_same_bits(name, group_of):
@@ -355,7 +353,7 @@ def test_low_precision_results_are_rounded_to_nearest_even(dtype, instruction_se
     assert torch.equal(param.isnan(), expected.isnan())
 
 
-@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "RSGDM"])
+@each_of(ADAMS)
 @pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf"), 1e30, -1e30])
 def test_extreme_gradients_do_as_in_plain_torch(name, special):
     """NaN stays in its element, and a gradient whose square overflows stops only its own element."""

@@ -12,6 +12,7 @@ import torch
 from optimizer_cases import (
     assert_same_bits,
     both_backends,
+    each_of,
     every_optimizer,
     make_params,
     noise,
@@ -426,7 +427,7 @@ def test_storage_resized_to_nothing_under_a_view_is_an_error():
 
 
 @both_backends
-@pytest.mark.parametrize("name", ["torch", *OPTIMIZERS])
+@each_of(["torch", *OPTIMIZERS])
 def test_backward_through_a_graph_from_before_the_step_raises(name, backend):
     params = make_params([(3, 3), (3, 3)])
     of_torch = {"torch": lambda params, backend: torch.optim.AdamW(params)}

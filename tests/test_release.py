@@ -8,12 +8,12 @@ import weakref
 import pytest
 import torch
 from optimizer_cases import (
-    FRICTION,
     assert_same_bits,
     assert_same_states,
     backward,
     both_backends,
     copies,
+    every_measured,
     every_optimizer,
     make_params,
     network,
@@ -264,7 +264,7 @@ def test_model_and_optimizer_are_freed():
 
 
 @both_backends
-@pytest.mark.parametrize("name", FRICTION)
+@every_measured
 def test_friction_stats_have_no_gradient_to_be_of(name, backend):
     params = make_params()
     opt = OPTIMIZERS[name](params, backend=backend)

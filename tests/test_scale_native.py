@@ -64,7 +64,7 @@ KEPT = {
 @st.composite
 def problems(draw):
     name = draw(st.sampled_from(sorted(OPTIMIZERS)))
-    options = draw(st.fixed_dictionaries(options_of(name)))
+    options = draw(options_of(name))
     kept = draw(st.fixed_dictionaries(KEPT))
     if kept["master"] is not None:
         kept["rounding"] = "nearest"

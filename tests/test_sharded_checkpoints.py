@@ -16,7 +16,9 @@ pytestmark = [
 
 EXACT = {
     "fp32": ("SigSignAdamW", {}, torch.float32),
+    "AdamW": ("AdamW", {"state_dtype": "bf16"}, torch.float32),
     "RSGDM": ("RSGDM", {"weight_decay": 0.1}, torch.float32),
+    "SGD": ("SGD", {"momentum": 0.9, "nesterov": True}, torch.float32),
     "stochastic": (
         "TanhSignAdamW",
         {"rounding": "stochastic", "seed": 7, "state_dtype": "bf16"},

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from optimizer_cases import each_of
 
 if not torch.distributed.is_available():
     pytest.skip("this torch has no torch.distributed", allow_module_level=True)
@@ -21,7 +22,7 @@ LOW_PRECISION = [
     {"master": "fp32"},
 ]
 
-every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS)
+every_optimizer = each_of(OPTIMIZERS, "optimizer")
 
 
 def bound(optimizer):
@@ -41,7 +42,7 @@ def test_training_in_low_precision_gives_the_bits_of_one_process(processes, opti
     assert max(found) == 0
 
 
-@pytest.mark.parametrize("optimizer", ["TanhSignGrad", "TanhSignAdamW", "RSGDM"])
+@pytest.mark.parametrize("optimizer", ["TanhSignGrad", "TanhSignAdamW", "AdamW", "SGD"])
 def test_states_of_8_bits_are_the_same_where_parts_are_whole_blocks(processes, optimizer):
     for dtype in (torch.float32, torch.bfloat16):
         options = {"state_dtype": "8bit", "master": "split"}
@@ -56,7 +57,7 @@ def test_every_way_to_spread_parameters_equals_one_process(processes, optimizer)
         assert max(found.values()) <= bound(optimizer), found
 
 
-@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "RSGDM"])
+@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "AdamP", "RSGDM"])
 def test_clipping_takes_the_norm_of_all_parts_and_of_each_once(processes, optimizer):
     """Copies do not count twice: the twin's grad_norm is compared, too."""
     for found in processes.run(sharded_cases.every_layout, optimizer, {"max_grad_norm": 0.5}):
@@ -72,7 +73,7 @@ def test_clip_grad_norm_takes_parameters_of_several_meshes(processes, layout, no
         assert scaled and found <= REORDERED
 
 
-@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "RSGDM"])
+@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "AdamP", "RSGDM"])
 def test_a_compiled_step_of_dtensors(processes, optimizer):
     options = {"lr": 0.01}
     for layout in ("rows", "rows and columns", "some plain"):
@@ -150,6 +151,6 @@ def test_hybrid_sharding_and_data_parallel(processes):
         assert max(found) < 1e-12
 
 
-@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "RSGDM"])
+@pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "AdamP", "RSGDM"])
 def test_released_gradients_under_fsdp2(processes, optimizer):
     assert max(processes.run(sharded_cases.released, optimizer, {})) < 1e-12

@@ -6,12 +6,16 @@ import io
 import pytest
 import torch
 from optimizer_cases import (
+    ADAMS,
     FRICTION,
+    MEASURED,
     assert_same_bits,
     assert_same_states,
     both_backends,
     copies,
+    each_of,
     every_optimizer,
+    moment_of,
     noise,
     run,
 )
@@ -37,25 +41,27 @@ def saved_and_loaded(state_dict):
 
 
 @both_backends
-@pytest.mark.parametrize("name", FRICTION)
-def test_state_of_the_friction_optimizers_is_step_two_moments_and_the_gradient(name, backend):
+@each_of(ADAMS)
+def test_state_is_step_and_two_moments_and_with_friction_the_gradient(name, backend):
     params = make_params()
     opt = OPTIMIZERS[name](params, backend=backend)
     run(opt, params, range(3))
     for param in params:
         state = opt.state[param]
-        assert set(state) == {"step", "exp_avg", "exp_avg_sq", "prev_grad"}
+        measured = {"prev_grad"} if name in MEASURED else set()
+        assert set(state) == {"step", "exp_avg", "exp_avg_sq"} | measured
         assert isinstance(state["step"], torch.Tensor) and state["step"] == 3
         assert state["step"].shape == () and state["step"].dtype == torch.float32
         assert all(state[key].shape == param.shape for key in state if key != "step")
-        assert torch.equal(state["prev_grad"], param.grad)
+        assert not measured or torch.equal(state["prev_grad"], param.grad)
         assert (state["exp_avg_sq"] > 0).all() and (state["exp_avg"] != 0).all()
 
 
 @both_backends
-def test_state_of_rsgdm_is_step_and_one_buffer(backend):
+@each_of([name for name in OPTIMIZERS if name not in ADAMS])
+def test_state_of_momentum_is_step_and_one_buffer(name, backend):
     params = make_params()
-    opt = RSGDM(params, backend=backend)
+    opt = OPTIMIZERS[name](params, backend=backend)
     run(opt, params, range(3))
     assert all(set(opt.state[p]) == {"step", "momentum_buffer"} for p in params)
     assert all(opt.state[p]["step"] == 3 for p in params)
@@ -86,7 +92,7 @@ def test_moments_are_kept_in_float32_at_least(name, dtype, backend):
     for param in params:
         for key in set(opt.state[param]) - {"step", "prev_grad"}:
             assert opt.state[param][key].dtype == wide
-        if name in FRICTION:
+        if name in MEASURED:
             assert opt.state[param]["prev_grad"].dtype == dtype
 
 
@@ -182,13 +188,14 @@ def test_each_backend_goes_on_from_the_state_of_the_other(name, first, second, d
 @every_optimizer
 def test_loading_keeps_float32_moments_of_low_precision_parameters_to_the_bit(name, dtype, backend):
     params = make_params(dtype)
-    opt = OPTIMIZERS[name](params, backend=backend)
+    options = {} if name in ADAMS else {"momentum": 0.9}  # without, SGD's buffer is the gradient
+    opt = OPTIMIZERS[name](params, backend=backend, **options)
     run(opt, params, range(3))
     loaded_params = copies(params)
     loaded = OPTIMIZERS[name](loaded_params, backend=backend)
     loaded.load_state_dict(saved_and_loaded(opt.state_dict()))
     assert_same_states(opt, params, loaded, loaded_params)
-    moment = "exp_avg" if name in FRICTION else "momentum_buffer"
+    moment = moment_of(name)
     kept = loaded.state[loaded_params[0]][moment]
     assert not torch.equal(kept, kept.to(dtype).float())  # there is something to lose
 
@@ -203,7 +210,7 @@ def test_state_of_float32_loads_into_a_low_precision_model(name, backend):
     loaded = OPTIMIZERS[name](narrow, backend=backend)
     loaded.load_state_dict(saved_and_loaded(opt.state_dict()))
     loaded.param_groups[0]["lr"] = 0.1
-    moment = "exp_avg" if name in FRICTION else "momentum_buffer"
+    moment = moment_of(name)
     for param, narrow_param in zip(params, narrow, strict=True):
         assert torch.equal(opt.state[param][moment], loaded.state[narrow_param][moment])
     before = copies(narrow)
@@ -280,11 +287,14 @@ def test_state_of_adamw_goes_on_as_adamw_would(kind, as_number, backend):
 
 
 @pytest.mark.parametrize("kind", ADAMW_STATES)
-@pytest.mark.parametrize("name", [name for name in FRICTION if OPTIMIZERS[name].rule.decoupled])
+@each_of([name for name in MEASURED if OPTIMIZERS[name].rule.decoupled])
 def test_state_of_adamw_is_taken_over_and_the_friction_starts_at_rest(name, kind):
     params, adamw = ADAMW_STATES[kind]()
     ours = copies(params)
-    opt = OPTIMIZERS[name](ours, beta3=0.25, friction_input="normalized", backend="native")
+    own = {"beta3": 0.25, "backend": "native"}
+    if name in FRICTION:
+        own["friction_input"] = "normalized"
+    opt = OPTIMIZERS[name](ours, **own)
     opt.load_state_dict(saved_and_loaded(adamw.state_dict()))
     for param, our in zip(params, ours, strict=True):
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -293,7 +303,6 @@ def test_state_of_adamw_is_taken_over_and_the_friction_starts_at_rest(name, kind
         assert not opt.state[our]["prev_grad"].any()
     (group,) = opt.param_groups
     theirs = {"lr": 0.02, "betas": (0.8, 0.99), "weight_decay": 0.1, "eps": 1e-8}
-    own = {"beta3": 0.25, "friction_input": "normalized", "backend": "native"}
     assert {**theirs, **own}.items() <= group.items()
 
 

@@ -83,7 +83,7 @@ MOVES = [sent, torch.Tensor.share_memory_, offloaded, grown, given_other_data, s
 
 @pytest.mark.parametrize("move", MOVES, ids=lambda move: move.__name__)
 @every_option
-@pytest.mark.parametrize("name", ["SigSignAdamW", "SigSignAdamP", "RSGDM"])
+@pytest.mark.parametrize("name", ["SigSignAdamW", "SigSignAdamP", "AdamW", "RSGDM"])
 def test_a_state_moved_in_its_storage_is_updated_where_it_is(name, kind, move):
     (params, opt), (others, other) = twins(name, kind, "native")
     before = [value.data_ptr() for value in tensors_of(opt)]
@@ -249,7 +249,7 @@ def test_an_interrupted_first_step_leaves_no_half_made_state(after, kind, backen
 
 
 @both_backends
-@pytest.mark.parametrize("name", ["SigSignAdamW", "SigSignAdamP", "RSGDM"])
+@pytest.mark.parametrize("name", ["SigSignAdamW", "SigSignAdamP", "AdamW", "RSGDM"])
 @pytest.mark.parametrize(
     "change",
     [

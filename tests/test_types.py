@@ -21,7 +21,7 @@ from friction_kernels import (
 )
 from friction_kernels.graph import route, sigma
 from friction_kernels.losses import recovery
-from friction_kernels.optim import friction_rule, options
+from friction_kernels.optim import adam_rule, options
 from friction_kernels.scores import chunked
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +96,9 @@ def test_the_stubs_classes_have_what_the_extensions_have(name):
 
 # What a type checker refuses as a name, the call refuses, too: both read one list.
 NAMES = [
-    (optim.SigSignAdamW, "friction_input", friction_rule.FRICTION_INPUTS),
+    (optim.SigSignAdamW, "friction_input", adam_rule.FRICTION_INPUTS),
+    (optim.FrictionAdamW, "friction_input", adam_rule.FRICTION_INPUTS),
+    (optim.FrictionAdamW, "friction", adam_rule.FRICTIONS),
     (optim.SigSignAdamW, "master", options.MASTERS),
     (optim.TanhSignGrad, "rounding", options.ROUNDINGS),
     (optim.SigSignAdamP, "backend", backends.BACKENDS),

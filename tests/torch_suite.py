@@ -32,7 +32,7 @@ TAG = "v2.6.0"
 DEVIATIONS = {
     # Gradients of zero leave parameters where they are, but for classes whose default weight_decay is not 0:
     # upstream knows AdamW by its name.
-    'optim_cls.__name__ == "AdamW"': 'optim_cls.__name__.endswith(("AdamW", "AdamP"))',
+    'optim_cls.__name__ == "AdamW"': 'optim_cls([param]).defaults["weight_decay"] > 0',
     # A complex vector is a vector to AdamP, and upstream's view of it as pairs of reals a matrix, whose rows
     # are projected. Its complex matrices stay.
     "torch.randn(10, device=device, dtype=dtype, requires_grad=True),\n"
@@ -46,9 +46,9 @@ DEVIATIONS = {
 }
 # What upstream removes from a state_dict to see that an older one loads.
 OPTIONAL = (
-    *("backend", "beta3", "capturable", "decoupled_weight_decay", "delta", "friction_input"),
-    *("master", "max_grad_norm", "maximize", "nesterov", "rounding", "seed", "skip_nonfinite"),
-    *("state_dtype", "wd_ratio"),
+    *("backend", "beta3", "capturable", "dampening", "decoupled_weight_decay", "delta"),
+    *("friction_input", "master", "max_grad_norm", "maximize", "nesterov", "rounding", "seed"),
+    *("skip_nonfinite", "state_dtype", "wd_ratio"),
 )
 
 
@@ -83,16 +83,24 @@ def every_class():
     ]
 
 
+def adam():
+    return [
+        {"betas": (torch.full((1, 1), 0.9), torch.tensor(0.99)), "eps": torch.tensor(1e-8)},
+        {"betas": (0.9, torch.tensor(0.99)), "lr": torch.tensor(1e-3)},
+        {"betas": [0.8, 0.99]},
+    ]
+
+
+def measured():
+    return [{"beta3": torch.tensor(1.0)}, {"beta3": 0.5, "weight_decay": 0.1}]
+
+
 def friction():
-    tensors = {name: torch.tensor(value) for name, value in (("eps", 1e-8), ("beta3", 1.0))}
     return [
         {"friction_input": "normalized"},
         {"friction_input": "normalized", "beta3": 0.5, "weight_decay": 0.1},
         {"friction_input": "normalized", "maximize": True},
         {"friction_input": "normalized", "backend": "reference"},
-        {"betas": (torch.full((1, 1), 0.9), torch.tensor(0.99)), **tensors},
-        {"betas": (0.9, torch.tensor(0.99)), "lr": torch.tensor(1e-3)},
-        {"betas": [0.8, 0.99]},
     ]
 
 
@@ -111,6 +119,14 @@ def rsgdm():
         {"momentum": torch.tensor(0.9)},
         {"weight_decay": 0.1, "decoupled_weight_decay": True},
         {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True},
+    ]
+
+
+def sgd():
+    return [
+        {"momentum": 0.9, "lr": 1e-2},
+        {"momentum": torch.tensor(0.9), "weight_decay": 0.1},
+        {"momentum": 0.9, "nesterov": True, "maximize": True},
     ]
 
 
@@ -144,21 +160,26 @@ REFUSED = [
     ({"rounding": "up"}, ValueError, "rounding must be"),
     ({"seed": -1}, ValueError, "seed must be"),
     ({"rounding": "stochastic", "master": "split"}, ValueError, "exclude each other"),
-    ({"foreach": True}, TypeError, "unexpected keyword.*foreach"),
-    ({"fused": True}, TypeError, "unexpected keyword.*fused"),
+    ({"foreach": True}, TypeError, "unexpected keyword.*foreach|foreach only as"),
+    ({"fused": True}, TypeError, "unexpected keyword.*fused|fused only as"),
 ]
-FRICTION_REFUSED = [
+ADAM_REFUSED = [
     ({"betas": (1.0, 0.0)}, ValueError, r"betas\[0\] must be"),
     ({"betas": (0.0, 1.0)}, ValueError, r"betas\[1\] must be"),
     ({"betas": 0.9}, ValueError, "betas must be a pair"),
     ({"betas": (0.9, 0.99, 0.999)}, ValueError, "betas must be a pair"),
     ({"eps": -1e-8}, ValueError, "eps must be"),
-    ({"beta3": -1.0}, ValueError, "beta3 must be"),
-    ({"friction_input": "x"}, ValueError, "friction_input must be"),
 ]
+MEASURED_REFUSED = [({"beta3": -1.0}, ValueError, "beta3 must be")]
+FRICTION_REFUSED = [({"friction_input": "x"}, ValueError, "friction_input must be")]
 RSGDM_REFUSED = [
     ({"momentum": -0.5}, ValueError, "momentum must be"),
     ({"momentum": 1.0}, ValueError, "momentum must be"),
+]
+SGD_REFUSED = [
+    ({"momentum": -0.5}, ValueError, "momentum must be"),
+    ({"nesterov": True}, ValueError, "nesterov=True needs a momentum"),
+    ({"momentum": 0.9, "dampening": 0.5}, ValueError, "dampening must be 0"),
 ]
 
 
@@ -212,23 +233,39 @@ class Info(OptimizerInfo):
         return self.optim_cls.__name__ + self.tag
 
 
+def tested_of(name, cls):
+    """Its options by the functions that make them, and what it refuses."""
+    if name == "SGD":
+        return [sgd], SGD_REFUSED
+    if name == "RSGDM":
+        return [rsgdm], RSGDM_REFUSED
+    has, options, refused = cls([torch.zeros(1)]).defaults, [adam], ADAM_REFUSED
+    for option, more, more_refused in (
+        ("beta3", measured, MEASURED_REFUSED),
+        ("friction_input", friction, FRICTION_REFUSED),
+        ("delta", adamp, []),
+    ):
+        if option in has:
+            options, refused = [*options, more], refused + more_refused
+    return options, refused
+
+
 def infos():
     schedulers = {
         info.optim_cls.__name__: info.scheduler_inputs for info in common_optimizers.optim_db
     }
     for name, cls in OPTIMIZERS.items():
-        is_rsgdm = name == "RSGDM"
-        options = [rsgdm] if is_rsgdm else [friction, adamp] if "AdamP" in name else [friction]
+        options, refused = tested_of(name, cls)
         common = {
             "supported_impls": (),
             "not_og_supported_flags": OPTIONAL,
             "has_capturable_arg": True,
-            "scheduler_inputs": schedulers["SGD" if is_rsgdm else "Adam"],
+            "scheduler_inputs": schedulers["Adam" if adam in options else "SGD"],
         }
         yield Info(
             *(cls, ""),
             optim_inputs_func=inputs(every_class, *options),
-            optim_error_inputs_func=errors(RSGDM_REFUSED if is_rsgdm else FRICTION_REFUSED),
+            optim_error_inputs_func=errors(refused),
             **common,
         )
         yield Info(

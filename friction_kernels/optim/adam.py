@@ -52,9 +52,9 @@ _DOC = """{summary}
     """
 
 _TORCHS = ("amsgrad", "foreach", "differentiable", "fused")
-_TORCHS_ARGS = """\
-        amsgrad, foreach, differentiable, fused: as torch's constructor has them, and only with values that
-            ask for nothing: False, or None where that is torch's default. Every step is fused.
+_TORCHS_ARGS = f"""\
+        amsgrad: as in torch's constructor; only False (default False).
+        {options.TORCHS_ARGS}
 """
 ADAMP_ARGS = """\
         delta: bound of the cosine test, at least 0 (default 0.1).

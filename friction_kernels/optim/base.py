@@ -374,7 +374,8 @@ class PlannedOptimizer(Optimizer):
                 raise type(error)(f"the state_dict's group {index}: {error}") from error
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "rule": self.rule}
+        own = {"rule": self.rule} if "rule" in self.__dict__ else {}  # otherwise the class's
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -31,10 +31,10 @@ _DOC = """{summary}
     stays close to 1/2: the optimizer is then {base} at half the learning rate.
     `friction_kernels.friction_stats(opt)` reports the distribution of S.
 
-    Source: Dubey et al., "diffGrad: An Optimization Method for Convolutional Neural Networks", arXiv
-    1909.11015. Published: the update with beta3 = 1{published}. The authors' code adds eps to
-    the root of exp_avg_sq instead of v_hat's; this class follows the paper. Choices of this library: beta3 as
-    an option, a zero gradient before the first{choices}.
+    Source: Dubey et al., "diffGrad: An Optimization Method for Convolutional Neural Networks",
+    arXiv 1909.11015. Published: the update with beta3 = 1{published}. The authors' code adds eps
+    to the root of exp_avg_sq instead of v_hat's; this class follows the paper. Choices of this library:
+    beta3 as an option, a zero gradient before the first{choices}.
 
     Args:
         params: parameters, (name, parameter) pairs, or groups as dicts with any of the options

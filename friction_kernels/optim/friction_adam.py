@@ -14,6 +14,7 @@ from friction_kernels.backends import Backend
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.adam import ADAMP_ARGS, PROJECTION
 from friction_kernels.optim.adam_rule import (
+    FRICTION_INPUTS,
     FRICTIONS,
     AdamRule,
     Friction,
@@ -178,12 +179,17 @@ class FrictionAdamW(PlannedOptimizer):
         optimizer = FrictionAdamW(model.parameters(), lr=3e-4, friction="tanh")
 
     Args:
-        params: as in AdamW.
-        lr, betas, eps, weight_decay, maximize: as in AdamW, with its defaults.
+        params: parameters, (name, parameter) pairs, or groups, of any dense layout, as in AdamW.
+        lr: learning rate, at least 0; like the numbers below it may be a one-element tensor (default
+            1e-3).
+        betas: decay of the two moments, each in [0, 1) (default (0.9, 0.999)).
+        eps: added to the square root of the second moment, at least 0 (default 1e-8).
+        weight_decay: decoupled (as in torch.optim.AdamW), at least 0 (default 1e-2).
         friction: "tanh", "sigmoid", "diff" or None (default "tanh").
         friction_input: of tanh and sigmoid, "product" (published) or "normalized" (default "normalized").
-        beta3: strength of the friction, at least 0 (default 1.0). Without friction, this,
-            friction_input and take_gradients are not used.
+        beta3: strength of the friction, at least 0; without friction, this, friction_input and
+            take_gradients are not used (default 1.0).
+        maximize: maximize the objective (default False).
         {TAKE_GRADIENTS}
         {options.ARGS}
 
@@ -219,6 +225,7 @@ class FrictionAdamW(PlannedOptimizer):
         backend: Backend = "auto",
     ) -> None:
         checks.check_choice("friction", friction, (*FRICTIONS, None))
+        checks.check_choice("friction_input", friction_input, FRICTION_INPUTS)
         self.rule = (
             AdamRule(decoupled=True)
             if friction is None

@@ -93,6 +93,11 @@ ARGS = """max_grad_norm: clip like torch.nn.utils.clip_grad_norm_, but within th
             captured value) (default False).
         backend: "auto" (native if it can serve, else reference, with a warning), "native" (raises with the
             reason if it cannot serve) or "reference" (default "auto")."""
+# Of the classes whose constructor takes what torch's takes.
+TORCHS_ARGS = """\
+foreach: as in torch's constructor; False or None, which change nothing (default None).
+        differentiable: as in torch's constructor; only False (default False).
+        fused: as in torch's constructor; False or None: every step is fused (default None)."""
 RAISES = """\
 ValueError, TypeError: an option out of range, an option of torch that this class does not have
             (fused=True), or kinds of devices mixed within a group; from the constructor and

@@ -56,7 +56,7 @@ class SGDRule(Rule):
         states = {n: _with_step(state) for n, state in state_dict["state"].items()}
         groups = [_of_sgd(i, group) for i, group in enumerate(state_dict["param_groups"])]
         for saved, group in zip(state_dict["param_groups"], groups, strict=True):
-            if "dampening" not in saved:
+            if _is_rsgdms(saved):
                 scale = 1 / (1 - group["momentum"])
                 states.update({n: _scaled(states.get(n), scale) for n in group["params"]})
         return {**state_dict, "state": states, "param_groups": groups}
@@ -71,9 +71,13 @@ def _with_step(state: Any) -> Any:
     return {"step": 0.0, **state}
 
 
+def _is_rsgdms(group: Mapping[str, Any]) -> bool:
+    return {"momentum", "decoupled_weight_decay"} <= group.keys() and "dampening" not in group
+
+
 def _of_sgd(index: int, group: Any) -> Any:
     """A group of SGD's, or one of RSGDM's as the equivalent Nesterov momentum."""
-    if "dampening" in group or "decoupled_weight_decay" not in group:
+    if not _is_rsgdms(group):
         return group
     which = f"the state_dict is one of RSGDM, and its group {index} "
     momentum, decay, _ = (
@@ -124,8 +128,7 @@ class SGD(PlannedOptimizer):
         weight_decay: coupled (added to the gradient), at least 0 (default 0.0).
         nesterov: use Nesterov momentum, which needs a momentum above 0 (default False).
         maximize: maximize the objective (default False).
-        foreach, differentiable, fused: as torch's constructor has them, and only with values that ask for
-            nothing: False, or None where that is torch's default. Every step is fused.
+        {options.TORCHS_ARGS}
         {options.ARGS}
 
     State: `step`, `momentum_buffer`.

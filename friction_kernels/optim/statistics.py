@@ -10,6 +10,8 @@ import torch
 from friction_kernels.equations import NEUTRAL_FRICTION
 from friction_kernels.optim.adam_rule import FrictionAdamRule
 from friction_kernels.optim.base import PlannedOptimizer, is_applied
+from friction_kernels.optim.diffgrad import DiffGrad, DiffGradW
+from friction_kernels.optim.friction_adam import FrictionAdam, FrictionAdamW
 from friction_kernels.optim.planning import StepPlan
 
 
@@ -22,7 +24,7 @@ class FrictionStats(NamedTuple):
 
 
 @torch.no_grad()
-def friction_stats(opt: PlannedOptimizer) -> list[FrictionStats]:
+def friction_stats(opt: FrictionAdam | FrictionAdamW | DiffGrad | DiffGradW) -> list[FrictionStats]:
     """Mean and standard deviation of the friction S in the next step, for each parameter group.
 
     Call it between backward() and step(): S depends on the previous gradient and the one about to be

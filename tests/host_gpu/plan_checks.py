@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from optimizer_cases import every_optimizer
 from torch import Tensor, nn
 
 from friction_kernels import OPTIMIZERS, RSGDM, SigSignAdamP, SigSignAdamW, count_launches
@@ -47,7 +48,7 @@ def test_one_launch_and_a_table_sent_only_when_it_changed(count):
     assert len(kept) == count
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@every_optimizer
 def test_a_long_table_gives_the_bits_of_short_ones(name):
     one, many = make(INLINE * 2 + 5, shape=(2, 3)), make(INLINE * 2 + 5, shape=(2, 3))
     together = OPTIMIZERS[name](one, backend="native")

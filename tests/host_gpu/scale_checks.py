@@ -5,7 +5,17 @@ import math
 
 import pytest
 import torch
-from plan_driver import BLOCK, CHUNK, MASTERS, QUANTIZED, STATES, Driven, Form, quantized_bytes
+from plan_driver import (
+    BLOCK,
+    CHUNK,
+    MASTERS,
+    PROJECTED,
+    QUANTIZED,
+    STATES,
+    Driven,
+    Form,
+    quantized_bytes,
+)
 
 from friction_kernels import count_launches
 
@@ -51,7 +61,7 @@ def after(rule, forms, steps=3, on_device=False, **settings) -> Driven:
 
 @pytest.mark.parametrize("layout", ["contiguous", "offset", "gaps"])
 @pytest.mark.parametrize(("param", "grad", "master", "stochastic"), PARAMS)
-@pytest.mark.parametrize("rule", ["friction_adam", "sgd"])
+@pytest.mark.parametrize("rule", ["adam", "friction_adam", "sgd"])
 def test_every_form_gives_the_processors_bits(
     rule, param, grad, master, stochastic, layout, on_the_processor
 ):
@@ -112,13 +122,18 @@ def test_extreme_gradients_give_the_processors_bits(states, grad, on_the_process
 @pytest.mark.parametrize("delta", [0.0, 0.1, 3.0, 100.0])
 @pytest.mark.parametrize(("param", "grad", "master", "stochastic"), PARAMS)
 @pytest.mark.parametrize("states", [FLOAT, QUANTIZED, MIXED_STATES[0]])
-def test_adamp_of_every_form(states, param, grad, master, stochastic, delta, on_the_processor):
+@pytest.mark.parametrize("rule", ["adamp", "friction_adamp"])
+def test_adamp_of_every_form(
+    rule, states, param, grad, master, stochastic, delta, on_the_processor
+):
+    if isinstance(states, tuple):
+        states = states[: len(STATES[rule])]
     forms = [Form(shape, param, grad, states, master, stochastic) for shape in MATRICES]
     settings = {"delta": delta, "grad_factor": 0.125}
-    ours = after("friction_adamp", forms, **settings)
-    theirs = on_the_processor(lambda: after("friction_adamp", forms, **settings))
+    ours = after(rule, forms, **settings)
+    theirs = on_the_processor(lambda: after(rule, forms, **settings))
     for p, q in zip(ours.params, theirs.params, strict=True):
-        for key in STATES["friction_adamp"]:
+        for key in STATES[rule]:
             assert torch.equal(ours.state[p][key], theirs.state[q][key]), (p.shape, key)
         difference = (p.detach().double() - q.detach().double()).abs().max()
         assert difference <= 1e-4 * 0.01 + torch.finfo(param).eps * q.detach().abs().max()
@@ -165,7 +180,7 @@ def number(value, dtype=FLOAT) -> torch.Tensor:
     return torch.tensor([value], dtype=dtype)
 
 
-RULES = ["friction_adam", "sgd", "friction_adamp"]
+RULES = ["adam", "friction_adam", "sgd", "adamp", "friction_adamp"]
 GUARDED = [
     Form((40, 60), group=0),
     Form((3, 700), BFLOAT, states=QUANTIZED, master="split", group=1),
@@ -207,7 +222,7 @@ def test_gradients_are_scaled_and_clipped_as_the_processor_is_told_to(
         return driven
 
     theirs = on_the_processor(run)
-    if rule == "friction_adamp":  # see above
+    if rule in PROJECTED:  # see above
         for p, q in zip(ours.params, theirs.params, strict=True):
             for key in STATES[rule]:
                 assert torch.equal(ours.state[p][key], theirs.state[q][key])
@@ -395,6 +410,8 @@ def test_states_of_types_without_kernels_are_refused():
 @pytest.mark.parametrize(
     ("rule", "states", "expected"),
     [
+        ("adam", FLOAT, 28),
+        ("adam", QUANTIZED, 16),
         ("friction_adam", FLOAT, 36),
         ("friction_adam", (FLOAT, FLOAT, BFLOAT), 32),
         ("friction_adam", (FLOAT, FLOAT, QUANTIZED), 30),

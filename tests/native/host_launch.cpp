@@ -172,6 +172,7 @@ void count_visits_of_states(const HostTensor* given, int64_t count, int64_t bloc
                      [&](auto type) { update_all<decltype(type)>(table->launch, blocks); });     \
   }
 
+FRICTION_DEFINE_UPDATE(adam, Adam)
 FRICTION_DEFINE_UPDATE(friction_adam, FrictionAdam)
 FRICTION_DEFINE_UPDATE(sgd, Sgd)
 
@@ -190,20 +191,26 @@ void friction_stats(const HostTensor* given, int64_t count, const double* settin
 
 // Outputs: projected [count] (see Projected), coefficients [rows of all tensors], as_one_row
 // [count].
-void friction_adamp(const HostTensor* given, int64_t count, const double* settings,
-                    const double* steps, int64_t pairs, int64_t blocks, int config,
-                    uint8_t* projected, double* coefficients, double* as_one_row) {
-  const auto table =
-      std::make_unique<Table<FrictionAdamP>>(given, count, settings, steps, pairs, false);
-  std::vector<ProjectionSums> sums(
-      size_t(sums_slots(table->rows, table->launch.chunks, sizeof(double))));
-  std::vector<RowGroupSums> groups(size_t(count * kRowGroups));
-  table->launch.projection = {
-      sums.data(), coefficients, groups.data(), as_one_row, reinterpret_cast<Projected*>(projected),
-      nullptr};
-  with_host_config(config,
-                   [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });
-}
+#define FRICTION_DEFINE_PROJECTED(name, Rule)                                                      \
+  void name(const HostTensor* given, int64_t count, const double* settings, const double* steps,   \
+            int64_t pairs, int64_t blocks, int config, uint8_t* projected, double* coefficients,   \
+            double* as_one_row) {                                                                  \
+    const auto table = std::make_unique<Table<Rule>>(given, count, settings, steps, pairs, false); \
+    std::vector<ProjectionSums> sums(                                                              \
+        size_t(sums_slots(table->rows, table->launch.chunks, sizeof(double))));                    \
+    std::vector<RowGroupSums> groups(size_t(count * kRowGroups));                                  \
+    table->launch.projection = {sums.data(),                                                       \
+                                coefficients,                                                      \
+                                groups.data(),                                                     \
+                                as_one_row,                                                        \
+                                reinterpret_cast<Projected*>(projected),                           \
+                                nullptr};                                                          \
+    with_host_config(                                                                              \
+        config, [&](auto type) { update_projected_all<decltype(type)>(table->launch, blocks); });  \
+  }
+
+FRICTION_DEFINE_PROJECTED(adamp, AdamP)
+FRICTION_DEFINE_PROJECTED(friction_adamp, FrictionAdamP)
 
 // Each tensor may have any floating type.
 double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {

@@ -12,9 +12,10 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import torch
-from plan_driver import BLOCK, CHUNK, MASTERS, QUANTIZED, STATES, Driven, Form
+from plan_driver import BLOCK, CHUNK, MASTERS, PROJECTED, QUANTIZED, STATES, Driven, Form
 from torch import Tensor
 
 from friction_kernels import backends
@@ -106,7 +107,7 @@ def drive(
         scalings = [(0, *scaling)] if scaling and step == 1 else []
         numbers = [x for x in scaling or () if isinstance(x, Tensor)]
         memory.allow_only([*driven.lists(), *(p.grad for p in driven.params), *numbers])
-        if step == steps - 1 and rule != "sgd":
+        if step == steps - 1 and hasattr(driven.plan, "statistics"):
             found.append(repr(driven.statistics(*groups, scaling=scalings)).encode())
         problem = driven.step(*groups, scaling=scalings)
         assert problem is None, problem
@@ -171,7 +172,8 @@ def special(driven: Driven) -> None:
 
 
 CHOICES = ("tanh", "normalized", "maximize", "nesterov")
-CHOSEN = [{}, *({name: 1.0} for name in CHOICES), dict.fromkeys(CHOICES, 1.0), {"decoupled": 0.0}]
+CHOSEN = [{}, *({name: 1.0} for name in (*CHOICES, "difference")), dict.fromkeys(CHOICES, 1.0)]
+CHOSEN += [{"decoupled": 0.0}, {"averages": 0.0}]
 SCALINGS = {
     "found_inf": (None, None, number(1.0), False),
     "inf": (number(math.inf, DOUBLE), None, None, True),
@@ -189,7 +191,7 @@ for rule in STATES:
             CASES[f"{rule}, {kind}, {chosen}"] = partial(step, forms, settings)
         settings = {"normalized": 1.0, "grad_factor": 0.3, "delta": 3.0, "wd_ratio": 0.5}
         for layout in LAYOUTS:
-            shapes = DEEP if layout == "deep" else ROWS if rule == "friction_adamp" else SIZES
+            shapes = DEEP if layout == "deep" else ROWS if rule in PROJECTED else SIZES
             forms = of_shapes(form, shapes, layout)
             CASES[f"{rule}, {kind}, {layout}"] = partial(step, forms, settings)
         for chosen in ({}, {"normalized": 1.0}):
@@ -214,12 +216,12 @@ for rule in STATES:
         CASES[f"{rule}, {name}"] = partial(
             step, forms, {"max_norm": 1.0}, on_device=True, scaling=scaling, steps=3
         )
-for kind in ("float32", "bfloat16", "float64"):
+for rule, kind in product(sorted(PROJECTED), ("float32", "bfloat16", "float64")):
     for decision in ("rows", "whole", "none"):
         forms = of_shapes(FORMS[kind], [(48, 70), (5, 31), (1500, 3), (2, 30_000)])
         settings = {"weight_decay": 0.1, "wd_ratio": 0.5, "lr": 0.1}
-        CASES[f"friction_adamp, {kind}, projects {decision}"] = partial(
-            drive, "friction_adamp", forms, settings, change=partial(orthogonal, decision)
+        CASES[f"{rule}, {kind}, projects {decision}"] = partial(
+            drive, rule, forms, settings, change=partial(orthogonal, decision)
         )
 for layout in LAYOUTS:
     for scale in (1.0, 1e30, 1e-7):

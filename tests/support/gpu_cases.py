@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
+from optimizer_cases import FRICTION, PROJECTED
 from test_native import (
     CHUNK,
     LAYOUTS,
@@ -19,9 +20,7 @@ from tolerances import assert_as_good_as_plain
 
 from friction_kernels import OPTIMIZERS, count_launches, friction_stats
 
-PROJECTED = [name for name in OPTIMIZERS if name.endswith("AdamP")]
 ELEMENTWISE = [name for name in OPTIMIZERS if name not in PROJECTED]
-FRICTION = [name for name in OPTIMIZERS if name != "RSGDM"]
 DTYPES = (
     *(torch.float32, torch.bfloat16, torch.float16, torch.float64),
     *(torch.complex64, torch.complex128),
@@ -36,9 +35,9 @@ SHAPES = [
 
 
 def launches_of(name: str) -> dict[str, int]:
-    if name in PROJECTED:
-        return {f"friction_adamp_{part}": 1 for part in ("reduce", "decide", "apply")}
-    return {OPTIMIZERS[name].rule.name: 1}
+    rule = OPTIMIZERS[name].rule.name
+    parts = ("_reduce", "_decide", "_apply") if name in PROJECTED else ("",)
+    return {f"{rule}{part}": 1 for part in parts}
 
 
 # One step against the equations in float64.
@@ -70,7 +69,7 @@ def device_steps(draw) -> tuple:
 
     kinds = st.tuples(st.sampled_from(DTYPES), st.sampled_from([None, None, *GRAD_DTYPES]))
     cases = [case(*kind) for kind in draw(st.lists(kinds, min_size=1, max_size=5))]
-    groups = draw(st.lists(st.fixed_dictionaries(options_of(name)), min_size=3, max_size=3))
+    groups = draw(st.lists(options_of(name), min_size=3, max_size=3))
     return name, cases, groups, draw(st.sampled_from([0, 1, 7, 1000])), draw(st.integers(0, 9999))
 
 
@@ -313,9 +312,8 @@ def check_friction_stats(name, device) -> None:
     found = []
     for where in (device, "cpu"):
         params = make([(40, 50), (7,), (2048,), (50_000,)], where)
-        opt = OPTIMIZERS[name](
-            [{"params": params[:2]}, {"params": params[2:]}], friction_input="normalized"
-        )
+        options = {"friction_input": "normalized"} if name in FRICTION else {}
+        opt = OPTIMIZERS[name]([{"params": params[:2]}, {"params": params[2:]}], **options)
         for step in range(3):
             new_gradients(params, step)
             stats = friction_stats(opt)

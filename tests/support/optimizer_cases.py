@@ -8,12 +8,36 @@ from torch import nn
 
 from friction_kernels import OPTIMIZERS
 from friction_kernels.optim.friction_adam import FrictionAdam
+from friction_kernels.optim.rule import MeasuredRule
 
 FRICTION = [name for name, cls in OPTIMIZERS.items() if issubclass(cls, FrictionAdam)]
+MEASURED = [name for name, cls in OPTIMIZERS.items() if isinstance(cls.rule, MeasuredRule)]
+PROJECTED = [name for name, cls in OPTIMIZERS.items() if cls.rule.projects_rows]
+ADAMS = [name for name, cls in OPTIMIZERS.items() if "exp_avg" in cls.rule.states]
+# Each shares its code with a class that every run tests, and is left to the deep runs.
+COUSINS = {"TanhSignGrad", "SigSignAdamW", "TanhSignAdamP", "DiffGradW", "Adam"}
 # Tensors of several blocks of 8-bit state, of one that is not full, and too small for any.
 SHAPES = [(20, 30), (300,), (5,), (), (4, 3, 5, 6)]
 
-every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
+
+def case_of(name, *more):
+    """A test's parameters, of which the first is a class."""
+    return pytest.param(name, *more, marks=pytest.mark.deep if name in COUSINS else ())
+
+
+def each_of(names, argument="name"):
+    """Parametrises a test by class."""
+    return pytest.mark.parametrize(argument, list(map(case_of, names)))
+
+
+def moment_of(name):
+    """The first state of a class, which averages gradients."""
+    return next(iter(OPTIMIZERS[name].rule.states))
+
+
+every_optimizer = each_of(OPTIMIZERS)
+every_friction = each_of(FRICTION)
+every_measured = each_of(MEASURED)
 both_backends = pytest.mark.parametrize("backend", ["native", "reference"])
 
 

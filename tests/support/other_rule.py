@@ -23,7 +23,7 @@ struct Other {
   struct Settings {
     double lr, grad_factor, max_norm, seed;
   };
-  static constexpr const char* kSettings[] = {"lr", "grad_factor", "max_norm", "seed"};
+  static constexpr auto kSettings = names("lr", "grad_factor", "max_norm", "seed");
 
   enum Variant { kOnly, kVariants };
   static constexpr int kFullVariants[] = {kOnly};

@@ -10,6 +10,7 @@ from friction_kernels import OPTIMIZERS, backends
 
 BLOCK, CHUNK = 256, 2048  # kBlock of csrc/formats/blockwise.h, kChunk of csrc/tensor_lists.h
 STATES = {cls.rule.name: tuple(cls.rule.states) for cls in OPTIMIZERS.values()}
+PROJECTED = {cls.rule.name for cls in OPTIMIZERS.values() if cls.rule.projects_rows}
 SETTINGS = {
     "lr": 1e-2,
     "beta1": 0.9,

@@ -14,6 +14,13 @@ from typing_extensions import assert_type
 from friction_kernels import (
     OPTIMIZERS,
     RSGDM,
+    SGD,
+    Adam,
+    AdamP,
+    AdamW,
+    DiffGrad,
+    DiffGradW,
+    FrictionAdamW,
     FrictionStats,
     GLoss,
     GLossStats,
@@ -46,6 +53,14 @@ def construct(model: nn.Module) -> list[torch.optim.Optimizer]:
         SigSignAdamP(model.parameters(), delta=0.1, wd_ratio=0.1, nesterov=True),
         TanhSignAdamP(model.parameters(), state_dtype={"prev_grad": "8bit", "exp_avg": None}),
         RSGDM(model.parameters(), momentum=0.9, master="split", max_grad_norm=1.0),
+        DiffGrad(model.parameters(), beta3=torch.tensor(1.0)),
+        DiffGradW(model.parameters(), 1e-3, (0.9, 0.999), 1e-8, 0.1),
+        Adam(model.parameters(), 1e-3, (0.9, 0.999), 1e-8, 0.1, False, foreach=None),
+        AdamW(model.parameters(), fused=False, differentiable=False, master="split"),
+        AdamP(model.parameters(), 1e-3, (0.9, 0.999), 1e-8, 0.0, 0.1, 0.1, True),
+        SGD(model.parameters(), 0.1, 0.9, 0, 1e-4, True, state_dtype="8bit"),
+        FrictionAdamW(model.parameters(), friction="diff", take_gradients=True),
+        FrictionAdamW(model.parameters(), friction=None, max_grad_norm=1.0),
         optim.RSGDM(model.parameters(), rounding="stochastic", seed=3, skip_nonfinite=True),
         OPTIMIZERS["SigSignAdamW"](model.parameters(), lr=1e-3),
     ]
@@ -115,6 +130,9 @@ def mistakes(model: nn.Module, embeddings: Tensor, labels: Tensor) -> None:
     RSGDM(model.parameters(), state_dtype=torch.bfloat16)  # type: ignore[arg-type]
     RSGDM(model.parameters()).grad_norm.item()  # type: ignore[union-attr]
     friction_stats(RSGDM(model.parameters()))  # type: ignore[arg-type]
+    FrictionAdamW(model.parameters(), friction="sign")  # type: ignore[arg-type]
+    DiffGrad(model.parameters(), friction_input="product")  # type: ignore[call-arg]
+    AdamW(model.parameters(), beta3=1.0)  # type: ignore[call-arg]
     release_gradients(model, torch.optim.SGD(model.parameters()))  # type: ignore[arg-type]
     GLoss()  # type: ignore[call-arg]
     GLoss(4, memory=100)  # type: ignore[arg-type]
