@@ -125,7 +125,7 @@ def test_options_changed_between_steps_hold_from_the_next_step(name, backend):
     params, fresh = make_params(SHAPES), make_params(SHAPES)
     opt = cls(params, **options)
     run(opt, params, range(2))
-    kept = ("backend", *SCALE_OPTIONS)
+    kept = ("backend", "take_gradients", *SCALE_OPTIONS)
     changed = {k: v if k in kept else another(v) for k, v in options.items()}
     opt.param_groups[0].update(changed)
     run(opt, params, range(2, 4))

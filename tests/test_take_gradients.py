@@ -188,6 +188,20 @@ def test_release_takes_each_gradient_as_it_arrives():
     assert_same_bits(model.parameters(), twin.parameters())
 
 
+@both_backends
+def test_a_group_may_begin_and_cease_to_take(backend):
+    params = make_params()
+    twins = copies(params)
+    opt, twin = (TanhSignAdamW(p, backend=backend) for p in (params, twins))
+    for step, takes in enumerate((False, True, True, False)):
+        opt.param_groups[0]["take_gradients"] = takes
+        one_step(opt, params, step)
+        assert all((param.grad is None) == takes for param in params)
+        one_step(twin, twins, step)
+    assert_same_bits(params, twins)
+    assert_same_states(opt, params, twin, twins)
+
+
 # What cannot be taken.
 
 

@@ -231,8 +231,10 @@ class FrictionAdamW(PlannedOptimizer):
             if friction is None
             else FrictionAdamRule(friction, decoupled=True)
         )
-        unused = ("friction",) if friction is not None else ("friction", "take_gradients")
-        super().__init__(params, options.given(locals(), unused=unused))
+        own = options.given(locals(), unused=("friction",))
+        if friction is None:
+            del own["take_gradients"]
+        super().__init__(params, own)
 
 
 def _give_own_init(cls: type[FrictionAdam]) -> None:
