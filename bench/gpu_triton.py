@@ -61,7 +61,9 @@ def compile_all(capability: int, dims: list[int], precisions: list[str]) -> None
         graph = scores.TritonScores(
             torch.zeros(len(nodes), dim), None, torch.ones(1), precision, mask_diagonal=True
         )
+        configurations.SYMMETRIC_FROM = len(nodes)
         graph.logsumexp(numbers)
+        graph.logsumexp(numbers, nodes)
         for width in (1, *CLASSES):
             graph.apply(nodes, nodes, numbers, numbers, columns[:, :width])
         term = Term(*[numbers] * 3)

@@ -176,6 +176,54 @@ def test_logsumexp_of_some_rows() -> None:
     torch.testing.assert_close(some, graph.logsumexp(bias)[41:], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_nodes", [1, 2, 127, 128, 129, 257, 600])
+def test_symmetric_logsumexp(
+    monkeypatch: pytest.MonkeyPatch, num_nodes: int, precision: str
+) -> None:
+    """Each tile once, in one band of columns and in one of each tile's: as in full, and as in float64."""
+    random = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(num_nodes, 40, generator=random))
+    bias = torch.randn(num_nodes, generator=random)
+    rounded = z.bfloat16().double() if precision == "bf16" else z.double()
+    for mask_diagonal in (False, True):
+        graph = TritonScores(
+            z.to(DEVICE), None, torch.tensor([4.0], device=DEVICE), precision, mask_diagonal=mask_diagonal
+        )  # fmt: skip
+        monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 1 << 30)
+        in_full = graph.logsumexp(*on_device(bias)).cpu()
+        monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 0)
+        x = 4 * rounded @ rounded.T + bias
+        if mask_diagonal:
+            x.fill_diagonal_(-torch.inf)
+        for band_bytes in (1, scores.BAND_BYTES):
+            monkeypatch.setattr(scores, "BAND_BYTES", band_bytes)
+            before = counts.get("symmetric_logsumexp_kernel", 0)
+            found, again = (graph.logsumexp(*on_device(bias)).cpu() for _ in range(2))
+            bands = -(-num_nodes // 128) if band_bytes == 1 else 1
+            assert counts["symmetric_logsumexp_kernel"] - before == 2 * bands
+            assert torch.equal(found, again)
+            torch.testing.assert_close(found.double(), x.logsumexp(dim=1), rtol=0, atol=2e-6)
+            torch.testing.assert_close(found, in_full, rtol=0, atol=2e-6)
+
+
+def test_symmetric_logsumexp_at_small_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns of a tile keep a maximum each: nothing under- or overflows."""
+    monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 0)
+    case = Case(130, 48, 5, sigma=0.02)
+    assert case.errors(case.scores())["log_r"] <= 1e-6 + 2e-7 * 0.02**-2
+
+
+def test_which_logsumexps_are_computed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 64)
+    z, scale = torch.eye(64, device=DEVICE), torch.ones(1, device=DEVICE)
+    bias, before = torch.zeros(64, device=DEVICE), counts.get("symmetric_logsumexp_kernel", 0)
+    TritonScores(z, z, scale).logsumexp(bias)
+    TritonScores(z, None, scale).logsumexp(bias, range(64))
+    TritonScores(z[:63], None, scale).logsumexp(bias[:63])
+    assert counts.get("symmetric_logsumexp_kernel", 0) == before
+
+
 @pytest.mark.parametrize("mask_diagonal", [False, True])
 @pytest.mark.parametrize(
     ("num_queries", "num_keys", "dim", "width"),
