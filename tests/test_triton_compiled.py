@@ -34,7 +34,7 @@ TENSOR_CORES = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}  # as
 PASSES = {
     "logsumexp_kernel": 1,
     "symmetric_logsumexp_kernel": 1,
-    "apply_kernel": 1,
+    "apply_kernel": 2,  # values in float32, and binary ones
     "apply_vector_kernel": 1,
     "coefficients_kernel": 1,
     "product_kernel": 2,  # as it is, and transposed
@@ -159,6 +159,7 @@ def pretend_passes(torch, scores_type, precision: str, dim: int, num_classes: in
     graph.logsumexp(numbers, nodes)
     for width in (1, num_classes):
         graph.apply(nodes, nodes, numbers, numbers, columns[:, :width])
+    graph.apply(nodes, nodes, numbers, numbers, columns, binary=True)
     of_t, of_p, of_q = (
         Term(*[numbers] * 3, columns, columns),
         Term(*[numbers] * 3),

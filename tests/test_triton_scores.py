@@ -169,6 +169,28 @@ def test_duplicates_and_an_isolated_node() -> None:
     assert (log_degree - x.logsumexp(dim=1)).abs().max() <= 3e-5
 
 
+@pytest.mark.parametrize("num_nodes", [2, 129, 257])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_binary_values(precision: str, num_nodes: int) -> None:
+    """Products with zeros and ones are exact but for float32's rounding; the scores are, of such z."""
+    for num_classes in (2, 52):
+        case = Case(num_nodes, 48, num_classes)
+        z, labels = case.z.bfloat16().float(), torch.arange(len(case.columns)) % num_classes
+        one_hot = torch.nn.functional.one_hot(labels, num_classes)
+        x = z.double() @ z.double().T * case.scale.double()
+        x = x.fill_diagonal_(-torch.inf)[case.rows.start :, 1 : case.columns.stop]
+        weights = (x + case.row_bias[:, None] + case.column_bias).exp()
+        vectors = on_device(case.row_bias, case.column_bias, one_hot)
+        graph = case.scores(precision, z)
+        found, again = (
+            graph.apply(case.rows, case.columns, *vectors, binary=True).cpu() for _ in range(2)
+        )
+        assert torch.equal(found, again)
+        torch.testing.assert_close(
+            found.double(), weights @ one_hot.double(), rtol=2e-6, atol=1e-12
+        )
+
+
 def test_logsumexp_of_some_rows() -> None:
     case = Case(150, 20, 2)
     graph, bias = case.scores(), torch.zeros(150, device=DEVICE)

@@ -111,9 +111,16 @@ class TritonScores:
         return result
 
     def apply(
-        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+        self,
+        rows: range,
+        columns: range,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        values: Tensor,
+        *,
+        binary: bool = False,
     ) -> Tensor:
-        width = values.shape[1]
+        width, binary = values.shape[1], binary and self.precision != "fp32"
         if width == 1:
             return self._apply_vector(rows, columns, row_bias, column_bias, values[:, 0])[:, None]
         sizes = self._tile("apply_narrow" if width <= 16 else "apply_wide")
@@ -126,7 +133,10 @@ class TritonScores:
             apply_kernel, sizes, (row_blocks, num_splits, channel_blocks),
             self._queries, self._keys, self._scale,
             _padded_bias(row_bias, sizes["BLOCK_M"]), _padded_bias(column_bias, sizes["BLOCK_N"]),
-            _padded(values.detach().float(), sizes["BLOCK_N"], sizes["BLOCK_K"]).T.contiguous(),
+            _padded(
+                values.detach().to(torch.bfloat16 if binary else torch.float32),
+                sizes["BLOCK_N"], sizes["BLOCK_K"],
+            ).T.contiguous(),
             result, rows.start, len(rows), columns.start, len(columns),
             len(self._queries), len(self._keys), self._dim, width,
             column_blocks * sizes["BLOCK_N"], per_split,
