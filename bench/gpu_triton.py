@@ -61,9 +61,12 @@ def compile_all(capability: int, dims: list[int], precisions: list[str]) -> None
         graph = scores.TritonScores(
             torch.zeros(len(nodes), dim), None, torch.ones(1), precision, mask_diagonal=True
         )
+        configurations.SYMMETRIC_FROM = len(nodes)
         graph.logsumexp(numbers)
-        for width in (1, *CLASSES):
-            graph.apply(nodes, nodes, numbers, numbers, columns[:, :width])
+        graph.logsumexp(numbers, nodes)
+        graph.apply(nodes, nodes, numbers, numbers, columns[:, :1])
+        for width, binary in product(CLASSES, (False, True)):
+            graph.apply(nodes, nodes, numbers, numbers, columns[:, :width], binary=binary)
         term = Term(*[numbers] * 3)
         graph.gradient((Term(*[numbers] * 3, columns, columns), term, term))
         for classes in CLASSES:

@@ -1,4 +1,4 @@
-"""Count launches, to verify that a step, or the loss of a batch, is one launch."""
+"""Count launches, to verify that a step is one launch, and the loss of a batch three."""
 
 from __future__ import annotations
 

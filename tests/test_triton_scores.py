@@ -169,11 +169,81 @@ def test_duplicates_and_an_isolated_node() -> None:
     assert (log_degree - x.logsumexp(dim=1)).abs().max() <= 3e-5
 
 
+@pytest.mark.parametrize("num_nodes", [2, 129, 257])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_binary_values(precision: str, num_nodes: int) -> None:
+    """Products with zeros and ones are exact but for float32's rounding; the scores are, of such z."""
+    for num_classes in (2, 52):
+        case = Case(num_nodes, 48, num_classes)
+        z, labels = case.z.bfloat16().float(), torch.arange(len(case.columns)) % num_classes
+        one_hot = torch.nn.functional.one_hot(labels, num_classes)
+        x = z.double() @ z.double().T * case.scale.double()
+        x = x.fill_diagonal_(-torch.inf)[case.rows.start :, 1 : case.columns.stop]
+        weights = (x + case.row_bias[:, None] + case.column_bias).exp()
+        vectors = on_device(case.row_bias, case.column_bias, one_hot)
+        graph = case.scores(precision, z)
+        found, again = (
+            graph.apply(case.rows, case.columns, *vectors, binary=True).cpu() for _ in range(2)
+        )
+        assert torch.equal(found, again)
+        torch.testing.assert_close(
+            found.double(), weights @ one_hot.double(), rtol=2e-6, atol=1e-12
+        )
+
+
 def test_logsumexp_of_some_rows() -> None:
     case = Case(150, 20, 2)
     graph, bias = case.scores(), torch.zeros(150, device=DEVICE)
     some = graph.logsumexp(bias, rows=range(41, 150))
     torch.testing.assert_close(some, graph.logsumexp(bias)[41:], rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_nodes", [1, 2, 127, 128, 129, 257, 600])
+def test_symmetric_logsumexp(
+    monkeypatch: pytest.MonkeyPatch, num_nodes: int, precision: str
+) -> None:
+    """Each tile once, in one band of columns and in one of each tile's: as in full, and as in float64."""
+    random = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(num_nodes, 40, generator=random))
+    bias = torch.randn(num_nodes, generator=random)
+    rounded = z.bfloat16().double() if precision == "bf16" else z.double()
+    for mask_diagonal in (False, True):
+        graph = TritonScores(
+            z.to(DEVICE), None, torch.tensor([4.0], device=DEVICE), precision, mask_diagonal=mask_diagonal
+        )  # fmt: skip
+        monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 1 << 30)
+        in_full = graph.logsumexp(*on_device(bias)).cpu()
+        monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 0)
+        x = 4 * rounded @ rounded.T + bias
+        if mask_diagonal:
+            x.fill_diagonal_(-torch.inf)
+        for band_bytes in (1, scores.BAND_BYTES):
+            monkeypatch.setattr(scores, "BAND_BYTES", band_bytes)
+            before = counts.get("symmetric_logsumexp_kernel", 0)
+            found, again = (graph.logsumexp(*on_device(bias)).cpu() for _ in range(2))
+            bands = -(-num_nodes // 128) if band_bytes == 1 else 1
+            assert counts["symmetric_logsumexp_kernel"] - before == 2 * bands
+            assert torch.equal(found, again)
+            torch.testing.assert_close(found.double(), x.logsumexp(dim=1), rtol=0, atol=2e-6)
+            torch.testing.assert_close(found, in_full, rtol=0, atol=2e-6)
+
+
+def test_symmetric_logsumexp_at_small_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows and columns of a tile keep a maximum each: nothing under- or overflows."""
+    monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 0)
+    case = Case(130, 48, 5, sigma=0.02)
+    assert case.errors(case.scores())["log_r"] <= 1e-6 + 2e-7 * 0.02**-2
+
+
+def test_which_logsumexps_are_computed_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configurations, "SYMMETRIC_FROM", 64)
+    z, scale = torch.eye(64, device=DEVICE), torch.ones(1, device=DEVICE)
+    bias, before = torch.zeros(64, device=DEVICE), counts.get("symmetric_logsumexp_kernel", 0)
+    TritonScores(z, z, scale).logsumexp(bias)
+    TritonScores(z, None, scale).logsumexp(bias, range(64))
+    TritonScores(z[:63], None, scale).logsumexp(bias[:63])
+    assert counts.get("symmetric_logsumexp_kernel", 0) == before
 
 
 @pytest.mark.parametrize("mask_diagonal", [False, True])

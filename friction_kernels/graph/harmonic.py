@@ -49,7 +49,7 @@ def propagate(
     """Return F_U (N - num_labelled, C), differentiable in z and 1 / sigma^2, and a report of the solve.
 
     z: (N, d), float32 or float64, rows of unit length, labelled nodes first; inverse_sigma_squared: ();
-    targets: Y_L (num_labelled, C). Rows of F that no label reaches are uniform and have no gradient.
+    targets: Y_L (num_labelled, C), one-hot. Rows of F that no label reaches are uniform and have no gradient.
     """
     with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
         scores = make_scores(route, z, inverse_sigma_squared, settings.precision)

@@ -63,7 +63,7 @@ class Row(NamedTuple):
 ROUTES = {
     "batch_kernel": Row(
         f'on a GPU with Triton: up to {MAX_BATCH_NODES} nodes and {MAX_BATCH_CLASSES} classes, "cg", "mean"',
-        "loss and gradient in one launch",
+        "loss and gradient in three launches",
     ),
     "triton": Row("on a GPU with Triton", "Triton passes over tiles, O(N) memory"),
     "dense_lu": Row(

@@ -99,8 +99,10 @@ class Transition:
         return self._stored * self.row_factor
 
     def from_labels(self, targets: Tensor) -> Tensor:
-        """T_UL Y_L (num_unlabelled, C) for Y_L (num_labelled, C), whose rows sum to one."""
-        b = self._apply(self.unlabelled, self.labelled, self.of_row, self.of_column, targets)
+        """T_UL Y_L (num_unlabelled, C) for Y_L (num_labelled, C), whose rows are one-hot."""
+        b = self._apply(
+            self.unlabelled, self.labelled, self.of_row, self.of_column, targets, binary=True
+        )
         sums = b.sum(dim=1, keepdim=True) + self.times(torch.ones_like(self.row_factor))
         self.row_factor = sums.reciprocal_()
         if self._stored is not None:
@@ -127,10 +129,17 @@ class Transition:
         return self._apply(self.everything, self.unlabelled, self.of_column, self.of_row, values)
 
     def _apply(
-        self, rows: range, columns: range, of_row: Tensor, of_column: Tensor, values: Tensor
+        self,
+        rows: range,
+        columns: range,
+        of_row: Tensor,
+        of_column: Tensor,
+        values: Tensor,
+        *,
+        binary: bool = False,
     ) -> Tensor:
         of_row, of_column = of_row[rows.start : rows.stop], of_column[columns.start : columns.stop]
-        return self.scores.apply(rows, columns, of_row, of_column, values)
+        return self.scores.apply(rows, columns, of_row, of_column, values, binary=binary)
 
 
 def _blocks(matrix: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -1,4 +1,4 @@
-"""Loss and gradient of a small batch in one launch of friction_triton's batch kernel."""
+"""Loss and gradient of a small batch by friction_triton's batch kernels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fused_loss(
 
 
 class FusedStats:
-    """The statistics of one launch; the host waits for the device only when they are read."""
+    """The statistics of a batch; the host waits for the device only when they are read."""
 
     def __init__(self, statistics: Tensor, labelled: Tensor, route: Route):
         self._statistics = statistics  # (7,), from friction_triton.batch.batch_gloss

@@ -89,12 +89,13 @@ class GLoss(WidthModule):
         memory_budget: bytes that may hold weights between passes, as in `label_propagation`. None uses a
             sixteenth of the free memory in plain torch, and nothing with `gather`, because all ranks must
             compute alike (default None).
-        validate: False skips the checks of values, their warnings, and the wait for them, if the call is one
-            launch on a GPU and there is no memory; otherwise it has no effect (default True).
+        validate: False skips the checks of values, their warnings, and the wait for them, if the batch
+            kernels serve the call, on a GPU, and there is no memory; otherwise it has no effect
+            (default True).
 
     On a GPU the host waits once per call for the checks, and once per iteration of "cg". With Triton, up to
-    256 nodes and 64 classes, solver "cg" and reduction "mean", loss and gradient take one launch, for which
-    the host does not wait: the next call then warns if a solve did not converge.
+    256 nodes and 64 classes, solver "cg" and reduction "mean", loss and gradient take three launches, for
+    which the host does not wait: the next call then warns if a solve did not converge.
 
     A call inside a function that torch.utils.checkpoint recomputes repeats its draw if it uses the default
     generator; with a generator, or a memory that it adds to, backward() raises. torch.func's transforms are

@@ -74,13 +74,13 @@ def loss_of_nodes(
     if len(nodes.order) < len(embeddings):  # some rows of a memory are not nodes
         embeddings, labels = embeddings.index_select(0, nodes.order), nodes.labels
         labelled = torch.arange(len(labels), device=labels.device) < nodes.num_labelled
-    return _loss_in_one_launch(embeddings, labels, labelled, sigma, options, route)
+    return _loss_of_a_batch(embeddings, labels, labelled, sigma, options, route)
 
 
 def unchecked_loss(
     embeddings: Tensor, labels: Tensor, labelled: Tensor, sigma: float | Tensor, options: Options
 ) -> tuple[Tensor, FusedStats] | None:
-    """The same for an unchecked batch, or None if one launch cannot serve it."""
+    """The same for an unchecked batch, or None if the batch kernels cannot serve it."""
     graph = Graph(
         embeddings.device,
         torch.promote_types(embeddings.dtype, torch.float32),
@@ -93,10 +93,10 @@ def unchecked_loss(
     route = choose_route(graph, options.settings)
     if route.name != "batch_kernel":
         return None
-    return _loss_in_one_launch(embeddings, labels, labelled, sigma, options, route)
+    return _loss_of_a_batch(embeddings, labels, labelled, sigma, options, route)
 
 
-def _loss_in_one_launch(
+def _loss_of_a_batch(
     embeddings: Tensor,
     labels: Tensor,
     labelled: Tensor,

@@ -47,12 +47,20 @@ class Scores(Protocol):
         """LSE_j (x_ij + column_bias_j) for i in rows (default: all): (M,) -> (len(rows),)."""
 
     def apply(
-        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+        self,
+        rows: range,
+        columns: range,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        values: Tensor,
+        *,
+        binary: bool = False,
     ) -> Tensor:
         """sum_j exp(x_ij + row_bias_i + column_bias_j) values_j, for i in rows, j in columns.
 
         row_bias (len(rows),), column_bias (len(columns),), values (len(columns), K) -> (len(rows), K).
-        The biases must be such that no weight exceeds 1 by more than rounding.
+        The biases must be such that no weight exceeds 1 by more than rounding. binary: the values are zeros
+        and ones, with which some backends multiply faster.
         """
 
     def gradient(self, terms: Sequence[Term]) -> tuple[Tensor, Tensor | None]:

@@ -150,7 +150,14 @@ class LogDomainScores(ChunkedScores):
         return result
 
     def apply(
-        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+        self,
+        rows: range,
+        columns: range,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        values: Tensor,
+        *,
+        binary: bool = False,
     ) -> Tensor:
         buffer, scratch = self.buffer(), self.buffer()
         result = values.new_empty(len(rows), values.shape[1])
@@ -218,7 +225,14 @@ class ExpDomainScores(ChunkedScores):
         return total.log_()
 
     def apply(
-        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+        self,
+        rows: range,
+        columns: range,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        values: Tensor,
+        *,
+        binary: bool = False,
     ) -> Tensor:
         result = self._product(rows, columns, values * column_bias.exp()[:, None])
         return result.mul_(row_bias.exp()[:, None])

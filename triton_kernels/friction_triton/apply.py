@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from friction_triton.tiles import LOG2_E, add_product, dots, halves
+from friction_triton.tiles import LOG2_E, add_product, dots, half, halves
 
 
 @triton.jit
@@ -27,14 +27,25 @@ def add_weighted(
     sums, x, rows, row_bias, column_bias, values, pitch, first_key, first_column,
     MASK_DIAGONAL: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """sums + exp(x + biases) values."""
+    """sums + exp(x + biases) values.
+
+    Values in bfloat16 are exact. Three numbers in bfloat16 add up to a weight but for float32's rounding, and
+    take half the time of the TF32 numbers that a weight and a value in float32 are split into.
+    """
     weights, columns = weights_of(
         x, rows, row_bias, column_bias, first_key, first_column, MASK_DIAGONAL
     )
     taken = tl.load(
         values + (tl.arange(0, BLOCK_K).to(tl.int64) * pitch)[None, :] + columns[:, None]
     )
-    return add_product(sums, weights, taken, PRECISION)
+    if values.dtype.element_ty == tl.bfloat16:
+        for _ in tl.static_range(3):
+            part = half(weights)
+            sums = add_product(sums, part, taken, PRECISION)
+            weights -= part.to(tl.float32)
+        return sums
+    else:
+        return add_product(sums, weights, taken, PRECISION)
 
 
 # Arguments that are not specialised: there are too many ranges to compile for each.
@@ -56,7 +67,7 @@ def apply_kernel(
     scale,  # (1,) float32
     row_bias,  # (num_rows rounded up to a multiple of BLOCK_M,) float32, in base 2
     column_bias,  # (pitch,) float32, in base 2; -inf beyond num_columns
-    values,  # (width rounded up to BLOCK_K, pitch) float32, transposed; 0 beyond num_columns
+    values,  # (width rounded up to BLOCK_K, pitch), transposed; float32, or bfloat16; 0 beyond num_columns
     result,  # (splits, num_rows, width) float32
     first_row,
     num_rows,

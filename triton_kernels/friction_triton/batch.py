@@ -1,4 +1,4 @@
-"""G-Loss of a small batch in one launch: graph, solve, loss, adjoint and gradient."""
+"""G-Loss of a small batch in three launches: similarities; solve, loss and adjoint; gradient."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ import triton
 from torch import Tensor
 
 from friction_kernels.graph.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
-from friction_triton.batch_kernel import ARRAYS, VECTORS, batch_kernel
+from friction_triton.batch_graph import ARRAYS, VECTORS
+from friction_triton.batch_kernel import batch_kernel
+from friction_triton.batch_products import batch_gradient_kernel, batch_similarities_kernel
 from friction_triton.configurations import DOT_PRECISION, VALUE_PRECISION
 from friction_triton.launches import launch
+
+BLOCK, BLOCK_K = 32, 64  # rows and channels of a program of the two products
+OF_PRODUCTS = {"num_warps": 4, "num_stages": 1}
 
 
 class BatchGLoss(NamedTuple):
@@ -36,7 +41,7 @@ def batch_gloss(
     precision: str = "fp32",
     propagated: Tensor | None = None,
 ) -> BatchGLoss:
-    """The loss of GLoss(solver="cg") and its gradients, in one launch. The host does not wait for it.
+    """The loss of GLoss(solver="cg") and its gradients, in three launches. The host does not wait for them.
 
     log_form: use the form "log" instead of "official".
     embeddings: (N, d) float32, bfloat16 or float16, of any nonzero length, N from 2 to 256.
@@ -70,30 +75,44 @@ def batch_gloss(
         scratch_size(options["SIZE"], options["WIDTH"]), dtype=torch.float32, device=device
     )
     weight = results if class_weight is None else class_weight.detach().float().contiguous()
+    size, embeddings = options["SIZE"], embeddings.detach().contiguous()
+    scale = inverse_sigma_squared.detach().float().reshape(1)
     launch(
-        batch_kernel, (1,), device, embeddings.detach().contiguous(), labels.long().contiguous(),
-        labelled.contiguous(), weight, inverse_sigma_squared.detach().float().reshape(1), grad,
-        results, results if propagated is None else propagated, scratch, num_nodes, dim,
+        batch_similarities_kernel, (size // BLOCK, size // BLOCK), device, embeddings, scale, scratch,
+        num_nodes, dim, SIZE=size, BLOCK=BLOCK, BLOCK_D=128, HALF=precision == "bf16",
+        PRECISION=DOT_PRECISION[precision], **OF_PRODUCTS,
+    )  # fmt: skip
+    launch(
+        batch_kernel, (1,), device, labels.long().contiguous(), labelled.contiguous(), weight, scale,
+        results, results if propagated is None else propagated, scratch, num_nodes,
         num_classes, tol, max_iter, ignore_index, **options, LOG_FORM=log_form,
-        WEIGHTED=class_weight is not None, WANTED=propagated is not None, HALF=precision == "bf16",
-        PRECISION=DOT_PRECISION[precision], VALUE_PRECISION=VALUE_PRECISION[precision],
+        WEIGHTED=class_weight is not None, WANTED=propagated is not None,
+        VALUE_PRECISION=VALUE_PRECISION[precision],
+    )  # fmt: skip
+    blocks = triton.cdiv(num_nodes, BLOCK), triton.cdiv(dim, BLOCK_K)
+    launch(
+        batch_gradient_kernel, blocks, device, embeddings, grad, scratch, num_nodes, dim,
+        SIZE=size, BLOCK_M=BLOCK, BLOCK_N=BLOCK_K, CHUNK=32,
+        PRECISION=VALUE_PRECISION[precision], **OF_PRODUCTS,
     )  # fmt: skip
     return BatchGLoss(results[0], grad, results[1:2], results[2:])
 
 
 def sizes(num_nodes: int, num_classes: int, precision: str) -> dict[str, int]:
-    """Compile-time sizes. Of these, only WIDTH affects the number of registers."""
-    fp32 = precision == "fp32"
-    chunk, depth = (16, 16) if fp32 else (32, 32)
+    """Compile-time sizes of batch_kernel: tiles of STRIP rows and CHUNK columns, as large as registers allow.
+
+    A pass over x is a chain of such tiles, one after the other, so their number decides its time.
+    """
+    size, width = triton.next_power_of_2(num_nodes), triton.next_power_of_2(num_classes)
+    size, width = max(64, size), max(16, width)
+    strip, chunk = (128, 32) if width == 16 else (64, 16 if precision == "fp32" else 32)
     if triton.knobs.runtime.interpret:  # a step takes the same time for any size
-        chunk, depth = 64, 64
+        chunk = 64
     return {
-        "SIZE": max(64, triton.next_power_of_2(num_nodes)),
-        "WIDTH": max(16, triton.next_power_of_2(num_classes)),
-        "STRIP": 64,
+        "SIZE": size,
+        "WIDTH": width,
+        "STRIP": min(size, strip),
         "CHUNK": chunk,
-        "BLOCK_N": 64,
-        "BLOCK_D": depth,
         "num_warps": 8,
         "num_stages": 1,
     }

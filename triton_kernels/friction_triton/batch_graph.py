@@ -1,4 +1,4 @@
-"""The graph of one batch, inside one program: similarities in scratch memory, and passes over them.
+"""Passes over the similarities of one batch, inside one program.
 
 All N x N and N x C arrays are in scratch memory, which stays in the L2 cache. They are traversed in strips of
 rows, by chunks of columns, so registers hold no more than that. Logarithms are in base 2. Functions end with
@@ -12,80 +12,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from friction_triton.tiles import LOG2_E, add_product, half
+from friction_triton.tiles import add_product
 
-SMALLEST: tl.constexpr = tl.constexpr(2.0**-126)  # smallest normal number
-
-
-@triton.jit
-def inverse_lengths(embeddings, result, count, dim, STRIP: tl.constexpr, BLOCK_D: tl.constexpr):
-    """result_i = 1 / |e_i|; 0 for rows of zeros and rows beyond count.
-
-    Rows are scaled before squaring, so that none is too long or too short.
-    """
-    steps = tl.arange(0, BLOCK_D)
-    for first in range(0, count, STRIP):
-        rows = first + tl.arange(0, STRIP)
-        largest = tl.zeros((STRIP,), tl.float32)
-        for start in range(0, dim, BLOCK_D):
-            e = block_of(embeddings, rows, start + steps, count, dim)
-            largest = tl.maximum(largest, tl.max(tl.abs(e), axis=1))
-        # Scale by a power of two, which is exact.
-        exponent = tl.maximum(largest, SMALLEST).to(tl.int32, bitcast=True) >> 23
-        scale = ((254 - tl.minimum(exponent, 253)) << 23).to(tl.float32, bitcast=True)
-        squares = tl.zeros((STRIP,), tl.float32)
-        for start in range(0, dim, BLOCK_D):
-            e = block_of(embeddings, rows, start + steps, count, dim) * scale[:, None]
-            squares += tl.sum(e * e, axis=1)
-        inverse = scale / tl.sqrt(tl.maximum(squares, SMALLEST))
-        tl.store(result + rows, tl.where(largest >= SMALLEST, inverse, 0.0))
-    tl.debug_barrier()
-
-
-@triton.jit
-def block_of(embeddings, rows, channels, count, dim):
-    mask = (rows < count)[:, None] & (channels < dim)[None, :]
-    offsets = rows[:, None] * dim + channels[None, :]
-    return tl.load(embeddings + offsets, mask=mask, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def directions(embeddings, inverse_length, rows, channels, count, dim, HALF: tl.constexpr):
-    """z_ik = e_ik / |e_i| for index tensors rows, channels that broadcast; bfloat16 if HALF."""
-    mask = (rows < count) & (channels < dim)
-    e = tl.load(embeddings + rows * dim + channels, mask=mask, other=0.0).to(tl.float32)
-    z = e * tl.load(inverse_length + rows)
-    return half(z) if HALF else z
-
-
-@triton.jit
-def similarities(
-    embeddings, inverse_length, inverse_sigma_squared, x, count, dim,
-    SIZE: tl.constexpr, STRIP: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-    HALF: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """x_ij = z_i . z_j / sigma^2 in base 2, -inf on the diagonal and in columns beyond count."""
-    steps = tl.arange(0, BLOCK_D)
-    scale = tl.load(inverse_sigma_squared) * LOG2_E
-    for first in range(0, count, STRIP):
-        rows = first + tl.arange(0, STRIP)
-        for column in range(0, count, BLOCK_N):
-            columns = column + tl.arange(0, BLOCK_N)
-            sums = tl.zeros((STRIP, BLOCK_N), tl.float32)
-            for start in range(0, dim, BLOCK_D):
-                left = directions(
-                    embeddings, inverse_length, rows[:, None], start + steps[None, :],
-                    count, dim, HALF,
-                )  # fmt: skip
-                right = directions(
-                    embeddings, inverse_length, columns[None, :], start + steps[:, None],
-                    count, dim, HALF,
-                )  # fmt: skip
-                sums = add_product(sums, left, right, PRECISION)
-            absent = (rows[:, None] == columns[None, :]) | (columns >= count)[None, :]
-            tile = tl.where(absent, float("-inf"), sums * scale)
-            tl.store(x + rows[:, None] * SIZE + columns[None, :], tile)
-    tl.debug_barrier()
+VECTORS: tl.constexpr = tl.constexpr(15)  # scratch arrays of N numbers
+ARRAYS: tl.constexpr = tl.constexpr(8)  # scratch arrays of N x WIDTH numbers
 
 
 @triton.jit

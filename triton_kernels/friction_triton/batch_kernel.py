@@ -1,4 +1,4 @@
-"""G-Loss of one batch and its gradient in one program."""
+"""G-Loss of one batch and dL/dx in one program."""
 
 # ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
@@ -8,36 +8,28 @@ import triton
 import triton.language as tl
 
 from friction_triton.batch_graph import (
+    VECTORS,
     applied,
     array_of,
-    directions,
-    inverse_lengths,
     log_sums,
     set_array,
-    similarities,
     tile_of,
 )
 from friction_triton.batch_loss import loss_and_slopes
 from friction_triton.batch_solver import leave_out_unreached, solve
 from friction_triton.tiles import LN_2, add_product
 
-VECTORS: tl.constexpr = tl.constexpr(15)  # scratch arrays of N numbers
-ARRAYS: tl.constexpr = tl.constexpr(8)  # scratch arrays of N x WIDTH numbers
-
 
 @triton.jit(do_not_specialize=["count", "num_classes", "tol", "max_iter", "ignore_index"])
 def batch_kernel(
-    embeddings,  # (count, dim)
     labels,  # (count,) int64
     labelled,  # (count,) bool
     class_weight,  # (num_classes,) float32, read if WEIGHTED
     inverse_sigma_squared,  # (1,) float32
-    grad_embeddings,  # (count, dim) float32
     results,  # (9,) float32: loss, dL/d(1/sigma^2), and the statistics of batch.batch_gloss
     propagated,  # (count, num_classes) float32, written if WANTED
-    scratch,  # batch.scratch_size float32
+    scratch,  # batch.scratch_size float32, with x; z_i . dL/dz_i and G in place of x are written
     count,
-    dim,
     num_classes,
     tol,
     max_iter,
@@ -46,13 +38,9 @@ def batch_kernel(
     WIDTH: tl.constexpr,  # a power of two, at least num_classes
     STRIP: tl.constexpr,
     CHUNK: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
     LOG_FORM: tl.constexpr,
     WEIGHTED: tl.constexpr,
     WANTED: tl.constexpr,
-    HALF: tl.constexpr,
-    PRECISION: tl.constexpr,
     VALUE_PRECISION: tl.constexpr,
 ):
     """F_U = (I - T_UU)^(-1) T_UL Y_L;  L = mean_i w_yi nll(F_i, y_i) over i in U;  dL/de, dL/d(1/sigma^2).
@@ -60,8 +48,8 @@ def batch_kernel(
     T_ij = exp(x_ij - log u_j - log r_i) with x_ij = z_i . z_j / sigma^2; see friction_kernels/graph for the
     equations. Nodes are not reordered: U and L are masks, encoded as -inf in the biases.
     """
-    inverse_length = scratch
-    log_degree = inverse_length + SIZE
+    along = scratch + SIZE  # scratch itself has 1 / |e_i|
+    log_degree = along + SIZE
     log_u = log_degree + SIZE
     log_r = log_u + SIZE
     minus_log_u = log_r + SIZE
@@ -73,8 +61,7 @@ def batch_kernel(
     delta = unknown + SIZE
     of_log_u = delta + SIZE
     of_log_degree = of_log_u + SIZE
-    along = of_log_degree + SIZE
-    measured = along + SIZE  # 1 in U, except for nodes that no label reaches
+    measured = of_log_degree + SIZE  # 1 in U, except for nodes that no label reaches
     x = scratch + VECTORS * SIZE
     array: tl.constexpr = SIZE * WIDTH
     f = x + SIZE * SIZE
@@ -89,12 +76,7 @@ def batch_kernel(
     is_labelled = exists & (tl.load(labelled + everyone, mask=exists, other=0) != 0)
     is_unknown = exists & (tl.load(labelled + everyone, mask=exists, other=1) == 0)
 
-    # The graph and its three normalisers.
-    inverse_lengths(embeddings, inverse_length, count, dim, STRIP, BLOCK_D)
-    similarities(
-        embeddings, inverse_length, inverse_sigma_squared, x, count, dim,
-        SIZE, STRIP, BLOCK_N, BLOCK_D, HALF, PRECISION,
-    )  # fmt: skip
+    # The graph's three normalisers.
     log_sums(x, log_degree, 0, log_degree, count, SIZE, STRIP, CHUNK)
     log_sums(x, log_degree, -0.5, log_u, count, SIZE, STRIP, CHUNK)
     log_sums(x, log_u, -1, log_r, count, SIZE, STRIP, CHUNK)
@@ -225,28 +207,4 @@ def batch_kernel(
         along_rows *= LN_2
         tl.store(along + rows, along_rows)
         along_sum += tl.sum(along_rows)
-    tl.debug_barrier()
-    # dL/dz_i = sum_j G_ij z_j / sigma^2. dL/de_i is its part orthogonal to z_i, divided by |e_i|.
-    for first in range(0, count, STRIP):
-        rows = first + tl.arange(0, STRIP)
-        length = tl.load(inverse_length + rows)[:, None]
-        along_i = tl.load(along + rows)[:, None]
-        for start in range(0, dim, BLOCK_N):
-            channels = start + tl.arange(0, BLOCK_N)
-            sums = tl.zeros((STRIP, BLOCK_N), tl.float32)
-            for column in range(0, count, CHUNK):
-                columns = column + tl.arange(0, CHUNK)
-                z = directions(
-                    embeddings, inverse_length, columns[:, None], channels[None, :],
-                    count, dim, False,
-                )  # fmt: skip
-                sums = add_product(sums, tile_of(x, rows, columns, SIZE), z, VALUE_PRECISION)
-            own = directions(
-                embeddings, inverse_length, rows[:, None], channels[None, :], count, dim, False
-            )
-            tl.store(
-                grad_embeddings + rows[:, None] * dim + channels[None, :],
-                length * (sums - own * along_i),
-                mask=(rows < count)[:, None] & (channels < dim)[None, :],
-            )
     tl.store(results + 1, along_sum / (2 * inverse))

@@ -14,6 +14,7 @@ DOT_PRECISION = {"fp32": "ieee", "tf32": "tf32", "bf16": "ieee"}
 VALUE_PRECISION = {"fp32": "ieee", "tf32": "tf32x3", "bf16": "tf32x3"}
 # Columns that each step of a product reads; queries and keys are padded to a multiple of it.
 BLOCK_D = {"fp32": 16, "tf32": 32, "bf16": 64}
+SYMMETRIC_FROM = 8192  # nodes
 if triton.knobs.runtime.interpret:  # the time of an interpreted step does not depend on its size
     BLOCK_D = dict.fromkeys(BLOCK_D, 64)
 
@@ -47,6 +48,9 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     num_warps = 8
     if kernel == "logsumexp":
         sizes = {"BLOCK_M": 128, "BLOCK_N": 128 if fp32 or ampere else 256}
+    elif kernel == "symmetric_logsumexp":  # BLOCK_M divides BLOCK_N
+        rows = 64 if fp32 or architecture >= 100 else 128
+        sizes = {"BLOCK_M": rows, "BLOCK_N": 128, "TILES": 8}
     elif kernel == "apply_vector":
         sizes = {"BLOCK_M": 128, "BLOCK_N": 128 if fp32 or architecture != 90 else 256}
     elif kernel == "apply_narrow":  # up to 16 columns of values
@@ -64,6 +68,15 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
         sizes = {"BLOCK_M": 128, "BLOCK_N": 64 if blackwell_tf32 else 256 if hopper else 128}
     sizes["BLOCK_D"] = BLOCK_D[precision]
     return Tile(tuple(sizes.items()), num_warps, stages)
+
+
+def computes_tiles_once(num_nodes: int, precision: str, architecture: int) -> bool:
+    """Whether log-sum-exps of all rows of symmetric scores take each tile once.
+
+    Below SYMMETRIC_FROM nodes, adding the partial sums costs what the products save. Blackwell's tensor cores
+    need 128 rows for their full rate, and such tiles spill there.
+    """
+    return num_nodes >= SYMMETRIC_FROM and (precision == "fp32" or architecture < 100)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Launch and count kernels, so that tests can check that a batch takes one launch."""
+"""Launch and count kernels, so that tests can check that a batch takes three launches."""
 
 from __future__ import annotations
 

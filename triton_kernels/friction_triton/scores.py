@@ -13,6 +13,7 @@ from friction_triton.configurations import (
     DOT_PRECISION,
     VALUE_PRECISION,
     architecture,
+    computes_tiles_once,
     splits,
     tile,
     tuned,
@@ -20,12 +21,14 @@ from friction_triton.configurations import (
 from friction_triton.gradient import coefficients_kernel, product_kernel
 from friction_triton.launches import launch
 from friction_triton.logsumexp import logsumexp_kernel
+from friction_triton.symmetric import symmetric_logsumexp_kernel
 from friction_triton.tiles import LOG2_E
 
 WHOLE = 128  # rows and columns that the tiles of the gradient's kernels divide, or are
 # Of coefficients at a time, or the size of the keys if larger. Products of higher stripes are faster, 12.3 ms
 # with 300 MiB and 17.6 with 96 of a step of 110 on an H200; but they are the largest thing a step adds.
 STRIPE_BYTES = 128 << 20
+BAND_BYTES = 32 << 20  # of partial sums of a symmetric pass
 
 
 class TritonScores:
@@ -35,7 +38,8 @@ class TritonScores:
     "bf16". scale: one float32 on their device; the host never reads it. mask_diagonal: x_ii = -inf.
     precision: of the products q_i . k_j and, in the gradient, of G with queries and keys: "fp32", "tf32", or
     "bf16", which rounds both. All other arithmetic is float32. The same inputs give the same bits on one
-    device. If the keys are the queries, only the gradient exploits symmetry; see logsumexp_kernel.
+    device. If the keys are the queries, the gradient exploits symmetry, and so does logsumexp of all rows of
+    large graphs; see symmetric_logsumexp_kernel.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class TritonScores:
         return pad(rows, (0, -rows.shape[1] % BLOCK_D[self.precision])).contiguous()
 
     def logsumexp(self, column_bias: Tensor, rows: range | None = None) -> Tensor:
+        if rows is None and self.symmetric and self._computes_tiles_once():
+            return self._symmetric_logsumexp(column_bias)
         rows = range(len(self._queries)) if rows is None else rows
         sizes = self._tile("logsumexp")
         row_blocks = triton.cdiv(len(rows), sizes["BLOCK_M"])
@@ -81,10 +87,40 @@ class TritonScores:
         )  # fmt: skip
         return result[0] if num_splits == 1 else result.logsumexp(dim=0)
 
+    def _symmetric_logsumexp(self, bias: Tensor) -> Tensor:
+        """Band by band of columns: a band's partial sums are in memory, and added to those before."""
+        sizes, num_nodes = self._tile("symmetric_logsumexp"), len(self._queries)
+        block, padded = sizes["BLOCK_N"], _padded_bias(bias, sizes["BLOCK_N"])
+        blocks = max(1, BAND_BYTES // (4 * num_nodes))
+        result = padded.new_full((num_nodes,), float("-inf"))
+        for first in range(0, num_nodes, blocks * block):
+            rest = num_nodes - first
+            count = min(blocks, triton.cdiv(rest, block))
+            chunks = triton.cdiv(rest, sizes["TILES"] * sizes["BLOCK_M"])
+            width = min(count * block, rest)
+            of_columns = self._empty(chunks, count * block)
+            of_rows = padded.new_full((count, rest), float("-inf"))
+            self._launch(
+                symmetric_logsumexp_kernel, sizes, (count, chunks), self._queries, self._scale, padded,
+                of_columns, of_rows, first, num_nodes, self._dim,
+                MASK_DIAGONAL=self.mask_diagonal, PRECISION=DOT_PRECISION[self.precision],
+            )  # fmt: skip
+            for partial in (of_rows, of_columns[:, :width]):
+                here = result[first : first + partial.shape[1]]
+                torch.logaddexp(here, partial.logsumexp(dim=0), out=here)
+        return result
+
     def apply(
-        self, rows: range, columns: range, row_bias: Tensor, column_bias: Tensor, values: Tensor
+        self,
+        rows: range,
+        columns: range,
+        row_bias: Tensor,
+        column_bias: Tensor,
+        values: Tensor,
+        *,
+        binary: bool = False,
     ) -> Tensor:
-        width = values.shape[1]
+        width, binary = values.shape[1], binary and self.precision != "fp32"
         if width == 1:
             return self._apply_vector(rows, columns, row_bias, column_bias, values[:, 0])[:, None]
         sizes = self._tile("apply_narrow" if width <= 16 else "apply_wide")
@@ -97,7 +133,10 @@ class TritonScores:
             apply_kernel, sizes, (row_blocks, num_splits, channel_blocks),
             self._queries, self._keys, self._scale,
             _padded_bias(row_bias, sizes["BLOCK_M"]), _padded_bias(column_bias, sizes["BLOCK_N"]),
-            _padded(values.detach().float(), sizes["BLOCK_N"], sizes["BLOCK_K"]).T.contiguous(),
+            _padded(
+                values.detach().to(torch.bfloat16 if binary else torch.float32),
+                sizes["BLOCK_N"], sizes["BLOCK_K"],
+            ).T.contiguous(),
             result, rows.start, len(rows), columns.start, len(columns),
             len(self._queries), len(self._keys), self._dim, width,
             column_blocks * sizes["BLOCK_N"], per_split,
@@ -207,6 +246,11 @@ class TritonScores:
 
     def _tile(self, kernel: str):
         return tile(kernel, self.precision, architecture(self._queries.device))
+
+    def _computes_tiles_once(self) -> bool:
+        return computes_tiles_once(
+            len(self._queries), self.precision, architecture(self._queries.device)
+        )
 
     def _divide(self, programs: int, blocks: int) -> tuple[int, int]:
         """Return (splits, blocks per split), such that no split is empty."""
