@@ -94,6 +94,9 @@ class Entry:
             # Cloned while the last ones still live, so that their addresses change too.
             for param, grad in zip(self.params, self.grads, strict=True):
                 param.grad = grad.clone()
+            # A state that a step replaces is freed here, where other steps' gradients are.
+            if key := self.contender.unwritten:
+                self.replaced = [self.opt.state[p][key] for p in self.params if self.opt.state]
 
     def moved(self, device: str) -> float:
         """Bytes of an ideal step: what is kept is read and written once, and some lists are read besides."""

@@ -67,8 +67,8 @@ constexpr auto all_operands() {
 template <int kValue>
 using Constant = std::integral_constant<int, kValue>;
 
-// Calls f(null pointer to the arithmetic type, variant as a constant) for a tensor. A projection has
-// so many loops that only the most general variants are compiled.
+// Calls f(null pointer to the arithmetic type, variant as a constant) for a tensor. A projection
+// has so many loops that only the most general variants are compiled.
 template <class Rule, int kIndex = 0, class F>
 FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>& s, F&& f) {
   constexpr int kCount =
@@ -89,8 +89,8 @@ FRICTION_INLINE bool is_scaled(const Scalars& scalars) {
 }
 
 // The loop over plain arrays that the compiler vectorises. Operands overlap only at equal indices.
-// kept: where the kept gradient goes.
-template <class Rule, int kVariant, class T, size_t... kOperand>
+// kept: where the kept gradient goes, if kKeeps.
+template <class Rule, int kVariant, bool kKeeps, class T, size_t... kOperand>
 FRICTION_INLINE void update_elements(T* const (&operands)[Rule::kOperands], T* const kept,
                                      int64_t count, const typename Rule::template Scalars<T> s,
                                      std::index_sequence<kOperand...>) {
@@ -103,7 +103,7 @@ FRICTION_INLINE void update_elements(T* const (&operands)[Rule::kOperands], T* c
     ((is_written(kOperand) && int(kOperand) != kKept ? void(local[kOperand][i] = x[kOperand])
                                                      : void()),
      ...);
-    if constexpr (kKept > 0) kept[i] = x[kKept];
+    if constexpr (kKept > 0 && kKeeps) kept[i] = x[kKept];
   }
 }
 
@@ -118,8 +118,13 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
     const int64_t length = count - done < most ? count - done : most;
     if (buffers) stage.look_ahead(t, begin + done + most, most);
     stage.load(t, begin + done, length);
-    update_elements<Rule, kVariant>(stage.x, stage.kept(t, scaled), length, scalars,
-                                    all_operands<Rule>());
+    constexpr bool kMayDrop = kept_gradient<Rule>() > 0;
+    T* const kept = stage.kept(t);
+    if (kMayDrop && t.takes && !scaled)
+      update_elements<Rule, kVariant, !kMayDrop>(stage.x, kept, length, scalars,
+                                                 all_operands<Rule>());
+    else
+      update_elements<Rule, kVariant, true>(stage.x, kept, length, scalars, all_operands<Rule>());
     stage.store(t, begin + done, length, scaled, rounding);
   }
 }
@@ -382,7 +387,7 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   for (; begin < end; begin += block) {
     const int64_t count = end - begin < block ? end - begin : block;
     stage.load(t, begin, count);
-    advance_states<Rule, kVariant>(stage.x, stage.kept(t, scaled), count, s, directions,
+    advance_states<Rule, kVariant>(stage.x, stage.kept(t), count, s, directions,
                                    all_operands<Rule>());
     T* param = stage.x[Rule::kParam];
     if (!by_rows || long_row) {

@@ -255,12 +255,11 @@ struct Stage {
     });
   }
 
-  // Where the rule writes the gradient that it keeps: into the gradient itself if it is taken, and
-  // is not what the rule applied; if it is, the buffer is dropped.
-  T* kept(const TensorEntry& t, bool scaled) {
+  // Where the rule writes the gradient that it keeps: into the gradient itself if that is taken.
+  T* kept(const TensorEntry& t) {
     if constexpr (kKept < 0) return nullptr;
     if (!t.takes) return x[kKept];
-    return scaled && x[Rule::kGrad] != buffer[Rule::kGrad] ? x[Rule::kGrad] : buffer[kKept];
+    return x[Rule::kGrad] != buffer[Rule::kGrad] ? x[Rule::kGrad] : buffer[kKept];
   }
 
   void store(const TensorEntry& t, int64_t begin, int64_t count, bool scaled,

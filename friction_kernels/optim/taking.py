@@ -71,10 +71,11 @@ def _why_not(param: Tensor, group: Mapping[str, Any], rule: Rule) -> str | None:
         return "something else holds its gradient: a variable, a hook or a compiled function"
     if grad.requires_grad:
         return "its gradient has a graph of its own; call backward() without create_graph"
-    part, key = local(grad), kept_state(rule)
-    kept_as, _ = options.state_type(local(param), group, key, wide=False)
+    part, kept_as = local(grad), param.dtype
+    if group["state_dtype"] is not None:
+        kept_as, _ = options.state_type(local(param), group, kept_state(rule), wide=False)
     if part.dtype != kept_as:
-        return f"its gradient is {part.dtype}, and its state '{key}' is kept as {kept_as}"
+        return f"its gradient is {part.dtype}, and its state '{kept_state(rule)}' is kept as {kept_as}"
     storage = part.untyped_storage()
     if storage.nbytes() != part.numel() * part.element_size():
         return "its gradient is a view of other memory, such as a bucket's"
