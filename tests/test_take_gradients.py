@@ -279,6 +279,16 @@ def test_options_that_exclude_it(cls, options, says):
         cls(make_params(), **{"take_gradients": True, **options})
 
 
+@pytest.mark.parametrize("change", [{"weight_decay": 0.1}, {"capturable": True}], ids=str)
+def test_options_that_exclude_it_later(change):
+    params = make_params()
+    opt = TanhSignGrad(params, take_gradients=True)
+    one_step(opt, params, 0)
+    opt.param_groups[0].update(change)
+    with pytest.raises(ValueError, match="exclude each other"):
+        one_step(opt, params, 1)
+
+
 def test_without_friction_there_is_nothing_to_take():
     params = make_params()
     opt = FrictionAdamW(params, friction=None, take_gradients=True)

@@ -108,6 +108,7 @@ class FrictionAdamRule(AdamRule, MeasuredRule):
         taking.check_group(group, decoupled=self.decoupled)
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
+        taking.check_group(group, decoupled=self.decoupled)  # what it depends on may have changed
         return {
             **super().settings(group),
             "beta3": group["beta3"],

@@ -183,7 +183,12 @@ class PlannedOptimizer(Optimizer):
         self, plan: StepPlan | None, groups: list[dict[str, Any]], first: int = 0
     ) -> StepPlan:
         """Step the groups with the plan, or a new one if it does not fit; return the plan used."""
-        taking.check_gradients(groups, self.rule)
+        untaken = taking.why_not_taken(self.rule, groups)
+        if untaken is not None:
+            name = checks.name_at(self.param_groups, first + untaken[0])
+            raise RuntimeError(
+                f"{name} has take_gradients=True, and {untaken[1]}; set take_gradients=False for it"
+            )
         plan, scaling = self._with_plan(StepPlan.step, plan, groups, first)
         self._scaling = scaling if plan.needs.clips else None
         return plan

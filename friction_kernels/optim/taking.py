@@ -44,18 +44,17 @@ def check_group(group: Mapping[str, Any], *, decoupled: bool) -> None:
         )
 
 
-def check_gradients(groups: list[dict[str, Any]], rule: Rule) -> None:
-    """Raise if a gradient that is to be taken cannot be."""
-    for index, group in enumerate(groups):
-        if not takes(group):
-            continue
-        for place, param in enumerate(group["params"]):
-            reason = None if param.grad is None else _why_not(param, group, rule)
-            if reason is not None:
-                raise RuntimeError(
-                    f"{checks.LateName(index, group, place)} has take_gradients=True, and {reason}; set "
-                    "take_gradients=False for it"
-                )
+def why_not_taken(rule: Rule, groups: list[dict[str, Any]]) -> tuple[int, str] | None:
+    """The first parameter whose gradient is to be taken and cannot be, by its place in the groups; and why."""
+    first = 0
+    for group in groups:
+        if takes(group):
+            for place, param in enumerate(group["params"], first):
+                reason = None if param.grad is None else _why_not(param, group, rule)
+                if reason is not None:
+                    return place, reason
+        first += len(group["params"])
+    return None
 
 
 def kept_state(rule: Rule) -> str:
@@ -75,7 +74,9 @@ def _why_not(param: Tensor, group: Mapping[str, Any], rule: Rule) -> str | None:
     if group["state_dtype"] is not None:
         kept_as, _ = options.state_type(local(param), group, kept_state(rule), wide=False)
     if part.dtype != kept_as:
-        return f"its gradient is {part.dtype}, and its state '{kept_state(rule)}' is kept as {kept_as}"
+        return (
+            f"its gradient is {part.dtype}, and its state '{kept_state(rule)}' is kept as {kept_as}"
+        )
     storage = part.untyped_storage()
     if storage.nbytes() != part.numel() * part.element_size():
         return "its gradient is a view of other memory, such as a bucket's"
