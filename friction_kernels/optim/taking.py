@@ -45,7 +45,7 @@ def check_group(group: Mapping[str, Any], *, decoupled: bool) -> None:
 
 
 def why_not_taken(rule: Rule, groups: list[dict[str, Any]]) -> tuple[int, str] | None:
-    """The first parameter whose gradient is to be taken and cannot be, by its place in the groups; and why."""
+    """The place of the first parameter whose gradient cannot be taken although it should, and why."""
     first = 0
     for group in groups:
         if takes(group):
