@@ -69,7 +69,7 @@ def test_filters_choose_contenders():
     assert "SigSignAdamW" not in vit
     (scale,) = picked("scale", "--contenders", "SigSignAdamW 8bit").values()
     assert names(scale) == ["SigSignAdamW 8bit"]  # a whole name
-    (scale,) = picked("scale", "--contenders", "AdamW 8bit").values()
+    (scale,) = picked("scale", "--contenders", "gnAdamW 8bit").values()
     assert names(scale) == ["SigSignAdamW 8bit", "SigSignAdamW 8bit, max_grad_norm"]
     assert not picked("optimizers", "--contenders", "fused")  # nobody of ours
 

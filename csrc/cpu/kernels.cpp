@@ -83,9 +83,10 @@ FRICTION_INLINE void with_instance(const TensorEntry& t, const StepScalars<Rule>
 }
 
 // Whether the gradient that a rule keeps differs from the one it was given.
-template <class Scalars>
-FRICTION_INLINE bool is_scaled(const Scalars& scalars) {
-  return scalars.grad_scale != 1;
+template <class Rule, class T>
+FRICTION_INLINE bool is_scaled(const typename Rule::template Scalars<T>& scalars) {
+  if constexpr (kept_gradient<Rule>() > 0) return scalars.grad_scale != 1;
+  return false;
 }
 
 // The loop over plain arrays that the compiler vectorises. Operands overlap only at equal indices.
@@ -112,7 +113,7 @@ void update_chunk(const Region<Rule>& r, const TensorEntry& t, int64_t begin, in
                   const typename Rule::template Scalars<T>& scalars) {
   Stage<T, Rule> stage;
   const Rounding rounding = rounding_of(r.scalars[t.scalars], t);
-  const bool buffers = stage.buffers(t), scaled = is_scaled(scalars);
+  const bool buffers = stage.buffers(t), scaled = is_scaled<Rule, T>(scalars);
   const int64_t most = buffers ? kStaged : kChunk;
   for (int64_t done = 0; done < count; done += most) {
     const int64_t length = count - done < most ? count - done : most;
@@ -371,7 +372,7 @@ void apply_projected(const ProjectedRegion<Rule>& r, const TensorEntry& t, int64
   const auto& s = scalars_of<T>(step);
   const typename Rule::Settings& group = step.settings;
   const T decay = T(group.projected_decay());
-  const bool by_rows = decision.kind == ProjectionDecision::kRows, scaled = is_scaled(s);
+  const bool by_rows = decision.kind == ProjectionDecision::kRows, scaled = is_scaled<Rule, T>(s);
   const auto coefficient = [&](int64_t row, double sum) {
     return T(projection_coefficient(row_sums(r, t, row).param_param, sum, group.eps));
   };

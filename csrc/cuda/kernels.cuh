@@ -118,10 +118,11 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach<typename Launch::Rule, C
     update_kernel(const __grid_constant__ Launch launch) {
   using T = typename Config::Arithmetic;
   __shared__ typename BlockShared<Launch, T>::Memory memory;
+  constexpr bool kKeeps = kept_gradient<typename Launch::Rule>() > 0;
   BlockShared<Launch, T> shared(memory);
   Walk<Launch> walk(launch);
   if (launch.scaling.skip()) {
-    if constexpr (kept_gradient<typename Launch::Rule>() > 0)
+    if constexpr (kKeeps)
       for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x)
         keep_previous(launch, walk.part_of(chunk), int(threadIdx.x));
     return;
@@ -129,7 +130,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksEach<typename Launch::Rule, C
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x) {
     const auto& part = walk.part_of(chunk);
     const auto& scalars = shared.of(launch, part.tensor);
-    walk.place_kept(scalars.scalars.grad_scale != 1);
+    if constexpr (kKeeps) walk.place_kept(scalars.scalars.grad_scale != 1);
     if constexpr (Config::kLookedUp)
       update_dynamic<Config>(launch, part, scalars);
     else

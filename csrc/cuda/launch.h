@@ -208,8 +208,7 @@ class Walk {
   // the rule applied. scaled: it is not.
   FRICTION_INLINE void place_kept(bool scaled) {
     constexpr int kKept = kept_gradient<typename Launch::Rule>();
-    if constexpr (kKept > 0)
-      part_.kept = !part_.takes ? part_.data[kKept] : scaled ? part_.data[kGradOperand] : nullptr;
+    part_.kept = !part_.takes ? part_.data[kKept] : scaled ? part_.data[kGradOperand] : nullptr;
   }
 
  private:

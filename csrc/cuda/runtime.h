@@ -50,8 +50,8 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// The number of a kernel's blocks that the current device can hold at once. The first call loads the
-// kernel, which CUDA does lazily, and which may happen in a capture.
+// The number of a kernel's blocks that the current device can hold at once. The first call loads
+// the kernel, which CUDA does lazily, and which may happen in a capture.
 inline int64_t resident_blocks(const void* kernel, int threads, const std::string& what,
                                const Target& target) {
   static std::mutex mutex;

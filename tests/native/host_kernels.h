@@ -73,7 +73,7 @@ void update_all(const Launch<Rule>& launch, int64_t blocks) {
   }
   for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& part, auto& walk) {
     const auto shared = shared_of<Rule, T>(launch, part.tensor);
-    walk.place_kept(shared.scalars.grad_scale != 1);
+    if constexpr (kept_gradient<Rule>() > 0) walk.place_kept(shared.scalars.grad_scale != 1);
     if constexpr (Config::kLookedUp)
       update_dynamic<Config>(launch, part, shared);
     else

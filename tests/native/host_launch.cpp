@@ -36,6 +36,7 @@ struct Count {
   static FRICTION_INLINE int variant(const Settings&) { return kOnly; }
   template <class T>
   struct Scalars {
+    T grad_scale = T(1);
     Scalars() = default;
     FRICTION_INLINE Scalars(const Settings&, double) {}
   };
