@@ -4,7 +4,7 @@ every launch by the kernels' own functions on the host, and the tests of the pro
 from pathlib import Path
 
 import pytest
-from built_package import TESTS, build, run_pytest
+from built_package import TESTS, host_for_gpu, run_pytest
 
 pytestmark = pytest.mark.deep
 
@@ -17,11 +17,8 @@ OTHERWISE_ON_A_GPU = (
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory) -> Path:
-    """A folder with a copy of the package whose library sends to the host what is meant for a GPU."""
-    return build(
-        tmp_path_factory.mktemp("packages"), tmp_path_factory.mktemp("build"), FRICTION_CUDA="host"
-    )
+def packages() -> Path:
+    return host_for_gpu()
 
 
 def run_tests(packages: Path, *arguments: str | Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from built_package import ROOT, TESTS, build, run_pytest, run_python
+from built_package import ROOT, TESTS, build, host_for_gpu, run_pytest, run_python
 
 HERE, FOLDER = Path(__file__).parent, ROOT / "build" / "ptx"
 # The lowest architecture that kernels are compiled for, and the one whose PTX the library carries.
@@ -31,7 +31,7 @@ def built(name: str, **options: str) -> Path:
 
 def main() -> None:
     started = time.monotonic()
-    host = built("host", FRICTION_CUDA="host")
+    host = host_for_gpu()
     architectures = ";".join(f"{target.removeprefix('sm_')}-virtual" for target in TARGETS)
     ptx = built("ptx", FRICTION_CUDA="ptx", FRICTION_CUDA_ARCHITECTURES=architectures)
     print(f"built in {time.monotonic() - started:.0f} s", flush=True)

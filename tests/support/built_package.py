@@ -30,6 +30,12 @@ def build(folder: Path, build_folder: Path, **options: str) -> Path:
     return folder
 
 
+def host_for_gpu() -> Path:
+    """The package whose library sends to the host what is meant for a GPU; built where sources changed."""
+    folder = ROOT / "build" / "host_for_gpu"
+    return build(folder / "packages", folder / "cmake", FRICTION_CUDA="host")
+
+
 def run_python(folder: Path, *arguments: str | Path, **environment: str) -> tuple[int, str]:
     """Run Python with the package that lies there: exit status and output.
 
