@@ -9,7 +9,8 @@ ORDER = ("optimizers", "scale", "gloss", "host", "plan", "loop", "end_to_end", "
 NOTES = """\
 ms: medians over interleaved rounds (A B A B), quartiles in brackets. "/ baseline" and "/ plain torch": the \
 median of the times' ratio over the rounds. GB/s: bytes that an ideal step must move over its time; "of \
-copy": that over a large copy's in the same rounds. Kept, peak: bytes a parameter, with parameters and \
+limit": that over the faster of a large copy and a large update in place in the same rounds, "of copy": over \
+the copy alone. Kept, peak: bytes a parameter, with parameters and \
 gradients. Adds: what clipping adds to the same step. Calls: launches of this library (on a processor: \
 parallel regions), of others the operators that torch dispatches. bench/README.md has all fields."""
 
@@ -63,6 +64,7 @@ def steps_table(scenario: dict[str, Any]) -> str:
         *TIMING,
         "/ plain torch",
         "GB/s",
+        "of limit",
         "of copy",
         "host µs",
         "kept",
@@ -74,7 +76,9 @@ def steps_table(scenario: dict[str, Any]) -> str:
     for name, row in scenario["rows"].items():
         peak, host = row.get("peak_bytes"), row.get("host_seconds")
         cells = [*timing(name, row), text(row["ratios"].get(row.get("plain")), "{:.3f}")]
-        cells += [text(row.get("gb_s")), text(row.get("share_of_copy"), "{:.0%}")]
+        limit = row.get("share_of_limit")
+        of_copy = row.get("share_of_copy") if limit is None else None
+        cells += [text(row.get("gb_s")), text(limit, "{:.0%}"), text(of_copy, "{:.0%}")]
         cells += [text(1e6 * host, "{:,.0f}") if host else ""]
         cells += [text(row.get("memory", {}).get("in all"), "{:.2f}")]
         cells += [text(peak / scenario["parameters"], "{:.2f}") if peak else ""]

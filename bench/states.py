@@ -11,10 +11,12 @@ from bench.contenders import (
     ADAMW_FUSED,
     COPY,
     EAGER_ADAMW,
+    IN_PLACE,
     TORCH_FUSED,
     Build,
     Contender,
     Copy,
+    InPlace,
     native,
     optimizer,
 )
@@ -93,6 +95,7 @@ SPLIT = ours("bf16 split 8bit", BF16, master="split", **EIGHT)
 # In the order of a round: those whose ratio is a goal run near each other.
 WAYS = [
     Contender(COPY, Copy, reads=""),
+    Contender(IN_PLACE, InPlace, reads=""),
     GRAD_8BIT,
     TORCH_FUSED,
     ALL_8BIT,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contenders import COPY, Contender, Copy
+from bench.contenders import COPY, IN_PLACE, Contender, Copy
 from bench.goals import compared_with
 from bench.memory import calls_of, peak, sizes_of, why_too_large
 from bench.peers import import_failure
@@ -184,9 +184,15 @@ class Field:
             return {}
         moved = entry.moved(self.device)
         found = {"bytes": moved, "gb_s": moved / times.median(entry.name) / 1e9}
-        copy = next((e.opt for e in self.entries if isinstance(e.opt, Copy)), None)
-        if copy is not None and (ratio := times.ratio(entry.name, COPY)):
-            found["share_of_copy"] = moved / copy.moved / ratio
+        shares = {
+            other.name: moved / other.opt.moved / ratio
+            for other in self.entries
+            if isinstance(other.opt, Copy) and (ratio := times.ratio(entry.name, other.name))
+        }
+        if COPY in shares:
+            found["share_of_copy"] = shares[COPY]
+        if IN_PLACE in shares:  # what memory can do is the faster of the two
+            found["share_of_limit"] = min(shares.values())
         return found
 
 
