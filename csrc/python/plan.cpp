@@ -157,8 +157,7 @@ const char* Plan::read_param_and_grad(PlanEntry& entry, PyObject* grad, TensorVi
   if (param.device == kElsewhere || operands[1].device != param.device)
     return "it and its gradient are not on one device, the CPU or a GPU";
   if (!operands[1].same_shape(param)) return "its shape differs from its gradient's";
-  entry.footprints[0].note(entry.part.ptr(), param);
-  entry.footprints[1].note(grad, operands[1]);
+  entry.sizes[0] = param.shape;
   entry.moved = entry.moved || entry.param_data != param.data;
   entry.param_data = param.data;
   note_strides(entry, 0, param);
@@ -201,7 +200,7 @@ const char* Plan::read_state(PlanEntry& entry, const TensorView& param, size_t k
     entry.quantized[operand_of(key)] = false;
     note_strides(entry, operand_of(key), view);
   }
-  entry.footprints[2 + key].note(value, view);
+  if (key < state_keys_.size()) entry.sizes[1 + key] = view.shape;
   entry.moved = entry.moved || entry.states[key].data != view.data;
   entry.states[key] = {view.data, view.dtype};
   return nullptr;
@@ -398,10 +397,12 @@ void Plan::forget_step() {
   }
 }
 
-// Only what was there: looking up no address at all takes time, too.
 void Plan::prefetch(const PlanEntry& entry) const {
-  for (size_t i = 0; i < 2 + keys_of(entry) && entry.footprints[i].object != nullptr; ++i)
-    entry.footprints[i].prefetch();
+  constexpr int kLine = 64;
+  for (size_t i = 0; i < 1 + state_keys_.size() && entry.sizes[i] != nullptr; ++i)
+    // torch keeps sizes within the tensor, behind its storage and before its type.
+    for (int line = -1; line <= 1; ++line)
+      __builtin_prefetch(static_cast<const char*>(entry.sizes[i]) + line * kLine);
 }
 
 Problem Plan::read(const py::dict& state, const py::list& param_groups) {

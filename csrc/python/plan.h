@@ -24,25 +24,6 @@ struct StateAddress {
   DType dtype = DType::kFloat32;
 };
 
-// Where a tensor was at the last step: fetched into the cache before it is read anew, never
-// followed. A step of many small tensors waits for little else than their objects.
-struct Footprint {
-  const void *object = nullptr, *sizes = nullptr, *data = nullptr;
-
-  void note(const PyObject* tensor, const TensorView& view) {
-    object = tensor, sizes = view.shape, data = view.data;
-  }
-  void prefetch() const {
-    constexpr int kLine = 64;
-    __builtin_prefetch(object);
-    __builtin_prefetch(static_cast<const char*>(object) + kLine);
-    // torch keeps sizes within the tensor, behind its storage and before its type.
-    for (int line = -1; line <= 1; ++line)
-      __builtin_prefetch(static_cast<const char*>(sizes) + line * kLine);
-    __builtin_prefetch(data);
-  }
-};
-
 // A parameter of the plan. Entries are in the order of the parameter groups.
 struct PlanEntry {
   pybind11::object param;
@@ -64,7 +45,9 @@ struct PlanEntry {
   std::vector<int64_t> shape;
   bool order_known = false;
   StateAddress states[kMaxStates];
-  Footprint footprints[2 + kMaxStates];  // of the parameter, its gradient and its states
+  // Where the sizes of parameter and states were at the last step: fetched into the cache before
+  // the tensors are read anew, never followed. A step of many small tensors waits for little else.
+  const void* sizes[kMaxStates] = {};
   // Whether an address has changed since the last step. Old ones are only compared, never followed.
   bool moved = true;  // until what it is now has been checked
   const void* param_data = nullptr;
