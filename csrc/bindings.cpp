@@ -46,8 +46,8 @@ std::vector<std::vector<SettingValue>> groups_of(const TensorReader& reader,
 }
 
 // The targets of squared norms: (device, tensor of one float64 on it).
-std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& tensors) {
-  std::vector<NormTarget> targets;
+std::vector<DeviceNumbers> targets_of(const TensorReader& reader, const py::list& tensors) {
+  std::vector<DeviceNumbers> targets;
   for (const py::handle item : tensors) {
     const auto pair = py::reinterpret_borrow<py::tuple>(item);
     TensorView view;
@@ -57,6 +57,75 @@ std::vector<NormTarget> targets_of(const TensorReader& reader, const py::list& t
     targets.push_back({pair[0].cast<int>(), static_cast<double*>(view.data)});
   }
   return targets;
+}
+
+// The address of `count` float64 numbers in a tensor.
+double* numbers_in(const TensorReader& reader, const py::object& tensor, int64_t count) {
+  TensorView view;
+  if (!reader.read(tensor.ptr(), view) || view.numel() != count || view.dtype != DType::kFloat64)
+    throw std::invalid_argument(std::to_string(count) + " float64 numbers are needed");
+  return static_cast<double*>(view.data);
+}
+
+// The products of all pairs of lists on each device, in a tensor that results(device) makes; or
+// (list, tensor) of one that cannot be read.
+py::object gram(const TensorReader& reader, const std::vector<py::list>& lists,
+                const std::vector<int64_t>& segments, int64_t segment_count,
+                const py::function& results, int threads, py::object allocate, py::list keep) {
+  const DeviceAllocator allocator{std::move(allocate), std::move(keep)};
+  std::map<int, OperandLists> of_device;
+  Unread unread;
+  if (!read_lists(reader, lists, segments, of_device, unread))
+    return py::make_tuple(unread.list, unread.tensor);
+  const int64_t numbers = segment_count * int64_t(lists.size() * lists.size());
+  py::list made;
+  for (const auto& [device, read] : of_device) {
+    made.append(results(device));
+    double* products = numbers_in(reader, made[made.size() - 1], numbers);
+    if (device == kCpu)
+      gram_on_cpu(read, segment_count, products, threads);
+    else
+      ListsOnGpu().gram(read, segment_count, products, allocator,
+                        {device, reader.current_stream(device)});
+  }
+  return made;
+}
+
+// Writes the weighted sum of all lists but the last to that, once check(device) has let each device
+// pass. Weights are numbers, or weights(device) gives a tensor of them. Returns (list, tensor) of
+// one that cannot be read.
+py::object combine(const TensorReader& reader, const std::vector<py::list>& lists,
+                   const py::object& weights, const py::function& check, int threads,
+                   py::object allocate, py::list keep) {
+  const DeviceAllocator allocator{std::move(allocate), std::move(keep)};
+  std::map<int, OperandLists> of_device;
+  Unread unread;
+  if (!read_lists(reader, lists, {}, of_device, unread))
+    return py::make_tuple(unread.list, unread.tensor);
+  for (const auto& [device, read] : of_device) {
+    check(device);
+    check_output(read);
+  }
+  const auto count = int64_t(lists.size()) - 1;
+  for (const auto& [device, read] : of_device) {
+    std::vector<double> numbers;
+    const double* there = nullptr;
+    py::object tensor;
+    if (py::isinstance<py::list>(weights)) {
+      numbers = weights.cast<std::vector<double>>();
+    } else {
+      tensor = weights(device);
+      there = numbers_in(reader, tensor, count);
+    }
+    if (device != kCpu) {
+      ListsOnGpu().combine(read, numbers, there, allocator,
+                           {device, reader.current_stream(device)});
+      continue;
+    }
+    if (there != nullptr) numbers.assign(there, there + count);
+    combine_on_cpu(read, numbers, threads);
+  }
+  return py::none();
 }
 
 // The address of one number on a device; null for None.
@@ -181,17 +250,11 @@ PYBIND11_MODULE(_native, m) {
       .def(py::init<py::type, py::type>(), py::arg("tensor"), py::arg("parameter"))
       .def("allow", &TensorReader::allow, py::arg("subclass"))
       .def("unwrap", &TensorReader::unwrap, py::arg("dtensor"));
-  m.def(
-      "squared_norm",
-      [](const TensorReader& reader, const py::list& tensors, const py::list& targets, int threads,
-         py::object allocate, py::list keep) {
-        const DeviceAllocator allocator{std::move(allocate), std::move(keep)};
-        std::map<int, OperandList> of_device = read_tensors(reader, tensors);
-        for (const NormTarget& target : targets_of(reader, targets))
-          squared_norm(of_device[target.device], target, threads, reader, allocator);
-      },
-      py::arg("reader"), py::arg("tensors"), py::arg("targets"), py::arg("threads"),
-      py::arg("allocate"), py::arg("keep"));
+  m.def("gram", &gram, py::arg("reader"), py::arg("lists"), py::arg("segments"),
+        py::arg("segment_count"), py::arg("results"), py::arg("threads"), py::arg("allocate"),
+        py::arg("keep"));
+  m.def("combine", &combine, py::arg("reader"), py::arg("lists"), py::arg("weights"),
+        py::arg("check"), py::arg("threads"), py::arg("allocate"), py::arg("keep"));
   py::class_<Plan>(m, "Plan").def_property_readonly("updated", &Plan::updated);
   py::class_<Reading>(m, "Reading")
       .def(py::init<Plan&, const py::dict&, const py::list&>(), py::arg("plan"), py::arg("state"),

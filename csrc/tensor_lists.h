@@ -13,6 +13,11 @@ namespace friction {
 constexpr int kMaxOperands = 6;  // including the parameter's master
 constexpr int64_t kChunk = 2048;
 
+constexpr int kMostLists = 8;  // that one operation on lists takes
+
+// The number of pairs (first, second), first <= second, of lists; also the index of (0, lists).
+FRICTION_INLINE constexpr int pairs_of(int lists) { return lists * (lists + 1) / 2; }
+
 // The layout of a tensor whose operands are not all contiguous in the same order: sizes and strides
 // (in elements) in element order, outermost dimension first.
 struct Layout {

@@ -15,14 +15,25 @@ def instruction_set() -> str: ...
 def use_instruction_set(name: str) -> None: ...
 def thread_source() -> str: ...
 def launch_counts() -> dict[str, int]: ...
-def squared_norm(
+def gram(
     reader: TensorReader,
-    tensors: list[Tensor],
-    targets: list[tuple[int, Tensor]],
+    lists: list[list[Tensor | None]],
+    segments: list[int],
+    segment_count: int,
+    results: Callable[[int], Tensor],
     threads: int,
     allocate: Callable[[int, int], Tensor],
     keep: list[Tensor],
-) -> None: ...
+) -> list[Tensor] | tuple[int, int]: ...
+def combine(
+    reader: TensorReader,
+    lists: list[list[Tensor | None]],
+    weights: list[float] | Callable[[int], Tensor],
+    check: Callable[[int], None],
+    threads: int,
+    allocate: Callable[[int, int], Tensor],
+    keep: list[Tensor],
+) -> tuple[int, int] | None: ...
 
 class TensorReader:
     def __init__(self, tensor: type, parameter: type) -> None: ...

@@ -96,9 +96,14 @@ def cuda_unavailable_reason(device: int = 0) -> str | None:
     return native.cuda_unavailable_reason(device) or None
 
 
+def device_of(number: int) -> torch.device:
+    """A device as native code numbers it: a CUDA device, or the CPU (-1)."""
+    return torch.device("cpu") if number < 0 else torch.device("cuda", number)
+
+
 def device_bytes(count: int, device: int) -> Tensor:
-    """Allocate memory for a plan on a CUDA device with torch's allocator."""
-    return torch.empty(count, dtype=torch.uint8, device=f"cuda:{device}")
+    """Allocate memory for a plan on a device with torch's allocator."""
+    return torch.empty(count, dtype=torch.uint8, device=device_of(device))
 
 
 def is_plain(kind: type) -> bool:

@@ -4,47 +4,15 @@
 #include <iterator>
 #include <utility>
 
+#include "instruction_set.h"
 #include "region.h"
 #include "staging.h"
+#include "sums.h"
 
 namespace friction {
 namespace {
 
 constexpr int64_t kStaged = 512;  // elements per pass through buffers, which then stay in L1
-constexpr int kLanes = 16;        // parallel partial sums: one AVX-512 register of floats
-
-// The sum of f(i) for i in [0, count), in kLanes interleaved partial sums that are added in a tree.
-template <class T, class F>
-FRICTION_INLINE double lane_sum(int64_t count, F&& f) {
-  if (count <= kLanes) {  // a short row: the tree would cost more than the sum
-    double sum = 0;
-    for (int64_t i = 0; i < count; ++i) sum += f(i);
-    return sum;
-  }
-  T lanes[kLanes] = {};
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes)
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += f(i + lane);
-  for (int lane = 0; i + lane < count; ++lane) lanes[lane] += f(i + lane);
-  double sums[kLanes];
-  for (int lane = 0; lane < kLanes; ++lane) sums[lane] = lanes[lane];
-  for (int half = kLanes / 2; half > 0; half /= 2)
-    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
-  return sums[0];
-}
-
-// The sum of a[i] * b[i] in double.
-template <class T>
-[[gnu::noinline]] double wide_dot(const T* a, const T* b, int64_t count) {
-  return lane_sum<double>(count, [&](int64_t i) { return double(a[i]) * double(b[i]); });
-}
-
-// The same in T, or in double if the sum is not finite in T.
-template <class T>
-FRICTION_INLINE double dot(const T* a, const T* b, int64_t count) {
-  const double sum = lane_sum<T>(count, [&](int64_t i) { return a[i] * b[i]; });
-  return std::isfinite(sum) ? sum : wide_dot(a, b, count);
-}
 
 template <class T, class Rule>
 FRICTION_INLINE const typename Rule::template Scalars<T>& scalars_of(const StepScalars<Rule>& s) {
@@ -190,22 +158,6 @@ FRICTION_INLINE void for_each_row(const TensorEntry& t, int64_t begin, int64_t e
     visit(row, begin, part_end);
     begin = part_end;
   }
-}
-
-template <class T>
-double squares_of_chunk(const TensorEntry& t, int64_t begin, int64_t count) {
-  Stage<T, SingleOperand> stage;
-  stage.load(t, begin, count);
-  return dot(stage.x[0], stage.x[0], count);
-}
-
-void squared_norm(const NormRegion& r, int64_t first, int64_t last) {
-  int64_t chunk = first;
-  r.table.for_each_chunk(first, last, [&](const TensorEntry& t, int64_t begin, int64_t end) {
-    r.squares[chunk++] = t.dtype[0] == DType::kFloat64
-                             ? squares_of_chunk<double>(t, begin, end - begin)
-                             : squares_of_chunk<float>(t, begin, end - begin);
-  });
 }
 
 // First pass of a projection: the sums of each row that the decision needs.
@@ -443,19 +395,15 @@ RuleKernels<Rule> rule_kernels() {
 }
 
 template <class... Rule>
-KernelSet kernel_set(const char* instruction_set, RuleList<Rule...>) {
-  return {{{rule_kernels<Rule>()...}}, instruction_set, squared_norm};
+KernelSet kernel_set(const char* instruction_set, ListKernels list_kernels(), RuleList<Rule...>) {
+  return {{{rule_kernels<Rule>()...}}, instruction_set, list_kernels()};
 }
 
 }  // namespace
 
-#define FRICTION_JOIN_(a, b) a##b
-#define FRICTION_JOIN(a, b) FRICTION_JOIN_(a, b)
-#define FRICTION_TEXT_(a) #a
-#define FRICTION_TEXT(a) FRICTION_TEXT_(a)
-
 KernelSet FRICTION_JOIN(kernels_, FRICTION_ISA)() {
-  return kernel_set(FRICTION_TEXT(FRICTION_ISA), Rules());
+  return kernel_set(FRICTION_TEXT(FRICTION_ISA), FRICTION_JOIN(list_kernels_, FRICTION_ISA),
+                    Rules());
 }
 
 }  // namespace friction

@@ -46,9 +46,20 @@ struct SingleOperand {
   static constexpr States<1> kStates{};
 };
 
-struct NormRegion {
-  TensorTable table;
-  double* squares;  // [chunks]
+// Lists of tensors of the same shapes. A tensor's data is null where its list misses it.
+struct ListsRegion {
+  TensorTable lists[kMostLists + 1];
+  int count;
+};
+
+// Writes the products of all pairs of lists over each chunk.
+struct GramRegion : ListsRegion {
+  double* of_chunk;  // [chunks, pairs]
+};
+
+// Writes the weighted sum of `count` lists to one more.
+struct CombineRegion : ListsRegion {
+  double weights[kMostLists];
 };
 
 // How a tensor is projected.
@@ -75,6 +86,11 @@ struct RuleKernels {
   Kernel<ProjectedRegion<Rule>> reduce, decide, directions, apply;
 };
 
+struct ListKernels {
+  Kernel<GramRegion> gram;
+  Kernel<CombineRegion> combine;
+};
+
 template <class List>
 struct KernelsOf;
 template <class... Rule>
@@ -84,7 +100,7 @@ struct KernelsOf<RuleList<Rule...>> {
 
 struct KernelSet : KernelsOf<Rules> {
   const char* instruction_set;
-  Kernel<NormRegion> squared_norm;
+  ListKernels lists;
 
   template <class Rule>
   const RuleKernels<Rule>& of() const {
@@ -93,9 +109,12 @@ struct KernelSet : KernelsOf<Rules> {
 };
 
 KernelSet kernels_baseline();
+ListKernels list_kernels_baseline();
 #if defined(FRICTION_X86)
 KernelSet kernels_avx2();
+ListKernels list_kernels_avx2();
 KernelSet kernels_avx512();
+ListKernels list_kernels_avx512();
 #endif
 
 }  // namespace friction

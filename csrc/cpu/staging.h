@@ -283,7 +283,7 @@ struct Stage {
         store_average(t, operand, buffer[operand], begin, count, rounding.threshold);
       else
         with_stored_type(t.dtype[operand], [&](auto* type) {
-          store_floats<std::remove_pointer_t<decltype(type)>>(t, taken ? int(Rule::kGrad) : operand,
+          store_floats<std::remove_pointer_t<decltype(type)>>(t, taken ? kGradOperand : operand,
                                                               buffer[operand], begin, count);
         });
     }

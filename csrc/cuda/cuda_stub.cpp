@@ -30,9 +30,8 @@ FRICTION_INSTANTIATE(update, !Rule::kProjects);
 FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
 FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
-void squared_norm(const Launch<SingleOperand>&, const Target&) {
-  throw std::runtime_error(kAbsent);
-}
+void gram(const ListLaunch&, const Target&) { throw std::runtime_error(kAbsent); }
+void combine(const ListLaunch&, const Target&) { throw std::runtime_error(kAbsent); }
 void store(const void*, size_t, void*, const Target&) { throw std::runtime_error(kAbsent); }
 bool is_capturing(const Target&) { throw std::runtime_error(kAbsent); }
 void probe(int) { throw std::runtime_error(kAbsent); }

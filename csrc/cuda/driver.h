@@ -7,7 +7,7 @@
 
 #include "../rules.h"
 #include "launch.h"
-#include "norm.h"
+#include "lists.h"
 
 namespace friction::cuda {
 
@@ -50,9 +50,24 @@ auto of_rules(RuleList<Rule...>, Choose choose) {
       return nullptr;                                                               \
   })
 
-// Writes the squared norm of all tensors to launch.norm.squared in one launch, with the same bits
-// on every GPU. launch.blocks_done must point to a zero.
-void squared_norm(const Launch<SingleOperand>& launch, const Target& target);
+// Writes the products of all pairs of lists to launch.lists.products in one launch, with the same
+// bits on every GPU. launch.blocks_done must point to a zero.
+void gram(const ListLaunch& launch, const Target& target);
+
+// Writes the weighted sum of all lists to one more list, in one launch.
+void combine(const ListLaunch& launch, const Target& target);
+
+// Under which name a Gram matrix is counted.
+inline const char* gram_name(int lists) { return lists == 1 ? "squared_norm" : "gram"; }
+
+// Calls f with a constant: for how many lists, at least as many as given, there is a kernel.
+template <class F>
+void with_most_lists(int lists, F&& f) {
+  if (lists == 1) return f(std::integral_constant<int, 1>());
+  if (lists == 2) return f(std::integral_constant<int, 2>());
+  if (lists <= 4) return f(std::integral_constant<int, 4>());
+  f(std::integral_constant<int, kMostLists>());
+}
 
 // Writes bytes to device memory in stream order, in a launch for each kStoreBytes. They are passed
 // as kernel parameters, so the host memory may be freed at once, and a captured graph holds them

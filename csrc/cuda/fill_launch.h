@@ -113,10 +113,10 @@ template <class Rule>
 void refer_to_extras(Launch<Rule>& launch, const std::vector<TensorEntry>& tensors,
                      const void* memory) {
   launch.extras = static_cast<const Extra*>(memory);
-  const auto* rest = reinterpret_cast<const int64_t*>(launch.extras + launch.count);
+  const auto* rest = reinterpret_cast<const int64_t*>(launch.extras + tensors.size());
   launch.layouts = rest + 1;
   for (const TensorEntry& tensor : tensors)
-    if (tensor.step != nullptr) launch.blocks_done = counter_of(memory, launch.count);
+    if (tensor.step != nullptr) launch.blocks_done = counter_of(memory, int64_t(tensors.size()));
 }
 
 }  // namespace friction::cuda

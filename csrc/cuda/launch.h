@@ -13,6 +13,7 @@ namespace friction::cuda {
 
 constexpr int kThreads = 256;
 constexpr int kWarp = 32;
+constexpr int64_t kMostChunks = int64_t{UINT32_MAX} - 1;  // that a launch can number
 constexpr int64_t kParameterBytes = 32764;  // limit of kernel parameters since CUDA 12.1
 
 // A tensor, as small as possible, because every step sends all of them.
@@ -118,11 +119,24 @@ struct Projection {
 
 struct NoProjection {};
 
-// Device memory for the squared norm of all tensors.
-struct SquaredNorm {
-  double* of_run;  // of chunks (norm.h)
-  double* squared;
+// An operation on lists of tensors, each with as many as the launch's count, one list after
+// another.
+struct ListOperation {
+  int count;  // of lists
+  // The Gram matrix:
+  int run;                      // consecutive chunks whose products are summed first
+  int64_t segments;             // of runs
+  const int64_t* segment_ends;  // [segments]; null if there is one
+  double* of_run;               // [pairs, runs]
+  double* products;             // [segments, count, count]
+  // The combination, which goes to one more list:
+  double weights[kMostLists];
+  const double* weights_there;  // those to use instead, in device memory; null: none
 };
+
+struct NoListOperation {};
+
+struct SingleOperand;  // see lists.h
 
 template <class Rule>
 struct Header {
@@ -133,7 +147,7 @@ struct Header {
   Moments* statistics;     // [chunks]: moments of the rule's statistic
   uint32_t* blocks_done;   // 0 between launches; null unless the last block has work to do
   std::conditional_t<Rule::kProjects, Projection, NoProjection> projection;
-  SquaredNorm norm;
+  std::conditional_t<std::is_same_v<Rule, SingleOperand>, ListOperation, NoListOperation> lists;
   GradientScaling scaling;
   const Entry<Rule::kOperands>* stored_entries;  // null: those in `room`
   const GroupStep<Rule>* stored_group_steps;     // likewise

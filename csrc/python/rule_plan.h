@@ -6,7 +6,7 @@
 #include <tuple>
 
 #include "cuda_launch.h"
-#include "norms.h"
+#include "list_operations.h"
 #include "partition.h"
 #include "plan.h"
 #include "projection.h"
@@ -82,10 +82,10 @@ class RulePlan : public Plan {
   }
 
   // Writes the squared norm of the counted entries' gradients to a number on each device.
-  Problem squared_norm(const std::vector<bool>& counted, const std::vector<NormTarget>& targets,
+  Problem squared_norm(const std::vector<bool>& counted, const std::vector<DeviceNumbers>& targets,
                        int threads) {
     std::map<int, std::vector<TensorEntry>> of_device;
-    for (const NormTarget& target : targets) of_device[target.device];
+    for (const DeviceNumbers& target : targets) of_device[target.device];
     for (const Table& table : tables_) {
       const auto found = of_device.find(table.device);
       if (found == of_device.end())
@@ -93,15 +93,15 @@ class RulePlan : public Plan {
       for (size_t i = 0; i < table.tensors.size(); ++i)
         if (counted.at(active_[table.active[i]])) found->second.push_back(table.tensors[i]);
     }
-    for (const NormTarget& target : targets) {
-      const OperandList gradients(of_device[target.device], kGradOperand);
+    for (const DeviceNumbers& target : targets) {
+      const OperandLists gradients(of_device[target.device], kGradOperand);
       if (target.device == kCpu) {
-        *target.address = squared_norm_on_cpu(gradients, threads);
+        gram_on_cpu(gradients, 1, target.address, threads);
         continue;
       }
-      if (gradients.chunks() > kMostChunks) return kTooManyElements;
-      norms_[target.device].launch(gradients, target.address, allocator_,
-                                   {target.device, reader_->current_stream(target.device)});
+      if (gradients.chunks() > cuda::kMostChunks) return kTooManyElements;
+      norms_[target.device].gram(gradients, 1, target.address, allocator_,
+                                 {target.device, reader_->current_stream(target.device)});
     }
     return {};
   }
@@ -120,7 +120,6 @@ class RulePlan : public Plan {
  private:
   using GroupStepKey = std::tuple<int32_t, double, uint64_t>;  // group, step, types on a GPU
 
-  static constexpr int64_t kMostChunks = int64_t{UINT32_MAX} - 1;
   static constexpr Problem kTooManyElements{
       -1, "a GPU has more elements to update than a launch can number"};
 
@@ -181,7 +180,7 @@ class RulePlan : public Plan {
           return problem_of(table, 0,
                             "a state has a type that the CUDA kernels do not serve; load "
                             "states with load_state_dict(), which converts them");
-        if (table.chunks > kMostChunks) return kTooManyElements;
+        if (table.chunks > cuda::kMostChunks) return kTooManyElements;
       }
       if (scaling_of(scaling, table).may_skip())
         for (size_t i = 0; i < table.tensors.size(); ++i)
@@ -310,7 +309,7 @@ class RulePlan : public Plan {
   std::vector<GroupStepKey> group_steps_;
   ProjectionOnCpu<Rule> projection_;  // if the rule projects
   LaunchMaker<Rule> maker_;
-  std::map<int, NormOnGpu> norms_;  // by device
+  std::map<int, ListsOnGpu> norms_;  // by device
 };
 
 }  // namespace friction

@@ -38,9 +38,15 @@ FRICTION_INSTANTIATE(update, !Rule::kProjects);
 FRICTION_INSTANTIATE(update_projected, Rule::kProjects);
 FRICTION_INSTANTIATE(statistic, Rule::kHasStatistic);
 
-void squared_norm(const Launch<SingleOperand>& launch, const Target&) {
-  *launch.norm.squared = squared_norm_of(launch, kBlocks);
-  count_launch("squared_norm");
+void gram(const ListLaunch& launch, const Target&) {
+  with_most_lists(launch.lists.count,
+                  [&](auto most) { gram_all<decltype(most)::value>(launch, kBlocks); });
+  count_launch(gram_name(launch.lists.count));
+}
+
+void combine(const ListLaunch& launch, const Target&) {
+  combine_all(launch, kBlocks);
+  count_launch("combine");
 }
 
 void store(const void* bytes, size_t count, void* to, const Target&) {

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <memory>
 #include <vector>
 
-#include "../../csrc/cuda/norm.h"
+#include "../../csrc/cuda/lists.h"
 #include "../../csrc/cuda/projection.h"
 
 namespace friction::cuda {
@@ -168,20 +169,40 @@ void update_projected_all(const Launch<Rule>& launch, int64_t blocks) {
   update_all<Config>(launch, blocks);
 }
 
-inline double squared_norm_of(const Launch<SingleOperand>& launch, int64_t blocks) {
-  const int64_t runs = norm_runs(launch.chunks);
-  std::vector<double> of_run(static_cast<size_t>(runs)), threads(kThreads);
+// Fills launch.lists.of_run, and from it the products.
+template <int kMost>
+void gram_all(const ListLaunch& launch, int64_t blocks) {
+  const int64_t runs = runs_of(launch);
+  const int pairs = pairs_of(launch.lists.count);
+  std::vector<double> of_thread(kThreads);
   for (int64_t block = 0; block < blocks; ++block)
     for (int64_t run = block; run < runs; run += blocks) {
+      std::vector<std::array<double, kPairs<kMost>>> sums(kThreads);
       for (int thread = 0; thread < kThreads; ++thread) {
-        Walk<Launch<SingleOperand>> walk(launch);
-        threads[size_t(thread)] = squares_of_run(launch, walk, run, thread);
+        Walk<ListLaunch> walk(launch);
+        double mine[kPairs<kMost>] = {};
+        add_run<kMost>(launch, walk, run, thread, mine);
+        std::copy(mine, mine + kPairs<kMost>, sums[size_t(thread)].begin());
       }
-      of_run[size_t(run)] = team_sum_on_host(threads.data(), kThreads);
+      for (int pair = 0; pair < pairs; ++pair) {
+        for (size_t thread = 0; thread < kThreads; ++thread)
+          of_thread[thread] = sums[thread][size_t(pair)];
+        launch.lists.of_run[pair * runs + run] = team_sum_on_host(of_thread.data(), kThreads);
+      }
     }
-  for (int thread = 0; thread < kThreads; ++thread)
-    threads[size_t(thread)] = share_of_runs(of_run.data(), runs, thread);
-  return team_sum_on_host(threads.data(), kThreads);
+  const int team = launch.lists.segments == 1 ? kThreads : kWarp;
+  for (int64_t segment = 0; segment < launch.lists.segments; ++segment)
+    for (int pair = 0; pair < pairs; ++pair) {
+      for (int member = 0; member < team; ++member)
+        of_thread[size_t(member)] = share_of_runs(launch, segment, pair, member, team);
+      store_product(launch, segment, pair, team_sum_on_host(of_thread.data(), team));
+    }
+}
+
+inline void combine_all(const ListLaunch& launch, int64_t blocks) {
+  for_each_part(launch, blocks, [&](int64_t, int64_t, const auto& part, auto&) {
+    for (int thread = 0; thread < kThreads; ++thread) combine_part(launch, part, thread);
+  });
 }
 
 // 0: float32, 1: bfloat16, 2: mixed, 3: float64, 4: quantized, as in DtypeConfig of driver.h.

@@ -218,7 +218,13 @@ double squared_norm(HostTensor* given, int64_t count, int64_t blocks) {
   for (int64_t i = 0; i < count; ++i) given[i].group_step = given[i].dtype[0];
   const auto table =
       std::make_unique<Table<SingleOperand>>(given, count, nullptr, nullptr, 0, false);
-  return squared_norm_of(table->launch, blocks);
+  ListOperation& lists = table->launch.lists;
+  std::vector<double> of_run(size_t(table->launch.chunks));
+  double squared = 0;
+  lists.count = 1, lists.run = 4, lists.segments = 1;
+  lists.of_run = of_run.data(), lists.products = &squared;
+  gram_all<1>(table->launch, blocks);
+  return squared;
 }
 
 // Sums one value per thread of a team, in the order of its tree.

@@ -1,0 +1,291 @@
+"""Weighted sums of lists of tensors."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import reduce
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from friction_kernels import backends
+from friction_kernels.lists.operands import (
+    Missing,
+    NotNative,
+    Operand,
+    Position,
+    check_device,
+    check_missing,
+    kept,
+    listed,
+    lists_of,
+    may_be_plain,
+    positions_of,
+    readable,
+)
+from friction_kernels.lists.products import gram
+
+Weights = Sequence[float] | Tensor
+
+
+def combine(
+    lists: Sequence[Iterable[Tensor | None] | Tensor],
+    weights: Weights,
+    *,
+    out: Iterable[Tensor | None] | None = None,
+    missing: Missing = "error",
+) -> list[Tensor | None]:
+    """The weighted sum of lists of tensors.
+
+    Equals, in one launch per device and with no memory but the result's:
+
+        [sum(w * x for w, x in zip(weights, tensors)) for tensors in zip(*lists)]
+
+    A sum is taken in the order of the lists, in float32 or, if one of its tensors is float64, in float64,
+    and rounded to the nearest number of the result's dtype. It is linear, and differentiable any number of
+    times, in the tensors and in a tensor of weights. The host does not wait for a GPU.
+
+    Args:
+        lists: 1 to 8 lists (K) of tensors that correspond: the same number, and at each position the same
+            shape, on one device. Dtypes (floating or complex) and strides may differ. DTensors must be
+            sharded alike.
+        weights: K numbers, or a real tensor (K,), which stays on its device.
+        out: where the result goes: tensors of their own memory, or one of the lists itself (default None:
+            new ones, in the dtype to which torch promotes those of a position). Not with autograd.
+        missing: what None in a list is: an "error" (the default) or "zero", a tensor of zeros.
+
+    Returns:
+        the result: `out` as a list, or new tensors; None where no list has a tensor.
+
+    Raises:
+        TypeError: an item is not a tensor of floating or complex dtype, is sparse or float8.
+        ValueError: the lists do not correspond, or there are more than 8; a tensor is missing; `weights`
+            are not K real numbers; `out` shares memory with a list that is not the same tensors.
+        RuntimeError: `out` is given, and autograd would have to record its change.
+    """
+    operands = listed(lists)
+    check_missing(operands, missing)
+    checked = _checked(weights, len(operands))
+    if torch.is_grad_enabled() and (
+        (isinstance(checked, Tensor) and checked.requires_grad)
+        or any(tensor is not None and tensor.requires_grad for one in operands for tensor in one)
+    ):
+        if out is not None:
+            raise RuntimeError(
+                "autograd does not record what is written to out; leave it None, or call combine() under "
+                "torch.no_grad()"
+            )
+        return _recorded(operands, checked)
+    results = new_results(operands) if out is None else list(out)
+    write(operands, checked, results)
+    return results
+
+
+def _checked(weights: Weights, lists: int) -> Weights:
+    if isinstance(weights, Tensor):
+        if weights.shape != (lists,) or weights.is_complex():
+            raise ValueError(
+                f"weights must be {lists} real numbers, one a list, got a tensor of {weights.dtype} "
+                f"{tuple(weights.shape)}"
+            )
+        return weights
+    numbers = [float(weight) for weight in weights]
+    if len(numbers) != lists:
+        raise ValueError(f"weights must be {lists} real numbers, one a list, got {len(numbers)}")
+    return numbers
+
+
+def new_results(lists: Sequence[Operand]) -> Operand:
+    return [_new_result(tensors) for tensors in zip(*lists, strict=True)]
+
+
+def _new_result(tensors: Operand) -> Tensor | None:
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    if not dtypes:
+        return None
+    first = next(tensor for tensor in tensors if tensor is not None)
+    if len(dtypes) == 1:
+        return torch.empty_like(first)
+    return torch.empty_like(first, dtype=reduce(torch.promote_types, dtypes))
+
+
+@torch.no_grad()
+def write(lists: list[Operand], weights: Weights, results: Operand) -> None:
+    """Write the weighted sum of the lists to the results."""
+    if len(results) != len(lists[0]):
+        raise ValueError(
+            f"out has {len(results)} tensors, and list 0 has {len(lists[0])}; they must correspond"
+        )
+    for index, (result, *tensors) in enumerate(zip(results, *lists, strict=True)):
+        if result is None and any(tensor is not None for tensor in tensors):
+            raise ValueError(f"tensor {index} of out is None, and a list has one; give it a place")
+    if may_be_plain(None):
+        with suppress(NotNative):
+            return _write_natively([*lists, results], weights)
+    positions = positions_of([*lists, results])
+    _check_memory(positions)
+    if native := [position for position in positions if position.native]:
+        with readable(native):
+            _write_natively(lists_of(native), weights)
+    for position in positions:
+        if not position.native:
+            _write_plainly(position.parts, weights)
+
+
+def _write_natively(lists: list[Operand], weights: Weights) -> None:
+    """Raises NotNative, before anything is written, if a tensor is not read natively."""
+
+    def weights_on(device: int) -> Tensor:
+        assert isinstance(weights, Tensor)
+        return weights.detach().to(backends.device_of(device), torch.float64).contiguous()
+
+    unread = backends.native.combine(
+        backends.tensor_reader(),
+        lists,
+        weights_on if isinstance(weights, Tensor) else list(weights),
+        check_device,
+        torch.get_num_threads(),
+        backends.device_bytes,
+        kept,
+    )
+    if unread is not None:
+        raise NotNative(*unread)
+
+
+def _write_plainly(parts: Operand, weights: Weights) -> None:
+    *tensors, result = parts
+    assert result is not None
+    wide = any(
+        part.dtype in (torch.float64, torch.complex128) for part in parts if part is not None
+    )
+    arithmetic = torch.float64 if wide else torch.float32
+    total = None
+    for index, tensor in enumerate(tensors):
+        if tensor is None:
+            continue
+        weight = weights[index]
+        if isinstance(weight, Tensor):
+            weight = weight.detach().to(tensor.device)
+        wide_tensor = tensor.to(torch.promote_types(tensor.dtype, arithmetic))
+        product = _reals(wide_tensor) * weight
+        total = product if total is None else total + product
+    if total is None:
+        result.zero_()
+    else:
+        result.copy_(torch.view_as_complex(total) if result.is_complex() else total)
+
+
+def _reals(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _check_memory(positions: Sequence[Position]) -> None:
+    """Raise ValueError if a result shares memory with a tensor that is not the same, as native code does."""
+    results = sorted((*_span(position.parts[-1]), position.place) for position in positions)
+    for (_, end, _), (begin, _, _) in pairwise(results):
+        if begin < end:
+            raise ValueError("two tensors of out share memory; each needs its own")
+    ends = [end for _, end, _ in results]
+    for position in positions:
+        for number, part in enumerate(position.parts[:-1]):
+            begin, end = _span(part)
+            for start, _, index in results[bisect_right(ends, begin) :]:
+                if start >= end:
+                    break
+                if index != position.place or not _is_same(part, position.parts[-1]):
+                    raise ValueError(
+                        f"out shares memory with list {number} but is not the same tensors; give that "
+                        "list itself, or other memory"
+                    )
+
+
+def _span(tensor: Tensor | None) -> tuple[int, int]:
+    """The addresses between which a tensor's elements are."""
+    if tensor is None or tensor.numel() == 0:
+        return 0, 0
+    last = sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )
+    return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    if a is None or b is None:
+        return False
+    same_memory = a.data_ptr() == b.data_ptr() and a.stride() == b.stride()
+    return same_memory and (a.dtype, a.is_neg(), a.is_conj()) == (b.dtype, b.is_neg(), b.is_conj())
+
+
+def _recorded(lists: list[Operand], weights: Weights) -> Operand:
+    """The combination with autograd's record of it."""
+    is_tensor = isinstance(weights, Tensor)
+    flat = [tensor for one in lists for tensor in one]
+    return list(
+        _Combination.apply(  # type: ignore[no-untyped-call]
+            len(lists), None if is_tensor else weights, weights if is_tensor else None, *flat
+        )
+    )
+
+
+class _Combination(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        count: int,
+        numbers: list[float] | None,
+        weights: Tensor | None,
+        *flat: Tensor | None,
+    ) -> tuple[Tensor | None, ...]:
+        lists = _split(flat, count)
+        ctx.set_materialize_grads(False)
+        ctx.numbers, ctx.like = numbers, [tensor is not None and tensor.dtype for tensor in flat]
+        # The tensors themselves are needed for the gradient of the weights only.
+        ctx.save_for_backward(weights, *(flat if ctx.needs_input_grad[2] else ()))
+        results = new_results(lists)
+        given = numbers if weights is None else weights
+        assert given is not None
+        write(lists, given, results)
+        return tuple(results)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        weights, *flat = ctx.saved_tensors
+        needed = _split(ctx.needs_input_grad[3:], len(ctx.needs_input_grad[3:]) // len(grads))
+        of_weights = None
+        if ctx.needs_input_grad[2]:
+            lists = _split(flat, len(needed))
+            of_weights = torch.stack([_product(grads, one) for one in lists]).to(weights)
+        of_tensors: Operand = []
+        for number, (wanted, dtypes) in enumerate(
+            zip(needed, _split(ctx.like, len(needed)), strict=True)
+        ):
+            weight = ctx.numbers[number : number + 1] if weights is None else weights[number, None]
+            kept = [grad if want else None for grad, want in zip(grads, wanted, strict=True)]
+            scaled = combine([kept], weight, missing="zero") if any(wanted) else kept
+            of_tensors += [
+                None if grad is None else grad.to(dtype)
+                for grad, dtype in zip(scaled, dtypes, strict=True)
+            ]
+        return None, None, of_weights, *of_tensors
+
+
+def _split(flat: Sequence[Any], count: int) -> list[Any]:
+    each = len(flat) // count
+    return [list(flat[i * each : (i + 1) * each]) for i in range(count)]
+
+
+def _product(grads: Sequence[Tensor | None], tensors: Operand) -> Tensor:
+    """The inner product of two lists, recorded by autograd if it records."""
+    pairs = [
+        (grad, tensor)
+        for grad, tensor in zip(grads, tensors, strict=True)
+        if grad is not None and tensor is not None
+    ]
+    if not torch.is_grad_enabled():
+        return gram([grad for grad, _ in pairs], [tensor for _, tensor in pairs])[0, 1]
+    wide = [(a.to(torch.promote_types(a.dtype, torch.float64)), b) for a, b in pairs]
+    return torch.stack([(a * b.conj()).real.sum() for a, b in wide]).sum()
