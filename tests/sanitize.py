@@ -21,7 +21,7 @@ from built_package import ROOT, TESTS, build, run_pytest
 from test_cuda_plan import OTHERWISE_ON_A_GPU
 
 FOLDER = ROOT / "build" / "sanitize"
-FILES = ["test_differential", "test_raw_addresses", "test_scale_native"]
+FILES = ["test_differential", "test_lists", "test_raw_addresses", "test_scale_native"]
 LONG = 100  # examples from which more files are run
 MORE_FILES = ["test_native", "test_state", "test_low_precision", "test_state_formats"]
 # Of each build: its FRICTION_CUDA, and what pytest is told.
@@ -31,7 +31,10 @@ BUILDS = {
         "host",
         [
             *("-p", "host_gpu_plugin"),
-            *(TESTS / f"{name}.py" for name in ("test_differential", "test_raw_addresses")),
+            *(
+                TESTS / f"{name}.py"
+                for name in ("test_differential", "test_lists", "test_raw_addresses")
+            ),
             *(TESTS / "host_gpu" / f"{name}.py" for name in ("plan_checks", "scale_checks")),
             *("-k", f"not reference and {OTHERWISE_ON_A_GPU}"),
         ],

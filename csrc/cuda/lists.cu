@@ -20,10 +20,15 @@ __device__ __forceinline__ double block_sums(const double (&sums)[kPairs<kMost>]
 
 }  // namespace
 
+// Blocks per multiprocessor, whose loads under way fill its share of memory's latency.
 template <int kMost>
-__global__ void __launch_bounds__(kThreads, kMost > 4   ? 1
-                                            : kMost > 1 ? 3
-                                                        : 4)
+constexpr int kGramBlocks = kMost > 4   ? 1
+                            : kMost > 2 ? 2
+                            : kMost > 1 ? 3
+                                        : 4;
+
+template <int kMost>
+__global__ void __launch_bounds__(kThreads, kGramBlocks<kMost>)
     gram_kernel(const __grid_constant__ ListLaunch launch) {
   __shared__ double scratch[kPairs<kMost>][kWarps];
   Walk<ListLaunch> walk(launch);

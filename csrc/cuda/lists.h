@@ -130,6 +130,7 @@ FRICTION_INLINE void add_vectors(const ListLaunch& launch, int64_t tensor, const
   add_products(x, sums);
 }
 
+// The same of elements that are read one by one, into an array that is not in registers.
 template <class T, int kMost>
 FRICTION_INLINE void add_one_by_one(const ListLaunch& launch, int64_t tensor, const Eight& eight,
                                     double (&sums)[kPairs<kMost>]) {

@@ -76,7 +76,7 @@ class ListsOnGpu {
   void gram(const OperandLists& lists, int64_t segments, double* products,
             const DeviceAllocator& allocator, const cuda::Target& target) {
     constexpr int kRun = 4;
-    cuda::ListLaunch& launch = make(lists, int(lists.size()), allocator, target);
+    cuda::ListLaunch& launch = make(lists, int(lists.size()), true, allocator, target);
     const DeviceUse use = use_of(target);
     launch.lists.segments = segments;
     launch.lists.run = segments == 1 ? kRun : 1;  // a run is of one segment
@@ -96,7 +96,7 @@ class ListsOnGpu {
   // The weights are `there` if that is not null.
   void combine(const OperandLists& lists, const std::vector<double>& weights, const double* there,
                const DeviceAllocator& allocator, const cuda::Target& target) {
-    cuda::ListLaunch& launch = make(lists, int(lists.size()) - 1, allocator, target);
+    cuda::ListLaunch& launch = make(lists, int(lists.size()) - 1, false, allocator, target);
     std::copy(weights.begin(), weights.end(), launch.lists.weights);
     launch.lists.weights_there = there;
     cuda::combine(launch, target);
@@ -107,8 +107,8 @@ class ListsOnGpu {
     return {target.device, target.stream, cuda::is_capturing(target)};
   }
 
-  cuda::ListLaunch& make(const OperandLists& lists, int count, const DeviceAllocator& allocator,
-                         const cuda::Target& target) {
+  cuda::ListLaunch& make(const OperandLists& lists, int count, bool counts_blocks,
+                         const DeviceAllocator& allocator, const cuda::Target& target) {
     using cuda::SingleOperand;
     const DeviceUse use = use_of(target);
     const auto send = sender(target);
@@ -126,6 +126,7 @@ class ListsOnGpu {
                         return entries_.of(bytes, allocator, use, send);
                       });
     const bool extras = cuda::needs_extras(tensors);
+    if (!extras && !counts_blocks) return launch;
     const std::vector<char> bytes = extras ? cuda::extras_of<SingleOperand::kOperands>(tensors)
                                            : std::vector<char>(sizeof(int64_t));  // the counter
     const void* memory = extras_.of(bytes, allocator, use, send);

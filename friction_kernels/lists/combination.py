@@ -103,7 +103,7 @@ def new_results(lists: Sequence[Operand]) -> Operand:
     return [_new_result(tensors) for tensors in zip(*lists, strict=True)]
 
 
-def _new_result(tensors: Operand) -> Tensor | None:
+def _new_result(tensors: tuple[Tensor | None, ...]) -> Tensor | None:
     dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
     if not dtypes:
         return None

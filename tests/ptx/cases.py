@@ -131,6 +131,61 @@ def norm(forms: list[Form]) -> list[bytes]:
     return [target.numpy().tobytes()]
 
 
+def tensors_of(lists: int, scale: float, seed: int = 0) -> list[list[Tensor | None]]:
+    """Lists of all types and layouts that correspond; some tensors are missing."""
+    generator = torch.Generator().manual_seed(seed)
+    made: list[list[Tensor | None]] = [[] for _ in range(lists)]
+    for place, size in enumerate([*SIZES, 3 * CHUNK, *SIZES]):
+        for number, one in enumerate(made):
+            dtype = (FLOAT, BFLOAT, HALF, DOUBLE)[(number + place) % (3 if place % 4 else 4)]
+            wide = torch.randn(size + 1, 2, generator=generator, dtype=DOUBLE).mul_(scale).to(dtype)
+            alike = place <= len(SIZES)  # in whole vectors
+            layout = 0 if alike else (number + place) % 3
+            tensor = [wide[:size, 0].clone(), wide[:, 0].clone()[1:], wide[:size, 0]][layout]
+            one.append(None if lists > 2 and (number + 2 * place) % 11 == 5 else tensor)
+    return made
+
+
+def allow_lists(lists: list[list[Tensor | None]]) -> None:
+    memory.device.clear()
+    memory.allow_only([tensor for one in lists for tensor in one if tensor is not None])
+
+
+def products(count: int, scale: float, labels: int) -> list[bytes]:
+    lists = tensors_of(count, scale)
+    segments = [place * labels // len(lists[0]) for place in range(len(lists[0]))]
+    allow_lists(lists)
+
+    def results(device: int) -> Tensor:
+        made = torch.full((labels * count**2,), -1.0, dtype=DOUBLE)
+        memory.allow(made)
+        return made
+
+    reader, given = backends.tensor_reader(), segments if labels > 1 else []
+    [made] = backends.native.gram(reader, lists, given, labels, results, 1, memory.allocate, [])
+    return [made.numpy().tobytes()]
+
+
+def combination(count: int, in_place: bool) -> list[bytes]:
+    lists = tensors_of(count, 1.0)
+    results = tensors_of(1, 1.0, seed=1)[0]
+    if in_place:
+        results = [t if t is not None else new for t, new in zip(lists[-1], results, strict=True)]
+    weights = torch.linspace(-1.0, 2.0, count, dtype=DOUBLE)
+    allow_lists([*lists, results, [weights]])
+    unread = backends.native.combine(
+        backends.tensor_reader(),
+        [*lists, results],
+        weights.tolist() if in_place else lambda device: weights,
+        lambda device: None,
+        1,
+        memory.allocate,
+        [],
+    )
+    assert unread is None
+    return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in results]
+
+
 def number(value: float, dtype: torch.dtype = FLOAT) -> Tensor:
     return torch.tensor([value], dtype=dtype)
 
@@ -234,6 +289,10 @@ for layout in LAYOUTS:
         CASES[f"norm, {layout}, {scale}"] = partial(norm, forms)
 CASES["norm of many"] = partial(norm, [Form((3,))] * 2100)
 CASES["norm of nothing"] = partial(norm, [Form((0,))])
+for count, scale, labels in product((1, 2, 3, 4, 7, 8), (1.0, 1e25), (1, 5)):
+    CASES[f"gram, {count}, {scale}, {labels}"] = partial(products, count, scale, labels)
+for count, in_place in product((1, 2, 8), (False, True)):
+    CASES[f"combine, {count}, {in_place}"] = partial(combination, count, in_place)
 
 
 def digest_of(run: Callable[[], list[bytes]]) -> list[str]:

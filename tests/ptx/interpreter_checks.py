@@ -3,9 +3,10 @@ noticed: a launch fails, or other bits come out. So are instructions that the in
 
 import ctypes
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from cases import FORMS, LAYOUTS, SIZES, digest_of, drive, memory, norm, of_shapes
+from cases import FORMS, LAYOUTS, SIZES, digest_of, drive, memory, norm, of_shapes, products
 
 
 def set_sync(number: int, present: bool) -> str:
@@ -38,7 +39,8 @@ WHAT_RUNS = {
     "statistic_kernelINS0_6LaunchINS_13FrictionAdamPEEENS0_15Quantized": one_step,
     "reduce_kernelINS0_6LaunchINS_13FrictionAdamPEEENS0_15Quantized": one_step,
     "decide_kernelINS0_6LaunchINS_13FrictionAdamPEEEf": one_step,
-    "squared_norm_kernel": one_norm,
+    "gram_kernelILi1E": one_norm,
+    "gram_kernelILi4E": partial(products, 4, 1.0, 5),
 }
 SYNCS = [set_sync(number, True) for number in range(memory.interpreter.ptx_syncs())]
 
