@@ -73,6 +73,11 @@ def test_clip_grad_norm_takes_parameters_of_several_meshes(processes, layout, no
         assert scaled and found <= REORDERED
 
 
+@pytest.mark.parametrize("layout", ["rows", "two meshes", "some plain"])
+def test_lists_of_dtensors_have_the_products_and_sums_of_whole_ones(processes, layout):
+    assert max(processes.run(sharded_cases.products_and_sums, layout)) < 1e-12
+
+
 @pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "AdamP", "RSGDM"])
 def test_a_compiled_step_of_dtensors(processes, optimizer):
     options = {"lr": 0.01}

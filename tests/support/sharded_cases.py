@@ -210,6 +210,28 @@ def clipped_outside(layout, norm_type):
     return difference([norm, *grads[0]], [expected, *grads[1]]), difference(before, grads[1]) > 0
 
 
+def products_and_sums(layout):
+    """Gram matrices and combinations of lists of DTensors; the largest difference of the latter."""
+    _, params, _, twins = make("SigSignAdamW", {}, layout=layout, dtype=torch.float64)
+    mine, whole = [], []
+    for step in range(3):
+        give_gradients(params, twins, step, layout)
+        mine.append([param.grad for param in params])
+        whole.append([one.grad for one in twins])
+    for by in (None, "tensor", ["a", "b", "a", "c"]):
+        torch.testing.assert_close(
+            lists.gram(*mine, by=by), lists.gram(*whole, by=by), rtol=1e-12, atol=1e-12
+        )
+    norms = lists.norm(mine[0], by="tensor")
+    torch.testing.assert_close(norms, lists.norm(whole[0], by="tensor"))
+    weights = lists.gram(*mine)[0]
+    expected = lists.combine(whole, weights)
+    new = lists.combine(mine, weights)
+    in_place = lists.combine(mine, weights, out=mine[1])
+    assert in_place[0] is mine[1][0]
+    return max(difference(new, expected), difference(in_place, expected))
+
+
 def transposed(optimizer, options, dim):
     """A matrix in column-major memory, cut along either dimension, in bfloat16."""
     value = noise((12, 26), 0, torch.bfloat16).t()
