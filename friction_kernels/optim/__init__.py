@@ -6,6 +6,7 @@ from friction_kernels.optim.adam import Adam, AdamP, AdamW
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.clipping import clip_grad_norm_
 from friction_kernels.optim.diffgrad import DiffGrad, DiffGradW
+from friction_kernels.optim.directions import DirectionStats, direction_stats
 from friction_kernels.optim.friction_adam import (
     FrictionAdamW,
     SigSignAdamP,
@@ -50,6 +51,7 @@ __all__ = [
     "AdamW",
     "DiffGrad",
     "DiffGradW",
+    "DirectionStats",
     "FrictionAdamW",
     "FrictionStats",
     "GradientRelease",
@@ -60,6 +62,7 @@ __all__ = [
     "TanhSignAdamW",
     "TanhSignGrad",
     "clip_grad_norm_",
+    "direction_stats",
     "friction_stats",
     "release_gradients",
 ]

@@ -61,12 +61,12 @@ def friction_stats(opt: FrictionAdam | FrictionAdamW | DiffGrad | DiffGradW) -> 
             f"{type(opt).__name__} has no friction; friction_stats takes a friction optimizer"
         )
     opt._check_step()
-    _check_gradients(opt)
+    check_gradients(opt, "friction_stats")
     opt._plan, sums = opt._with_plan(StepPlan.statistics, opt._plan, opt.param_groups)
     return [_stats(NEUTRAL_FRICTION[opt.rule.friction], *group) for group in sums]
 
 
-def _check_gradients(opt: PlannedOptimizer) -> None:
+def check_gradients(opt: PlannedOptimizer, caller: str) -> None:
     """Raise unless there are gradients that a step has yet to apply."""
     if opt._released is not None:
         raise RuntimeError(
@@ -77,11 +77,11 @@ def _check_gradients(opt: PlannedOptimizer) -> None:
     grads = [param.grad for param in params if param.grad is not None]
     if not grads:
         raise RuntimeError(
-            "there is no gradient: call friction_stats between backward() and step(), before zero_grad()"
+            f"there is no gradient: call {caller} between backward() and step(), before zero_grad()"
         )
     if any(map(is_applied, grads)):
         raise RuntimeError(
-            "step() has applied these gradients already: call friction_stats between backward() and step()"
+            f"step() has applied these gradients already: call {caller} between backward() and step()"
         )
 
 

@@ -1,0 +1,101 @@
+"""Direction statistics: how the gradient of the next step agrees with momentum and with its predecessor."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from friction_kernels import lists
+from friction_kernels.optim.base import PlannedOptimizer
+from friction_kernels.optim.statistics import check_gradients
+from friction_kernels.shards import wrap
+
+
+class DirectionStats(NamedTuple):
+    """float64 tensors (S,) on the first gradient's device, one number a group or tensor.
+
+    A cosine is nan where one of its vectors is zero, as all states are before the first step.
+    """
+
+    grad_norm: Tensor
+    momentum_norm: Tensor
+    cos_momentum: Tensor  # of gradient and momentum
+    cos_previous: Tensor | None  # of gradient and previous gradient; None if the rule keeps none
+
+
+@torch.no_grad()
+def direction_stats(
+    opt: PlannedOptimizer, by: Literal["group", "tensor"] = "group"
+) -> DirectionStats:
+    """Norms of the gradients and the momentum that the next step meets, and the cosines between them.
+
+    Call it between backward() and step(). One launch reads gradients, momentum and previous gradients once,
+    and changes nothing; the host does not wait for a GPU. With vectors g, m and h of a group:
+
+        g.norm(), m.norm(), g @ m / (g.norm() * m.norm()), g @ h / (g.norm() * h.norm())
+
+    g is the gradient as it is, with its loss scale and before clipping, which do not change cosines, and
+    negated if the group maximizes. m is the state exp_avg (momentum_buffer), without bias correction.
+    Parameters without a gradient are left out.
+
+    These statistics are this library's.
+
+    Args:
+        opt: one of this library's optimizers.
+        by: "group" (default) for each parameter group, or "tensor" for each parameter with a gradient, in the
+            order of the groups.
+
+    Returns:
+        DirectionStats(grad_norm, momentum_norm, cos_momentum, cos_previous). Sharded parameters are summed
+        over their processes, all of which must call this function.
+
+    Raises:
+        TypeError: another optimizer.
+        ValueError: states are kept in 8 bits; or `by` is neither.
+        RuntimeError: no gradient is about to be applied, because none was computed, step() has applied it
+            already, or release_gradients applies each as it arrives.
+    """
+    if not isinstance(opt, PlannedOptimizer):
+        raise TypeError(
+            f"{type(opt).__name__} is not one of this library's; direction_stats takes those that are"
+        )
+    if by not in ("group", "tensor"):
+        raise ValueError(f"by must be 'group' or 'tensor', got {by!r}")
+    check_gradients(opt, "direction_stats")
+    states_of_rule = opt.rule.states.items()
+    momentum = next(name for name, kind in states_of_rule if not kind.non_negative)
+    copies = [name for name, kind in states_of_rule if not kind.at_least_float32]
+    vectors: list[list[Tensor | None]] = [[] for _ in range(2 + len(copies))]
+    labels: list[int] = []
+    signs: list[float] = []
+    for number, group in enumerate(opt.param_groups):
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            states = opt.state.get(param, {})
+            vectors[0].append(param.grad)
+            for vector, name in zip(vectors[1:], (momentum, *copies), strict=True):
+                vector.append(_floating(states.get(name), name, param))
+            labels.append(number)
+            signs.append(-1.0 if group["maximize"] else 1.0)
+    if by == "group":
+        signs = [signs[labels.index(label)] for label in dict.fromkeys(labels)]
+    products = lists.gram(*vectors, by="tensor" if by == "tensor" else labels, missing="zero")
+    norms = products.diagonal(dim1=1, dim2=2).sqrt()
+    cosines = products[:, 0, 1:] / (norms[:, :1] * norms[:, 1:])
+    cosines = cosines * torch.tensor(signs, dtype=torch.float64).to(cosines.device)[:, None]
+    previous = cosines[:, 1] if copies else None
+    return DirectionStats(norms[:, 0], norms[:, 1], cosines[:, 0], previous)
+
+
+def _floating(state: Tensor | None, name: str, param: Tensor) -> Tensor | None:
+    if state is None:
+        return None
+    if not state.is_floating_point() and not state.is_complex():
+        raise ValueError(
+            f"state {name!r} is kept in 8 bits, of which direction_stats takes no products; keep it in "
+            "bfloat16"
+        )
+    return wrap(state, param)
