@@ -25,7 +25,8 @@ OBJECTS = {
 CALLED = {
     name: thing
     for name, thing in OBJECTS.items()
-    if name not in ("GLossStats", "FrictionStats", "LaunchCounts", "count_launches")
+    if name
+    not in ("GLossStats", "FrictionStats", "DirectionStats", "LaunchCounts", "count_launches")
 }
 METHODS = {
     f"{cls.__name__}.{name}": method

@@ -44,8 +44,8 @@ def direction_stats(
 
     Args:
         opt: one of this library's optimizers.
-        by: "group" (default) for each parameter group, or "tensor" for each parameter with a gradient, in the
-            order of the groups.
+        by: "group" for each parameter group, or "tensor" for each parameter with a gradient, in the order of
+            the groups (default "group").
 
     Returns:
         DirectionStats(grad_norm, momentum_norm, cos_momentum, cos_previous). Sharded parameters are summed
