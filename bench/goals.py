@@ -12,6 +12,7 @@ from bench.contenders import (
 )
 from bench.contenders import TAKING as TAKING_GRADIENTS
 from bench.gloss_contenders import AUTHORS, OURS
+from bench.list_contenders import CONCATENATED, GRAM_OF_TWO, PASS_OF_TWO, PER_TENSOR
 from bench.peers import ADAMP
 from bench.states import (
     ADAMW_8BIT,
@@ -157,6 +158,13 @@ ON_PROCESSOR = [
     ),
     Goal("scale", "cpu", VIT, CLIPPED.name, CLIPPED_BEFORE.name, at_most=0.6, of="added time"),
     Goal("scale", "cpu", VIT, SPLIT.name, at_most=7.2, of="memory"),
+    # A pass in place moves twice the bytes that are read: 1.2 times the time of reading at its bandwidth.
+    Goal("lists", "cpu", "vit_b_16", GRAM_OF_TWO, PASS_OF_TWO, at_most=0.6),
+    *(
+        Goal("lists", "cpu", "vit_b_16", other, GRAM_OF_TWO, at_least=3)
+        for other in (PER_TENSOR, CONCATENATED)
+    ),
+    Goal("lists", "cpu", "tiny", GRAM_OF_TWO, at_most=1e-3),
     Goal("gloss", "cpu", of_graph(128), AUTHORS, OURS, at_least=1),
     Goal("gloss", "cpu", of_graph(512), AUTHORS, OURS, at_least=4),
     Goal("gloss", "cpu", of_graph(2048), AUTHORS, OURS, at_least=15),

@@ -5,7 +5,17 @@ from typing import Any
 
 from bench.records import Report, contenders_in, curve, full_graphs, load, milliseconds, slope
 
-ORDER = ("optimizers", "scale", "gloss", "host", "plan", "loop", "end_to_end", "quantisers")
+ORDER = (
+    "optimizers",
+    "scale",
+    "gloss",
+    "lists",
+    "host",
+    "plan",
+    "loop",
+    "end_to_end",
+    "quantisers",
+)
 NOTES = """\
 ms: medians over interleaved rounds (A B A B), quartiles in brackets. "/ baseline" and "/ plain torch": the \
 median of the times' ratio over the rounds. GB/s: bytes that an ideal step must move over its time; "of \
@@ -136,7 +146,7 @@ def scenario_section(suite: str, scenario: dict[str, Any]) -> str:
         return f"{title}Skipped: {scenario['skipped']}.{missing(scenario)}"
     if "tables" in scenario:
         return title + "\n\n".join(table(t["header"], t["rows"]) for t in scenario["tables"])
-    body = graphs_table(scenario) if suite == "gloss" else steps_table(scenario)
+    body = (graphs_table if suite in ("gloss", "lists") else steps_table)(scenario)
     if suite == "scale":
         body += memory_table(scenario)
     return title + body + missing(scenario)

@@ -19,7 +19,12 @@ from bench.scenarios import GraphScenario, Scenario
 
 INTERRUPTED = 130  # a shell's exit status for Ctrl-C
 # What else has a way of its own to measure; loaded late, because each needs packages of its own.
-MEASURERS = {"gloss": "bench.gloss", "loop": "bench.training_loop", "plan": "bench.plan_memory"}
+MEASURERS = {
+    "gloss": "bench.gloss",
+    "lists": "bench.lists",
+    "loop": "bench.training_loop",
+    "plan": "bench.plan_memory",
+}
 
 
 def name_of(dtype: torch.dtype) -> str:

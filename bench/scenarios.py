@@ -154,6 +154,10 @@ def gloss(device: str) -> list[Scenario]:
     return [*found, large, replace(large, precision="tf32"), replace(huge, seconds=60)]
 
 
+def lists(device: str) -> list[Scenario]:
+    return [OwnScenario("vit_b_16", seconds=40), OwnScenario("tiny", seconds=15)]
+
+
 def plan(device: str) -> list[Scenario]:
     return [OwnScenario("20,000 tensors", seconds=20)]
 
@@ -173,6 +177,7 @@ SUITES = {
     "optimizers": Suite("a step over models, against eager code and every peer", optimizers),
     "scale": Suite("compressed states, bf16 parameters, clipping", scale),
     "gloss": Suite("G-Loss against forms that store N x N numbers, and other packages", gloss),
+    "lists": Suite("products and sums of gradient lists, and PCGrad", lists),
     "host": Suite("time of a step against the number of tensors", host),
     "plan": Suite("what an optimizer keeps beside parameters, gradients and states", plan),
     "loop": Suite("a step inside a training loop, and alone", loop, by_default=False),

@@ -84,11 +84,11 @@ def one_thread():
 
 
 @pytest.fixture(scope="session", params=host_launch.COMPILERS)
-def host(request, tmp_path_factory):
+def host(request):
     """The CUDA launches on the host, compiled by g++ and by nvcc."""
     if not host_launch.is_here(request.param):
         pytest.skip(f"{request.param} is not on this machine: its host code is not checked")
-    return host_launch.compile_with(request.param, tmp_path_factory.mktemp("host"))
+    return host_launch.compile_with(request.param)
 
 
 @pytest.fixture(scope="session")

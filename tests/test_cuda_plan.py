@@ -1,5 +1,8 @@
 """What plans send a GPU, with the host for a GPU: the library is built with FRICTION_CUDA=host, which runs
-every launch by the kernels' own functions on the host, and the tests of the processor are run on it."""
+every launch by the kernels' own functions on the host, and the tests of the processor are run on it.
+
+Checks of what only a GPU has (tests/host_gpu) are run by tests/sanitize.py, and by tests/ptx/run.py on PTX.
+"""
 
 from pathlib import Path
 
@@ -26,11 +29,6 @@ def run_tests(packages: Path, *arguments: str | Path) -> None:
     status, output = run_pytest(packages, "-p", "host_gpu_plugin", *arguments, EXAMPLES="200")
     assert status == 0, output[-8000:]
     assert " passed" in output
-
-
-@pytest.mark.parametrize("checks", ["plan_checks", "scale_checks"])
-def test_launches_memory_and_capture(packages, checks):
-    run_tests(packages, TESTS / "host_gpu" / f"{checks}.py")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """The CUDA launches on the host: tests/native/host_launch.cpp, compiled and called through ctypes."""
 
 import ctypes
+import fcntl
+import hashlib
 import math
 import shutil
 import subprocess
@@ -10,7 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).parents[1] / "native" / "host_launch.cpp"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "tests" / "native" / "host_launch.cpp"
+STATES = ROOT / "friction_kernels" / "optim" / "states.def"
 COMPILERS = {
     "g++": ["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-fPIC"],
     "nvcc": [
@@ -43,15 +47,25 @@ class HostTensor(ctypes.Structure):
     ]
 
 
-def compile_with(compiler: str, folder: Path) -> ctypes.CDLL:
-    library = folder / f"host_launch_{compiler.strip('+')}.so"
-    subprocess.run(
-        [*COMPILERS[compiler], "-shared", str(SOURCE), "-o", str(library)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    native = ctypes.CDLL(str(library))
+def built(compiler: str) -> Path:
+    """The library of these sources, which takes a minute: built once for all processes and runs."""
+    folder = ROOT / "build" / "host_launch"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [*sorted((ROOT / "csrc").rglob("*.h")), *sorted(SOURCE.parent.glob("*"))]
+    content = hashlib.sha1(b"".join(path.read_bytes() for path in [*files, STATES])).hexdigest()
+    library = folder / f"{compiler.strip('+')}-{content[:12]}.so"
+    with open(folder / f"{compiler.strip('+')}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            making = library.with_suffix(".part")
+            command = [*COMPILERS[compiler], "-shared", str(SOURCE), "-o", str(making)]
+            subprocess.run(command, check=True, capture_output=True, text=True)
+            making.rename(library)
+    return library
+
+
+def compile_with(compiler: str) -> ctypes.CDLL:
+    native = ctypes.CDLL(str(built(compiler)))
     for name in ("chunk_size", "capacity_of_friction_adam", "capacity_of_sgd"):
         getattr(native, name).restype = ctypes.c_int64
     native.launch_bytes_of_friction_adam.restype = ctypes.c_int64
