@@ -38,7 +38,7 @@ CHECK_LIBRARY = "from friction_kernels import backends; exit(backends.cuda_unava
 # One launch of each kernel against the CPU's bits, a table above 32 KB, a graph through a schedule.
 FIRST_TESTS = (
     "give_the_cpus_bits or decides_as_the_equations or norm_of_gradients or scaled_clipped_and_skipped "
-    "or (one_launch and 700) or follows_a_schedule or friction_stats"
+    "or (one_launch and 700) or follows_a_schedule or friction_stats or products_and_sums"
 )
 # Of a model of a billion parameters, a card holds no more.
 FIRST = ("copy", "in place", "AdamW", "SigSignAdamW", "SigSignAdamP", "RSGDM", "torch AdamW fused")
@@ -105,8 +105,9 @@ PARTS = (
     Part(2, "small models", 28, steps(*STEPS, models="resnet50 tiny", dtypes="float32")),
     Part(2, "graphs", 45, graphs(32_768, 1_000_000, dtype="bf16")),
     Part(2, "scale", 30, benchmark("scale")),
-    Part(2, "racecheck", 30, sanitizer("racecheck")),
-    Part(2, "initcheck", 20, sanitizer("initcheck")),
+    Part(2, "lists", 12, benchmark("lists", "--models", "vit_b_16")),
+    Part(2, "racecheck", 24, sanitizer("racecheck")),
+    Part(2, "initcheck", 14, sanitizer("initcheck")),
 )
 TRITON_CACHE = ROOT / "build" / "triton_cache"  # by gpu_prepare.py
 DRY = {"optimizers": ["--models", "resnet50", "--dtypes", "float32"], "gloss": ["--nodes", 64]}

@@ -48,7 +48,7 @@ def test_what_is_run_without_filters():
     assert list(chosen)[:3] == ["vit_b_16 float32", "resnet50 float32", "tiny float32"]
     assert {"gpt2 float32", "llama_1b float32", "vit_b_16 bfloat16"} < set(chosen)
     assert "resnet50 bfloat16" not in chosen and "llama_1b_4_of_16_layers float32" not in chosen
-    assert options().suites == ["optimizers", "scale", "gloss", "host", "plan"]
+    assert options().suites == ["optimizers", "scale", "gloss", "lists", "host", "plan"]
 
 
 def test_filters_choose_scenarios():

@@ -27,7 +27,13 @@ from gpu_cases import (
     steps,
 )
 from gpu_graphs import MANY, check_eager_steps_between, check_schedule, on_device
-from gpu_scale_cases import FORMS, check_form, check_gradient_scaling, check_squared_norm
+from gpu_scale_cases import (
+    FORMS,
+    check_form,
+    check_gradient_scaling,
+    check_lists,
+    check_squared_norm,
+)
 from hypothesis import assume, given, settings
 from optimizer_cases import FRICTION, PROJECTED, each_of, every_measured, every_optimizer
 from test_native import LAYOUTS
@@ -269,6 +275,10 @@ def test_every_form_gives_the_cpus_bits(rule, form, layout):
 
 def test_the_norm_of_gradients_of_all_types():
     check_squared_norm("cuda")
+
+
+def test_products_and_sums_of_lists():
+    check_lists("cuda")
 
 
 @every_rule

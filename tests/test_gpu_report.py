@@ -27,7 +27,7 @@ from gpu_cases import (
     device_steps,
 )
 from gpu_graphs import check_eager_steps_between, check_schedule
-from gpu_scale_cases import FORMS, check_form, check_squared_norm
+from gpu_scale_cases import FORMS, check_form, check_lists, check_squared_norm
 from hypothesis import Phase, assume, given, settings
 from optimizer_cases import PROJECTED, each_of, every_measured, every_optimizer
 
@@ -50,6 +50,10 @@ def test_forms_give_the_same_bits(rule, form):
 
 def test_norms_are_exact():
     check_squared_norm("cpu")
+
+
+def test_lists_are_what_is_expected():
+    check_lists("cpu")
 
 
 @pytest.mark.parametrize("capturable", [False, True])

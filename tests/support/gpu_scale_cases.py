@@ -8,6 +8,8 @@ import pytest
 import torch
 from plan_driver import CHUNK, MASTERS, PROJECTED, QUANTIZED, STATES, Driven, Form
 
+from friction_kernels import lists
+
 FLOAT, BFLOAT, HALF = torch.float32, torch.bfloat16, torch.float16
 FORMS = {
     "float32, 8 bits": Form((0,), FLOAT, states=QUANTIZED),
@@ -59,6 +61,33 @@ def check_squared_norm(device: str) -> None:
         found.append(target.item())
     exact = sum(param.grad.double().square().sum().item() for param in driven.params)
     assert found[0] == found[1] == pytest.approx(exact, rel=1e-6)
+
+
+def check_lists(device: str) -> None:
+    """Products of lists of all types and strides, the same bits again; sums with the CPU's bits."""
+    kinds = [FLOAT, BFLOAT, HALF, torch.float64]
+    generator = torch.Generator().manual_seed(0)
+    on_cpu: list[list[torch.Tensor]] = [[] for _ in range(8)]
+    for place, shape in enumerate(2 * SHAPES):
+        for number, one in enumerate(on_cpu):
+            dtype = kinds[(number + place) % (3 if place % 4 else 4)]
+            pairs = torch.randn(*shape, 2, generator=generator, dtype=torch.float64).to(dtype)
+            is_strided = place >= len(SHAPES) and (number + place) % 3 == 0
+            one.append(pairs[..., 0] if is_strided else pairs[..., 0].contiguous())
+    weights = torch.linspace(-1, 2, 8, dtype=torch.float64)
+    for count in (1, 2, 3, 4, 8):
+        theirs = on_cpu[:count]
+        mine = [[tensor.to(device) for tensor in one] for one in theirs]
+        for by in (None, "tensor"):
+            found, again = lists.gram(*mine, by=by), lists.gram(*mine, by=by)
+            assert torch.equal(found, again)
+            scale = found.diagonal(dim1=-2, dim2=-1).sqrt().cpu()
+            error = (found.cpu() - lists.gram(*theirs, by=by)).abs()
+            assert (error <= 1e-6 * scale[..., None] * scale[..., None, :]).all()
+        expected = lists.combine(theirs, weights[:count])
+        for given in (weights[:count].tolist(), weights[:count].to(device)):
+            for y, z in zip(lists.combine(mine, given), expected, strict=True):
+                assert torch.equal(y.cpu(), z)
 
 
 def check_gradient_scaling(device: str, rule: str) -> None:
