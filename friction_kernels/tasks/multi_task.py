@@ -194,7 +194,5 @@ class MultiTask:
 
 def _place(parameter: Tensor, gradients: tuple[Tensor | None, ...]) -> Tensor | None:
     """Where a parameter's combination goes: the memory of its last gradient, if of the same dtype."""
-    present = [gradient for gradient in gradients if gradient is not None]
-    if not present:
-        return None
-    return present[-1] if present[-1].dtype == parameter.dtype else torch.empty_like(parameter)
+    last = next((gradient for gradient in reversed(gradients) if gradient is not None), None)
+    return last if last is None or last.dtype == parameter.dtype else torch.empty_like(parameter)

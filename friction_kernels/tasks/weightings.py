@@ -45,6 +45,9 @@ def cosine(strength: float = 1.0) -> Weighting:
 
     Args:
         strength: how much agreement counts (default 1.0). Negative: disagreement counts.
+
+    Raises:
+        ValueError: strength is not finite.
     """
     if not math.isfinite(strength):
         raise ValueError(f"strength must be a finite number, got {strength}")
@@ -102,7 +105,8 @@ def mgda_two() -> Weighting:
         gamma = clamp((g2 @ (g2 - g1)) / (g1 - g2).square().sum(), 0, 1)
         w = [gamma, 1 - gamma]
 
-    Equal gradients have equal weights. The weights add up to 1.
+    Equal gradients have equal weights. The weights add up to 1. Another number of tasks is a ValueError in
+    combine().
     """
 
     def weights(gramian: Tensor) -> Tensor:
