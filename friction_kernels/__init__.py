@@ -1,6 +1,6 @@
 """Drop-in optimizers that update every parameter of every group in one launch (AdamP: three)."""
 
-from friction_kernels import lists
+from friction_kernels import lists, tasks
 from friction_kernels.graph import gaussian_sigma, label_propagation
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
@@ -60,4 +60,5 @@ __all__ = [
     "label_propagation",
     "lists",
     "release_gradients",
+    "tasks",
 ]
