@@ -99,15 +99,15 @@ PARTS = (
         1, "vit_b_16", 28, steps(*FIRST, EIGHT_BITS, models="vit_b_16", suites="optimizers scale")
     ),
     Part(1, "gloss", 40, graphs(128, 65_536, dtype="bf16")),
-    Part(2, "tests", 75, tests("-m", "gpu", "tests/test_gpu.py", "tests/test_grad_scaler.py")),
+    Part(2, "tests", 73, tests("-m", "gpu", "tests/test_gpu.py", "tests/test_grad_scaler.py")),
     Part(2, "memcheck", 40, sanitizer("memcheck")),
     Part(2, "llama_1b", 32, steps(*LARGE, models="llama_1b")),
-    Part(2, "small models", 28, steps(*STEPS, models="resnet50 tiny", dtypes="float32")),
-    Part(2, "graphs", 45, graphs(32_768, 1_000_000, dtype="bf16")),
-    Part(2, "scale", 30, benchmark("scale")),
-    Part(2, "lists", 12, benchmark("lists", "--models", "vit_b_16")),
+    Part(2, "small models", 26, steps(*STEPS, models="resnet50 tiny", dtypes="float32")),
+    Part(2, "graphs", 43, graphs(32_768, 1_000_000, dtype="bf16")),
+    Part(2, "scale", 28, benchmark("scale")),
+    Part(2, "lists", 18, benchmark("lists", "--models", "vit_b_16")),
     Part(2, "racecheck", 24, sanitizer("racecheck")),
-    Part(2, "initcheck", 14, sanitizer("initcheck")),
+    Part(2, "initcheck", 16, sanitizer("initcheck")),
 )
 TRITON_CACHE = ROOT / "build" / "triton_cache"  # by gpu_prepare.py
 DRY = {"optimizers": ["--models", "resnet50", "--dtypes", "float32"], "gloss": ["--nodes", 64]}

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from friction_kernels.tasks import pcgrad
+from friction_kernels.tasks.weightings import pcgrad
 from torch import Tensor
 
 from friction_kernels import lists
