@@ -5,10 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from friction_kernels.tasks.weightings import pcgrad
 from torch import Tensor
 
 from friction_kernels import lists
+from friction_kernels.tasks.weightings import pcgrad
 
 Lists = list[list[Tensor]]
 PASS_OF_TWO, GRAM_OF_TWO = "in place of 2 lists", "gram of 2"
