@@ -2,8 +2,8 @@
 
 usage: python tests/sanitize.py [--examples N]
 
-Builds the library twice into build/sanitize: the processor's kernels, and the GPU's launches on the host.
-Tests run on each in a Python that has the sanitizers' runtime; the first fault ends a run and is printed with
+Builds the library into build/sanitize, with the processor's kernels and the GPU's launches on the host.
+Tests run on both in a Python that has the sanitizers' runtime; the first fault ends a run and is printed with
 what led to it. N: of each hypothesis test, and random sequences (default 10, the same at each run; a long
 search takes thousands, and from 100 on more files are run). Needs g++.
 """
@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
@@ -24,11 +25,15 @@ FOLDER = ROOT / "build" / "sanitize"
 FILES = ["test_differential", "test_lists", "test_raw_addresses", "test_scale_native"]
 LONG = 100  # examples from which more files are run
 MORE_FILES = ["test_native", "test_state", "test_low_precision", "test_state_formats"]
-# Of each build: its FRICTION_CUDA, and what pytest is told.
-BUILDS = {
-    "processor": ("0", [*(TESTS / f"{name}.py" for name in FILES), "-k", "not reference"]),
+# Of each run: what else is in its environment, and what pytest is told. The library is built with the host
+# for a GPU, which runs the processor's kernels, too.
+RUNS = {
+    "processor": (
+        {"FRICTION_HOST_IS_HOST": "1"},
+        [*(TESTS / f"{name}.py" for name in FILES), "-k", "not reference"],
+    ),
     "host for a GPU": (
-        "host",
+        {},
         [
             *("-p", "host_gpu_plugin"),
             *(
@@ -69,24 +74,28 @@ def main():
         "EXAMPLES": examples,
         "FUZZ_EXAMPLES": examples,
     }
-    failed = False
-    for number, (name, (cuda, arguments)) in enumerate(BUILDS.items()):
+    started = time.monotonic()
+    options = {"FRICTION_CUDA": "host", "FRICTION_SANITIZE": "ON"}
+    packages = build(FOLDER / "packages", FOLDER / "cmake", **options)
+    print(f"built in {time.monotonic() - started:.0f} s", flush=True)
+
+    def run(name: str) -> bool:
         started = time.monotonic()
-        folder = FOLDER / str(number)
-        options = {"FRICTION_CUDA": cuda, "FRICTION_SANITIZE": "ON"}
-        packages = build(folder / "packages", folder / "cmake", **options)
-        built = time.monotonic()
+        more, arguments = RUNS[name]
         # Uncaptured and verbose: a fault ends the process, and its last words are all there is.
         quiet = ("-s", "-p", "no:faulthandler", "--hypothesis-verbosity=verbose")
-        more = MORE_FILES if int(examples) >= LONG and cuda == "0" else []
-        files = [TESTS / f"{file}.py" for file in more]
-        status, output = run_pytest(packages, *quiet, *again, *arguments, *files, **environment)
-        lines = output.splitlines()
-        print("\n".join(lines[-1:] if status == 0 else lines[-200:]))
-        seconds = built - started, time.monotonic() - built
-        print(f"{name}: built in {seconds[0]:.0f} s, tested in {seconds[1]:.0f} s", flush=True)
-        failed |= status != 0
-    return failed
+        names = MORE_FILES if int(examples) >= LONG and name == "processor" else []
+        files = [TESTS / f"{file}.py" for file in names]
+        status, output = run_pytest(
+            packages, *quiet, *again, *arguments, *files, **environment, **more
+        )
+        lines = output.splitlines()[-1 if status == 0 else -200 :]
+        took = f"{name}: tested in {time.monotonic() - started:.0f} s"
+        print(*lines, took, sep="\n", flush=True)
+        return status == 0
+
+    with ThreadPoolExecutor() as pool:
+        return not all(list(pool.map(run, RUNS)))
 
 
 if __name__ == "__main__":

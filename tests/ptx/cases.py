@@ -183,7 +183,7 @@ def combination(count: int, in_place: bool) -> list[bytes]:
         [],
     )
     assert unread is None
-    return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in results]
+    return [tensor.to(DOUBLE).numpy().tobytes() for tensor in results]
 
 
 def number(value: float, dtype: torch.dtype = FLOAT) -> Tensor:
