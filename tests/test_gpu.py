@@ -38,7 +38,7 @@ from hypothesis import assume, given, settings
 from optimizer_cases import FRICTION, PROJECTED, each_of, every_measured, every_optimizer
 from test_native import LAYOUTS
 
-from friction_kernels import OPTIMIZERS, count_launches
+from friction_kernels import OPTIMIZERS, count_launches, lists
 from friction_kernels.backends import cuda_unavailable_reason
 
 UNAVAILABLE = (
@@ -279,6 +279,25 @@ def test_the_norm_of_gradients_of_all_types():
 
 def test_products_and_sums_of_lists():
     check_lists("cuda")
+
+
+def test_products_and_sums_in_a_graph():
+    both = [[torch.randn(n, device="cuda") for n in (3, 5000, 77)] for _ in range(2)]
+    sums = [torch.empty_like(tensor) for tensor in both[0]]
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        lists.combine(both, lists.gram(*both)[0], out=sums)  # loads the kernels
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph):
+        products = lists.gram(*both)
+        lists.combine(both, products[0], out=sums)
+    for tensor in (tensor for one in both for tensor in one):
+        tensor.normal_()
+    graph.replay()
+    assert torch.equal(products, lists.gram(*both))
+    expected = lists.combine(both, products[0])
+    assert all(torch.equal(a, b) for a, b in zip(sums, expected, strict=True))
 
 
 @every_rule

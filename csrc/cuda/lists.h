@@ -130,19 +130,26 @@ FRICTION_INLINE void add_vectors(const ListLaunch& launch, int64_t tensor, const
   add_products(x, sums);
 }
 
-// The same of elements that are read one by one, into an array that is not in registers.
-template <class T, int kMost>
+// The same of elements that are read one by one, in double.
+template <int kMost>
 FRICTION_INLINE void add_one_by_one(const ListLaunch& launch, int64_t tensor, const Eight& eight,
                                     double (&sums)[kPairs<kMost>]) {
-  T x[kMost][kVec8] = {};
   FRICTION_NO_UNROLL
-  for (int list = 0; list < launch.lists.count; ++list) {
-    if (entry_of(launch, list, tensor).data[0] == nullptr) continue;
-    FRICTION_NO_UNROLL
-    for (int i = 0; i < eight.count; ++i)
-      x[list][i] = load_one<T>(launch, list, tensor, eight.first + i);
+  for (int i = 0; i < eight.count; ++i) {
+    double x[kMost] = {};
+    FRICTION_UNROLL
+    for (int list = 0; list < kMost; ++list) {
+      if (list >= launch.lists.count) break;
+      if (entry_of(launch, list, tensor).data[0] != nullptr)
+        x[list] = load_one<double>(launch, list, tensor, eight.first + i);
+    }
+    FRICTION_UNROLL
+    for (int second = 0; second < kMost; ++second) {
+      FRICTION_UNROLL
+      for (int first = 0; first <= second; ++first)
+        sums[pairs_of(second) + first] += x[first] * x[second];
+    }
   }
-  add_products(x, sums);
 }
 
 // Adds a thread's share of a part's products.
@@ -153,11 +160,10 @@ FRICTION_INLINE void add_part(const ListLaunch& launch, const Part<1>& part, int
   if (eight.count == 0) return;
   const PartTypes types = types_of(launch, part.tensor, launch.lists.count);
   const bool vectors = types.vectors && eight.count == kVec8;
+  if (vectors && !types.wide) return add_vectors<float, kMost>(launch, part.tensor, eight, sums);
   if constexpr (kMost <= 2)  // more float64 numbers would not fit into registers
-    if (types.wide && vectors) return add_vectors<double, kMost>(launch, part.tensor, eight, sums);
-  if (types.wide) return add_one_by_one<double, kMost>(launch, part.tensor, eight, sums);
-  if (vectors) return add_vectors<float, kMost>(launch, part.tensor, eight, sums);
-  add_one_by_one<float, kMost>(launch, part.tensor, eight, sums);
+    if (vectors) return add_vectors<double, kMost>(launch, part.tensor, eight, sums);
+  add_one_by_one<kMost>(launch, part.tensor, eight, sums);
 }
 
 FRICTION_INLINE int64_t runs_of(const ListLaunch& launch) {
