@@ -26,7 +26,7 @@ def packages() -> Path:
 
 def run_tests(packages: Path, *arguments: str | Path) -> None:
     # Fewer hypothesis examples, also in CI: the mathematics has its own tests.
-    status, output = run_pytest(packages, "-p", "host_gpu_plugin", *arguments, EXAMPLES="200")
+    status, output = run_pytest(packages, "-p", "host_gpu_plugin", *arguments, EXAMPLES="50")
     assert status == 0, output[-8000:]
     assert " passed" in output
 
