@@ -2,6 +2,7 @@
 
 from friction_kernels import lists, tasks
 from friction_kernels.graph import gaussian_sigma, label_propagation
+from friction_kernels.guidance import GradientGuidance
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
 from friction_kernels.optim import (
@@ -43,6 +44,7 @@ __all__ = [
     "FrictionStats",
     "GLoss",
     "GLossStats",
+    "GradientGuidance",
     "GraphMemory",
     "LaunchCounts",
     "SigSignAdamP",
