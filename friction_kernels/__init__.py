@@ -4,6 +4,7 @@ from friction_kernels import lists, tasks
 from friction_kernels.graph import gaussian_sigma, label_propagation
 from friction_kernels.guidance import GradientGuidance
 from friction_kernels.launches import LaunchCounts, count_launches
+from friction_kernels.lora import lora_param_groups
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
 from friction_kernels.optim import (
     OPTIMIZERS,
@@ -61,6 +62,7 @@ __all__ = [
     "gaussian_sigma",
     "label_propagation",
     "lists",
+    "lora_param_groups",
     "release_gradients",
     "tasks",
 ]
