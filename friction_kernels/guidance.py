@@ -53,9 +53,9 @@ class GradientGuidance:
         optimizer: a torch.optim.Optimizer, whose parameters that require gradients are guided. Those to which
             the loss gives no gradient take no part.
         direction: "momentum", the optimizer's own first moment (`exp_avg` or `momentum_buffer`), which takes
-            no memory and does not guide before the first step; or, for each of the optimizer's parameters in
-            their order, a tensor of its shape, (*shape), such as a source task's gradient, or None for zeros
-            (default "momentum").
+            no memory and does not guide before the first step; or tensors of the parameters' shapes, one for
+            each in the optimizer's order, such as a source task's gradient, None for zeros (default
+            "momentum").
         consistency: weight of the direction's term (default 0.0).
         magnitude: weight of the norm's term; at most 0.5 in "first_order" (default 0.0).
         threshold: the norm above which the second term counts (default 0.0).

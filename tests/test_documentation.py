@@ -10,7 +10,7 @@ from markdown_pages import ROOT
 from torch.optim import Optimizer
 
 import friction_kernels
-from friction_kernels import OPTIMIZERS, GLoss, GraphMemory
+from friction_kernels import OPTIMIZERS, GLoss, GradientGuidance, GraphMemory
 from friction_kernels.optim import GradientRelease
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.memory import MemoryReport
@@ -30,7 +30,14 @@ CALLED = {
 }
 METHODS = {
     f"{cls.__name__}.{name}": method
-    for cls in (PlannedOptimizer, GLoss, GraphMemory, GradientRelease, MemoryReport)
+    for cls in (
+        PlannedOptimizer,
+        GLoss,
+        GraphMemory,
+        GradientGuidance,
+        GradientRelease,
+        MemoryReport,
+    )
     for name, method in vars(cls).items()
     if not name.startswith("_")
     and (callable(method) or isinstance(method, (property, classmethod)))
@@ -95,7 +102,12 @@ def test_docstring_says_what_comes_back(name):
 
 
 @pytest.mark.parametrize(
-    "name", [*OPTIMIZERS, "GLoss", "GraphMemory", "label_propagation", "gaussian_sigma"]
+    "name",
+    [
+        *OPTIMIZERS,
+        *("GLoss", "GraphMemory", "label_propagation", "gaussian_sigma"),
+        *("GradientGuidance", "lora_param_groups"),
+    ],
 )
 def test_docstring_names_its_source(name):
     source = re.search(r"\nSource: .*?\n\n", inspect.cleandoc(OBJECTS[name].__doc__), re.DOTALL)
