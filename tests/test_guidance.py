@@ -1,5 +1,6 @@
 """Guided gradients against double backward, and what guidance leaves as it was."""
 
+import guidance_parts
 import pytest
 import torch
 from torch import nn
@@ -260,3 +261,10 @@ def test_momentum_that_cannot_be_used_is_named():
         with pytest.raises(ValueError, match=message):
             guidance.backward(lambda: params[0].square().sum())
         assert params[0].grad is kept
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("mode", ["difference", "first_order"])
+def test_sharded_gradients_are_guided_as_whole_ones(processes, mode):
+    for off, same_bits in processes.run(guidance_parts.off_from_whole, mode):
+        assert off < 1e-6 and same_bits
