@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from friction_kernels import count_launches, lists
+from friction_kernels.lists import products
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (2048,), (2049,), (4, 3, 5, 6), (70, 130)]
@@ -231,6 +232,26 @@ def test_combine_writes_to_one_of_its_lists(which):
     found = lists.combine(given_lists, [1.0, -2.0, 0.5], out=given_lists[which])
     for y, mine, e in zip(found, given_lists[which], expected, strict=True):
         assert y is mine and torch.equal(y, e)
+
+
+def test_what_is_written_is_seen_by_autograd():
+    leaf = torch.randn(5, requires_grad=True)
+    saved = leaf * 2
+    loss = saved.square().sum()
+    lists.combine([[torch.ones(5)]], [1.0], out=[saved.detach()])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_kernels_serve_where_fsdp_was_imported():
+    import torch.distributed.fsdp  # as torch.optim's optimizers do
+
+    parameters = [torch.nn.Parameter(torch.randn(5)) for _ in range(3)]
+    calls = []
+    with count_launches() as launches, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "positions_of", lambda *given: calls.append(given) or [])
+        lists.gram(parameters, [p.detach() for p in parameters])
+    assert without_tables(launches) == {"gram": 1} and not calls
 
 
 def test_a_missing_tensor_is_an_error_or_zeros():

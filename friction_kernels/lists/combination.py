@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from friction_kernels import backends
 from friction_kernels.lists.operands import (
@@ -123,9 +124,11 @@ def write(lists: list[Operand], weights: Weights, results: Operand) -> None:
     for index, (result, *tensors) in enumerate(zip(results, *lists, strict=True)):
         if result is None and any(tensor is not None for tensor in tensors):
             raise ValueError(f"tensor {index} of out is None, and a list has one; give it a place")
-    if may_be_plain(None):
+    written = [result for result in results if result is not None]
+    if may_be_plain([*lists, results], None):
         with suppress(NotNative):
-            return _write_natively([*lists, results], weights)
+            _write_natively([*lists, results], weights)
+            return increment_version(written)
     positions = positions_of([*lists, results])
     _check_memory(positions)
     if native := [position for position in positions if position.native]:
@@ -134,6 +137,7 @@ def write(lists: list[Operand], weights: Weights, results: Operand) -> None:
     for position in positions:
         if not position.native:
             _write_plainly(position.parts, weights)
+    increment_version(written)
 
 
 def _write_natively(lists: list[Operand], weights: Weights) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from torch import Tensor
 
 from friction_kernels import backends
+from friction_kernels.flattened import is_flattened
 from friction_kernels.shards import local, mismatch, name_of, processes_of, summed_over, why_no_sum
 
 if TYPE_CHECKING:
@@ -67,12 +68,16 @@ def check_missing(lists: Sequence[Operand], missing: Missing) -> None:
                 )
 
 
-def may_be_plain(process_group: ProcessGroup | str | None) -> bool:
+def may_be_plain(lists: Sequence[Operand], process_group: ProcessGroup | str | None) -> bool:
     """Whether it is worth to read all tensors natively at once: no processes are to be asked for."""
-    return (
-        process_group is None
-        and backends.native_unavailable_reason() is None
-        and "torch.distributed.fsdp._flat_param" not in sys.modules  # it flags plain parameters
+    if process_group is not None or backends.native_unavailable_reason() is not None:
+        return False
+    if "torch.distributed.fsdp._flat_param" not in sys.modules:
+        return True
+    return not any(  # FSDP1 flags what look like plain parameters
+        type(tensor) is not Tensor and tensor is not None and is_flattened(tensor)
+        for one in lists
+        for tensor in one
     )
 
 

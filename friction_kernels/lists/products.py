@@ -128,7 +128,7 @@ def products_of(lists: list[Operand], by: By, process_group: ProcessGroup | str 
     segments = _segments_of(by, len(lists[0]))
     count = 1 if by is None else max(segments, default=-1) + 1
     device = next((x.device for one in lists for x in one if x is not None), torch.device("cpu"))
-    if may_be_plain(process_group):
+    if may_be_plain(lists, process_group):
         with suppress(NotNative):
             return _added(_native_products(lists, segments, count), device, (count, len(lists)))
     return _products_in_parts(lists, segments, count, device, process_group)
