@@ -1,11 +1,12 @@
 """Drop-in optimizers that update every parameter of every group in one launch (AdamP: three)."""
 
-from friction_kernels import lists, tasks
+from friction_kernels import lists, targets, tasks
 from friction_kernels.graph import gaussian_sigma, label_propagation
 from friction_kernels.guidance import GradientGuidance
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.lora import lora_param_groups
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
+from friction_kernels.losses.row_softmax import RowSoftmaxStats, row_softmax_loss
 from friction_kernels.optim import (
     OPTIMIZERS,
     RSGDM,
@@ -48,6 +49,7 @@ __all__ = [
     "GradientGuidance",
     "GraphMemory",
     "LaunchCounts",
+    "RowSoftmaxStats",
     "SigSignAdamP",
     "SigSignAdamW",
     "SigSignGrad",
@@ -64,5 +66,7 @@ __all__ = [
     "lists",
     "lora_param_groups",
     "release_gradients",
+    "row_softmax_loss",
+    "targets",
     "tasks",
 ]

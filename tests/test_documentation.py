@@ -26,7 +26,14 @@ CALLED = {
     name: thing
     for name, thing in OBJECTS.items()
     if name
-    not in ("GLossStats", "FrictionStats", "DirectionStats", "LaunchCounts", "count_launches")
+    not in (
+        "GLossStats",
+        "FrictionStats",
+        "DirectionStats",
+        "RowSoftmaxStats",
+        "LaunchCounts",
+        "count_launches",
+    )
 }
 METHODS = {
     f"{cls.__name__}.{name}": method

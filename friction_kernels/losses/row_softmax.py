@@ -1,0 +1,173 @@
+"""The loss of a row softmax of scores against a target, neither of which is stored."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from friction_kernels.scores.products import Mask
+from friction_kernels.scores.row_softmax import Problem, RowSoftmax, arithmetic_of
+from friction_kernels.scores.targets import KINDS, Index, Kind, Options, Target
+
+Reduction = Literal["mean", "sum", "none"]
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class RowSoftmaxStats(NamedTuple):
+    """What a row softmax loss found, without gradients but for `loss`."""
+
+    loss: Tensor
+    counted: Tensor  # (N,), whether a row counts
+    lse: Tensor  # (N,), the logarithm of the sum of its exponentials
+    entropy: Tensor  # (N,), of its softmax
+
+
+def row_softmax_loss(
+    x: Tensor,
+    w: Tensor,
+    target: Target,
+    *,
+    kind: Kind = "ce",
+    beta: float = 0.5,
+    scale: float | Tensor = 1.0,
+    bias: Tensor | None = None,
+    mask: Mask = None,
+    softcap: float | None = None,
+    reduction: Reduction = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    statistics: bool = False,
+    validate: bool | None = None,
+) -> Tensor | RowSoftmaxStats:
+    """The loss of a row softmax of x w^T against a target; neither exists as a whole.
+
+    Equals, with a target's distribution q (N, M):
+
+        z = scale * x @ w.T + bias                       # softcap: softcap * (z / softcap).tanh()
+        p = z.masked_fill(~mask, -inf).softmax(1)
+        ce = -(q * p.log()).sum(1)
+        kl = (q * (q.log() - p.log())).sum(1)
+        reverse_kl = (p * (p.log() - q.log())).sum(1)
+        m = beta * q + (1 - beta) * p
+        jsd = beta * (q * (q / m).log()).sum(1) + (1 - beta) * (p * (p / m).log()).sum(1)
+        loss = {...}[kind][counted].mean()
+
+    Scores of as many rows as 40 MiB hold exist at a time, as many of a teacher if the target is one, and 2
+    MiB at a time are worked on. Products of 16-bit numbers are summed in float32. A mean's or a sum's
+    gradients are made together with it, from the same scores; those of x, w, bias and a tensor `scale` that
+    need none cost nothing. With reduction="none" the backward computes scores again. The same inputs give
+    the same bits. It can be differentiated once.
+
+    Args:
+        x: (N, d) rows: hidden states, queries, anchors. float16, bfloat16, float32 or float64.
+        w: (M, d) columns: a vocabulary's weights, keys, candidates.
+        target: Index, SameLabel, TopK or Scores, of friction_kernels.targets.
+        kind: "ce" (cross-entropy), "kl", "reverse_kl" or "jsd"; the last two with Scores (default "ce").
+        beta: the target's share in the mixture of "jsd" (default 0.5).
+        scale: a number, or a one-element tensor, by which scores are multiplied: 1 / temperature
+            (default 1.0).
+        bias: (M,), added to the scores (default None).
+        mask: which columns take part in a row: a bool tensor (M,) or (N, M), "causal" for those up to the
+            row's number, "diagonal" for all but that, or None for all. It holds for a teacher's scores, too
+            (default None).
+        softcap: the bound of capped scores (default None).
+        reduction: "mean" over the rows that count, "sum", or "none" for (N,) losses, 0 where a row does not
+            count (default "mean").
+        ignore_index: the label of rows that do not count (default -100).
+        label_smoothing: the share of an Index target that is spread over all columns (default 0.0).
+        statistics: return RowSoftmaxStats(loss, counted, lse, entropy) (default False).
+        validate: whether labels, ids and probabilities are looked at, and NaN looked for, before a result is
+            returned, for which the host waits for a GPU; None: on the CPU (default None).
+
+    Returns:
+        the loss, in float32, or in float64 if x or w is. A row without positives or columns, or with
+        ignore_index, does not count; if none does, the loss is 0 and so are its gradients.
+
+    Raises:
+        TypeError: a dtype is not one of the four; `mask` is not bool.
+        ValueError: shapes, labels or options do not fit together; a row's loss is NaN (with `validate`).
+
+    Source: the outer form of supervised contrastive losses is that of arXiv 2004.11362; gradients are those
+    of the equations above. Chunks are this library's choice.
+    """
+    check_shapes(x, w, bias, mask)
+    options = Options(kind, beta, ignore_index, label_smoothing, statistics)
+    check_options(options, reduction, softcap, mask, target)
+    checks = x.device.type == "cpu" if validate is None else validate
+    target.check(len(x), len(w), options, checks)
+    mean = {"mean": True, "sum": False, "none": None}[reduction]
+    problem = Problem(target, options, mask, softcap, mean)
+    factor = torch.as_tensor(
+        scale, dtype=None if isinstance(scale, Tensor) else arithmetic_of(x, w)
+    )
+    if factor.numel() != 1:
+        raise ValueError(f"scale must be one number, got a tensor {tuple(factor.shape)}")
+    factor = factor.to(x.device).reshape(())
+    loss, counted, lse, entropy = RowSoftmax.apply(x, w, bias, factor, problem)  # type: ignore[no-untyped-call]
+    if checks and not loss.isfinite().all():
+        check_rows(lse)
+    return RowSoftmaxStats(loss, counted, lse, entropy) if statistics else loss
+
+
+def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
+    for name, tensor in (("x", x), ("w", w)):
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} is {tensor.dtype}; scores are of float16, bfloat16, float32 or float64"
+            )
+        if tensor.dim() != 2 or 0 in tensor.shape:
+            raise ValueError(
+                f"{name} must be a matrix that is not empty, got {tuple(tensor.shape)}"
+            )
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, and x on {x.device}")
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"x has {x.shape[1]} columns, and w {w.shape[1]}; they must have the same")
+    if bias is not None and bias.shape != (len(w),):
+        raise ValueError(
+            f"bias must be ({len(w)},), one for each row of w, got {tuple(bias.shape)}"
+        )
+    if isinstance(mask, Tensor):
+        if mask.dtype != torch.bool:
+            raise TypeError(
+                f"mask is {mask.dtype}; it must be bool, True where a column takes part"
+            )
+        if mask.shape not in ((len(w),), (len(x), len(w))):
+            raise ValueError(
+                f"mask must be ({len(w)},) or ({len(x)}, {len(w)}), got {tuple(mask.shape)}"
+            )
+    elif mask not in (None, "causal", "diagonal"):
+        raise ValueError(f"mask must be a bool tensor, 'causal', 'diagonal' or None, got {mask!r}")
+
+
+def check_options(
+    options: Options, reduction: str, softcap: float | None, mask: Mask, target: Target
+) -> None:
+    for name, value, choices in (
+        ("kind", options.kind, KINDS),
+        ("reduction", reduction, get_args(Reduction)),
+    ):
+        if value not in choices:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
+            )
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0, got {softcap}")
+    if not 0 <= options.label_smoothing < 1:
+        raise ValueError(
+            f"label_smoothing must be from 0 to below 1, got {options.label_smoothing}"
+        )
+    if options.label_smoothing and (mask is not None or not isinstance(target, Index)):
+        raise ValueError("label_smoothing is for Index targets without a mask")
+
+
+def check_rows(lse: Tensor) -> None:
+    """Raise for scores that are not numbers."""
+    if (wrong := lse.isnan()).any():
+        rows = wrong.nonzero().flatten().tolist()
+        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
+        raise ValueError(
+            f"scores of {len(rows)} rows are NaN: {shown}; look at x, w, bias and scale"
+        )

@@ -1,0 +1,168 @@
+"""Losses of a row softmax of scores x w^T, of which only some rows exist at a time."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from friction_kernels.scores.products import Mask, columns_of, mask_, scores_of, spans
+from friction_kernels.scores.targets import Options, Rows, Scores, Target, Tile
+
+TILE_BYTES = 40 << 20  # of scores that exist at once, the teacher's apart
+BLOCK_BYTES = 2 << 20  # of them that are worked on at once, in a cache
+
+
+class Problem(NamedTuple):
+    """Rows of the scores z = scale * x w^T + bias, capped and masked, and their targets."""
+
+    target: Target
+    options: Options
+    mask: Mask  # True: takes part
+    softcap: float | None
+    mean: bool | None  # over counted rows; False: the sum; None: each row's loss
+
+
+class Wanted(NamedTuple):
+    """Whose gradients are."""
+
+    x: bool
+    w: bool
+    bias: bool
+    scale: bool
+
+
+class Found(NamedTuple):
+    loss: Tensor  # (N,)
+    counted: Tensor  # (N,)
+    lse: Tensor  # (N,)
+    entropy: Tensor | None  # (N,)
+    gradients: list[Tensor | None]  # of the sum of losses, as in Wanted
+
+
+def arithmetic_of(*tensors: Tensor) -> torch.dtype:
+    wide = any(tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
+
+
+@torch.no_grad()
+def evaluate(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    problem: Problem,
+    wanted: Wanted,
+    factors: Tensor | None = None,
+) -> Found:
+    """The losses of all rows, and the gradients that are wanted, from the same scores.
+
+    factors: (N,), of the rows in the sum whose gradients are made; None: all 1.
+    """
+    dtype, target = arithmetic_of(x, w), problem.target
+    scale, bias = scale.to(dtype), None if bias is None else bias.to(dtype)
+    loss, lse = x.new_zeros(len(x), dtype=dtype), x.new_zeros(len(x), dtype=dtype)
+    counted = x.new_zeros(len(x), dtype=torch.bool)
+    entropy = torch.zeros_like(loss) if problem.options.entropy else None
+    dx = x.new_empty(x.shape, dtype=dtype) if wanted.x or wanted.scale else None
+    dw = w.new_zeros(w.shape, dtype=dtype) if wanted.w else None
+    dbias = w.new_zeros(len(w), dtype=dtype) if wanted.bias else None
+    most = max(1, min(len(x), TILE_BYTES // (len(w) * dtype.itemsize)))
+    few = max(1, BLOCK_BYTES // (len(w) * dtype.itemsize))
+    tile = x.new_empty(most, len(w), dtype=dtype)
+    of_teacher = torch.empty_like(tile) if isinstance(target, Scores) else None
+    for rows in spans(len(x), most):
+        z = scores_of(x[rows], w, scale, bias, tile[: rows.stop - rows.start])
+        teacher = None
+        if isinstance(target, Scores) and of_teacher is not None:
+            theirs = target.x[rows], target.w, target.scale, target.bias
+            teacher = scores_of(*theirs, of_teacher[: len(z)])
+        for block in spans(len(z), few):
+            here = slice(rows.start + block.start, rows.start + block.stop)
+            found = _block(z[block], here, None if teacher is None else teacher[block], problem)
+            loss[here], counted[here], lse[here] = found.loss, found.counted, found.lse
+            if entropy is not None and found.entropy is not None:
+                entropy[here] = found.entropy
+            if factors is not None:
+                z[block].mul_(factors[here, None])
+        if dx is not None:
+            dx[rows] = 0
+            for columns, right in columns_of(w, dtype):
+                dx[rows].addmm_(z[:, columns], right)
+        if dw is not None:
+            dw.addmm_(z.T, x[rows].to(dtype) * scale)
+        if dbias is not None:
+            dbias += z.sum(0)
+    dscale = (x.to(dtype) * dx).sum() if wanted.scale and dx is not None else None
+    dx = dx.mul_(scale) if wanted.x and dx is not None else None
+    return Found(loss, counted, lse, entropy, [dx, dw, dbias, dscale])
+
+
+def _block(z: Tensor, rows: slice, teacher: Tensor | None, problem: Problem) -> Rows:
+    """The losses of a few rows; their scores become dL/d(scale * x w^T + bias)."""
+    slope = None
+    if problem.softcap is not None:
+        z.div_(problem.softcap).tanh_()
+        slope = 1 - z.square()
+        z.mul_(problem.softcap)
+    for scores in (z, teacher):
+        if scores is not None:
+            mask_(scores, problem.mask, rows)
+    if problem.target.excludes_diagonal:
+        mask_(z, "diagonal", rows)
+    found = problem.target.rows(Tile(z, rows, teacher), problem.options)
+    if slope is not None:
+        z.mul_(slope)
+    return found
+
+
+class RowSoftmax(torch.autograd.Function):
+    """The loss, and of each row whether it counts, its logsumexp and its entropy.
+
+    The gradients of a sum are made with it, and multiplied in backward(). Those of single rows need their
+    factors, so the scores are computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, scale: Tensor, problem: Problem
+    ) -> tuple[Tensor, ...]:
+        ctx.dtypes = [None if t is None else t.dtype for t in (x, w, bias, scale)]
+        ctx.problem, ctx.used = problem, False
+        at_once = problem.mean is not None
+        wanted = Wanted(*ctx.needs_input_grad[:4]) if at_once else Wanted(*4 * [False])
+        with torch.autocast(x.device.type, enabled=False):
+            found = evaluate(x, w, bias, scale, problem, wanted)
+        entropy = found.lse.new_empty(0) if found.entropy is None else found.entropy
+        ctx.mark_non_differentiable(found.counted, found.lse, entropy)
+        if not at_once:
+            ctx.save_for_backward(x, w, bias, scale)
+            return found.loss, found.counted, found.lse, entropy
+        number = found.counted.sum().clamp_min(1) if problem.mean else torch.ones_like(scale)
+        ctx.save_for_backward(number, *found.gradients)
+        return found.loss.sum() / number, found.counted, found.lse, entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.problem.mean is None:
+            x, w, bias, scale = ctx.saved_tensors
+            wanted = Wanted(*ctx.needs_input_grad[:4])
+            with torch.autocast(grad.device.type, enabled=False):
+                gradients = evaluate(x, w, bias, scale, ctx.problem, wanted, grad).gradients
+        else:
+            if ctx.used:
+                raise RuntimeError(
+                    "backward() was called twice for a row softmax loss, whose gradients are made once; "
+                    "call the loss again"
+                )
+            ctx.used = True
+            number, *gradients = ctx.saved_tensors
+            factor = grad / number
+            gradients = [None if g is None else g.mul_(factor) for g in gradients]
+        of_given = (
+            None if g is None else g.to(dtype)
+            for g, dtype in zip(gradients, ctx.dtypes, strict=True)
+        )
+        return *of_given, None

@@ -1,0 +1,316 @@
+"""What a row softmax of scores is compared with: a distribution q over the columns for each row.
+
+Each target turns a tile of scores z, whole rows of it, into the rows' losses and, in place, into dL/dz.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+Kind = Literal["ce", "kl", "reverse_kl", "jsd"]
+KINDS = get_args(Kind)
+Rest = Literal["drop", "renormalise", "bucket"]
+RESTS = get_args(Rest)
+
+
+class Options(NamedTuple):
+    """How rows are compared with their targets."""
+
+    kind: Kind
+    beta: float = 0.5
+    ignore_index: int = -100
+    label_smoothing: float = 0.0
+    entropy: bool = False  # whether the rows' entropies are asked for
+
+
+class Tile(NamedTuple):
+    """Rows of scores."""
+
+    z: Tensor  # (r, M); becomes dL/dz
+    rows: slice  # which
+    teacher: Tensor | None = None  # (r, M), may be written
+
+
+class Rows(NamedTuple):
+    """What came of a tile's rows."""
+
+    loss: Tensor  # (r,); 0 where not counted
+    counted: Tensor  # (r,), bool
+    lse: Tensor  # (r,)
+    entropy: Tensor | None  # (r,)
+
+
+class Softmax(NamedTuple):
+    """p = softmax(z) of rows, which took the place of z."""
+
+    p: Tensor
+    lse: Tensor  # (r,); -inf for a row without columns
+    entropy: Tensor | None
+
+    @classmethod
+    def of(cls, z: Tensor, entropy: bool = False) -> Softmax:
+        largest = z.amax(1).clamp_min_(torch.finfo(z.dtype).min)
+        total = z.sub_(largest[:, None]).exp_().sum(1)
+        z.mul_(torch.where(total > 0, 1 / total, 0)[:, None])
+        found = torch.special.entr(z).sum(1) if entropy else None
+        return cls(z, total.log_().add_(largest), found)
+
+    def rows(self, loss: Tensor, counted: Tensor | None = None) -> Rows:
+        """With p, which has become dL/dz, set to zero where a row does not count, or has no column."""
+        some = self.lse > -torch.inf
+        counted = some if counted is None else counted & some
+        self.p.masked_fill_(~counted[:, None], 0)
+        return Rows(loss.where(counted, 0), counted, self.lse, self.entropy)
+
+
+def expected(p: Tensor, values: Tensor) -> Tensor:
+    """sum_j p_ij values_ij, where values may be infinite if p is 0."""
+    return torch.where(p > 0, values, 0).mul_(p).sum(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """One column for each row: cross-entropy over a vocabulary, or a contrastive loss with one positive.
+
+    Args:
+        labels: (N,) integers from 0 to M - 1, or ignore_index, for rows that do not count.
+    """
+
+    labels: Tensor
+    excludes_diagonal = False
+
+    def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
+        if self.labels.shape != (rows,) or self.labels.is_floating_point():
+            raise ValueError(
+                f"labels must be {rows} integers, one a row, got {self.labels.dtype} "
+                f"{tuple(self.labels.shape)}"
+            )
+        if options.kind not in ("ce", "kl"):
+            raise ValueError(
+                f"kind {options.kind!r} compares with the logarithm of the target, which is -inf for all "
+                "columns but one; use 'ce'"
+            )
+        if validate:
+            wrong = (self.labels < 0) | (self.labels >= columns)
+            wrong &= self.labels != options.ignore_index
+            if wrong.any():
+                row = int(wrong.nonzero()[0])
+                raise ValueError(
+                    f"label {int(self.labels[row])} of row {row} is none of {columns} columns; labels are "
+                    f"0 to {columns - 1}, or ignore_index ({options.ignore_index}) for rows without"
+                )
+
+    def rows(self, tile: Tile, options: Options) -> Rows:
+        labels = self.labels[tile.rows].long()
+        counted = labels != options.ignore_index
+        at = labels.where(counted, 0)[:, None]
+        chosen = tile.z.gather(1, at)[:, 0]
+        smoothing = options.label_smoothing
+        mean = tile.z.mean(1) if smoothing else chosen
+        softmax = Softmax.of(tile.z, options.entropy)
+        loss = softmax.lse - (1 - smoothing) * chosen - smoothing * mean
+        if options.kind == "kl" and smoothing:
+            columns = tile.z.shape[1]
+            rest = smoothing / columns
+            hit = 1 - smoothing + rest
+            loss = loss + hit * math.log(hit) + (columns - 1) * rest * math.log(rest)
+        softmax.p.scatter_add_(1, at, torch.full_like(at, smoothing - 1, dtype=tile.z.dtype))
+        if smoothing:
+            softmax.p.sub_(smoothing / tile.z.shape[1])
+        return softmax.rows(loss, counted)
+
+
+@dataclass(frozen=True, eq=False)
+class SameLabel:
+    """All columns of the row's label, alike: supervised contrastive (arXiv 2004.11362, the outer form).
+
+    Args:
+        rows_of: (N,) labels of the rows, integers.
+        columns_of: (M,) labels of the columns (default None: those of the rows).
+        exclude_self: row i is not compared with column i, neither as a positive nor in its softmax (default
+            False).
+    """
+
+    rows_of: Tensor
+    columns_of: Tensor | None = None
+    exclude_self: bool = False
+
+    @property
+    def excludes_diagonal(self) -> bool:
+        return self.exclude_self
+
+    def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
+        of_columns = self.rows_of if self.columns_of is None else self.columns_of
+        for name, labels, count in (("rows", self.rows_of, rows), ("columns", of_columns, columns)):
+            if labels.shape != (count,) or labels.is_floating_point():
+                raise ValueError(
+                    f"labels of {name} must be {count} integers, got {labels.dtype} {tuple(labels.shape)}"
+                )
+        if options.kind not in ("ce", "kl"):
+            raise ValueError(
+                f"kind {options.kind!r} compares with the logarithm of the target, which is -inf for "
+                "columns of other labels; use 'ce'"
+            )
+
+    def rows(self, tile: Tile, options: Options) -> Rows:
+        of_columns = self.rows_of if self.columns_of is None else self.columns_of
+        same = self.rows_of[tile.rows, None] == of_columns
+        same &= tile.z != -math.inf  # a column that takes no part is no positive
+        positives = same.sum(1)
+        counted = positives > 0
+        share = 1 / positives.clamp_min(1).to(tile.z.dtype)
+        chosen = torch.where(same, tile.z, 0).sum(1) * share
+        softmax = Softmax.of(tile.z, options.entropy)
+        loss = softmax.lse - chosen
+        if options.kind == "kl":
+            loss = loss + share.log()
+        softmax.p.sub_(torch.where(same, share[:, None], 0))
+        return softmax.rows(loss, counted)
+
+
+@dataclass(frozen=True, eq=False)
+class TopK:
+    """The largest probabilities of a stored teacher.
+
+    Args:
+        ids: (N, k) columns, all different in a row.
+        logprobs: (N, k) logarithms of the teacher's probabilities of these columns.
+        rest: what becomes of the rest of the teacher's mass: "drop" leaves it out, "renormalise" divides
+            the probabilities by their sum, "bucket" compares it with what the student gives to all other
+            columns (default "renormalise").
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    rest: Rest = "renormalise"
+    excludes_diagonal = False
+
+    def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
+        if self.rest not in RESTS:
+            raise ValueError(
+                f"rest must be one of {', '.join(map(repr, RESTS))}, got {self.rest!r}"
+            )
+        if self.ids.dim() != 2 or len(self.ids) != rows or self.ids.shape != self.logprobs.shape:
+            raise ValueError(
+                f"ids and logprobs must be ({rows}, k), got {tuple(self.ids.shape)} and "
+                f"{tuple(self.logprobs.shape)}"
+            )
+        if options.kind not in ("ce", "kl"):
+            raise ValueError(
+                f"kind {options.kind!r} needs the teacher's probability of every column, and TopK has k of "
+                "them; use 'kl'"
+            )
+        if not validate:
+            return
+        if ((self.ids < 0) | (self.ids >= columns)).any():
+            raise ValueError(f"ids must be 0 to {columns - 1}, one of the columns")
+        ordered = self.ids.sort(1).values
+        if (repeated := (ordered[:, 1:] == ordered[:, :-1]).any(1)).any():
+            raise ValueError(f"ids of row {int(repeated.nonzero()[0])} are not all different")
+        if not (self.logprobs <= 0).all():
+            raise ValueError("logprobs must be logarithms of probabilities, at most 0")
+        mass = self.logprobs.double().exp().sum(1)
+        if (mass > 1 + 1e-3).any():
+            raise ValueError(
+                f"probabilities of row {int(mass.argmax())} add up to {mass.max().item():.6g}, more than 1"
+            )
+
+    def rows(self, tile: Tile, options: Options) -> Rows:
+        ids, z = self.ids[tile.rows], tile.z
+        q = self.logprobs[tile.rows].to(z.dtype).exp()
+        if self.rest == "renormalise":
+            q = q / q.sum(1, keepdim=True)
+        chosen = z.gather(1, ids)
+        bucket = self.rest == "bucket"
+        others = 1 - q.sum(1)
+        left = others.clamp_min(0) if bucket else torch.zeros_like(others)
+        if bucket:
+            z.scatter_(1, ids, -math.inf)
+            largest = z.amax(1).clamp_min_(torch.finfo(z.dtype).min)
+            lse_others = torch.exp(z - largest[:, None]).sum(1).log() + largest
+            z.scatter_(1, ids, chosen)
+        softmax = Softmax.of(z, options.entropy)
+        mass = q.sum(1) + left
+        loss = mass * softmax.lse - (q * chosen).sum(1)
+        p = softmax.p
+        if bucket:
+            loss = loss - torch.where(left > 0, left * lse_others, 0)
+            of_chosen = p.gather(1, ids)
+            p_others = (lse_others - softmax.lse).exp()
+            p.mul_(torch.where(left > 0, 1 - left / p_others, mass)[:, None])
+            p.scatter_(1, ids, of_chosen * mass[:, None])
+        else:
+            p.mul_(mass[:, None])
+        p.scatter_add_(1, ids, -q)
+        if options.kind == "kl":
+            loss = loss + torch.xlogy(q, q).sum(1) + torch.xlogy(left, left)
+        return softmax.rows(loss)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """The softmax of other scores, x_t w_t^T: a teacher's outputs, or its attention.
+
+    Args:
+        x: (N, d_t) the teacher's rows.
+        w: (M, d_t) its columns, as many as the student's.
+        scale: by which its scores are multiplied (default 1.0).
+        bias: (M,), added to its scores (default None).
+    """
+
+    x: Tensor
+    w: Tensor
+    scale: float = 1.0
+    bias: Tensor | None = None
+    excludes_diagonal = False
+
+    def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
+        if self.x.dim() != 2 or self.w.dim() != 2 or self.x.shape[1] != self.w.shape[1]:
+            raise ValueError(
+                f"the teacher's x and w must be (N, d) and (M, d), got {tuple(self.x.shape)} and "
+                f"{tuple(self.w.shape)}"
+            )
+        if len(self.x) != rows:
+            raise ValueError(f"the teacher has {len(self.x)} rows, and the student {rows}")
+        if len(self.w) != columns:
+            raise ValueError(
+                f"the teacher has {len(self.w)} columns, and the student {columns}: vocabularies must be "
+                "the same"
+            )
+        if options.kind == "jsd" and not 0 < options.beta < 1:
+            raise ValueError(f"beta must be between 0 and 1, got {options.beta}")
+
+    def rows(self, tile: Tile, options: Options) -> Rows:
+        assert tile.teacher is not None
+        log_p, log_q = tile.z.clone(), tile.teacher
+        student = Softmax.of(tile.z, options.entropy)
+        teacher = Softmax.of(log_q.clone())
+        p, q = student.p, teacher.p
+        log_p.sub_(student.lse[:, None])
+        log_q.sub_(teacher.lse[:, None])
+        if options.kind in ("ce", "kl"):
+            loss = -expected(q, log_p)
+            if options.kind == "kl":
+                loss += expected(q, log_q)
+            p.sub_(q)
+            return student.rows(loss)
+        if options.kind == "reverse_kl":
+            ratio = log_p.sub_(log_q)
+            loss = expected(p, ratio)
+            p.copy_(torch.where(p > 0, ratio.sub_(loss[:, None]).mul_(p), 0))
+            return student.rows(loss)
+        beta = options.beta
+        log_mix = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
+        ratio = log_p.sub_(log_mix)
+        of_p = expected(p, ratio)
+        loss = beta * expected(q, log_q.sub_(log_mix)) + (1 - beta) * of_p
+        p.copy_(torch.where(p > 0, ratio.sub_(of_p[:, None]).mul_(p), 0)).mul_(1 - beta)
+        return student.rows(loss)
+
+
+Target = Index | SameLabel | TopK | Scores
