@@ -78,6 +78,16 @@ def test_states_of_zeros_have_no_direction():
     assert all(map(math.isnan, found.cos_momentum)) and all(map(math.isnan, found.cos_previous))
 
 
+def test_a_group_without_gradients_keeps_its_place():
+    opt, params = stepped(SigSignAdamW)
+    for param in params[:2]:
+        param.grad = None
+    found = direction_stats(opt)
+    assert found.grad_norm[0] == 0 and math.isnan(found.cos_momentum[0])
+    g, m = -params[2].grad.double(), opt.state[params[2]]["exp_avg"].double()
+    assert found.cos_momentum[1].item() == pytest.approx(cosine(g, m), abs=1e-6)
+
+
 def test_states_in_bfloat16_are_read_and_those_in_8_bits_named():
     opt, _ = stepped(SigSignAdamW, state_dtype="bf16")
     full, _ = stepped(SigSignAdamW)

@@ -98,7 +98,7 @@ def test_norm_of_large_numbers_does_not_overflow():
         (None, "tensor 1 is None, and no tensor"),
         (torch.arange(3), "tensor 1 is torch.int64"),
         (torch.ones(3).to(torch.float8_e4m3fn), "tensor 1 is torch.float8_e4m3fn"),
-        (torch.eye(3).to_sparse(), "tensor 1 is sparse"),
+        (torch.eye(3).to_sparse(), "tensor 1 is not strided"),
     ],
 )
 def test_norm_names_what_it_cannot_take(wrong, message):
@@ -234,6 +234,66 @@ def test_combine_writes_to_one_of_its_lists(which):
         assert y is mine and torch.equal(y, e)
 
 
+def test_interleaved_views_share_no_memory():
+    whole = torch.randn(6, 8)
+    expected = whole * 2
+    halves = [whole[:, :3], whole[:, 3:5], whole[:, 5:]]
+    lists.combine([halves], [2.0], out=halves)
+    assert torch.equal(whole, expected)
+    with pytest.raises(ValueError, match="two tensors of out share memory"):
+        lists.combine([[whole[:, :3], whole[:, 2:5]]], [1.0], out=[whole[:, :3], whole[:, 2:5]])
+    with pytest.raises(ValueError, match="out shares memory with list 0"):
+        lists.combine([[whole[:, 2:5]]], [1.0], out=[whole[:, 3:6]])
+
+
+def test_labels_may_be_an_array():
+    tensors = [torch.randn(3) for _ in range(3)]
+    expected = lists.gram(tensors, by=["a", "a", "b"])
+    for by in (torch.tensor([0, 0, 1]), torch.tensor([0, 0, 1]).numpy()):
+        assert torch.equal(lists.gram(tensors, by=by), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tracers_record_operators_of_torch():
+    a, b = torch.randn(5), torch.randn(5)
+    for traced in (
+        torch.fx.experimental.proxy_tensor.make_fx(lambda x: lists.gram([x], [x + 1]))(a),
+        torch.jit.trace(lambda x: lists.gram([x], [x + 1]), a),
+    ):
+        torch.testing.assert_close(traced(b), lists.gram([b], [b + 1]))
+
+
+def test_forward_differentiation_is_refused():
+    a = torch.randn(3)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(a, torch.ones(3))
+        with pytest.raises(RuntimeError, match="jvp"):
+            lists.combine([[dual]], [2.0])
+
+
+def test_tensors_without_addresses_are_plain_torchs():
+    given = [torch.empty(3, device="meta"), torch.empty(2, device="meta")]
+    assert [y.shape for y in lists.combine([given, given], [1.0, 2.0])] == [(3,), (2,)]
+    assert lists.gram(given, given).shape == (2, 2)
+
+
+def test_out_may_be_one_tensor():
+    a, b = torch.randn(3), torch.randn(3)
+    expected = a + b
+    [y] = lists.combine([a, b], [1, 1], out=a)
+    assert y is a and torch.equal(a, expected)
+
+
+def test_weights_of_a_list_without_gradients_have_zero_gradients():
+    a = torch.randn(3, requires_grad=True)
+    weights = torch.ones(2, requires_grad=True)
+    [y] = lists.combine([[a], [None]], weights, missing="zero")
+    of_weights, of_a = torch.autograd.grad(y.square().sum(), [weights, a], create_graph=True)
+    assert of_weights[1] == 0
+    (of_weights.sum() + of_a.sum()).backward()
+    assert weights.grad.isfinite().all()
+
+
 def test_what_is_written_is_seen_by_autograd():
     leaf = torch.randn(5, requires_grad=True)
     saved = leaf * 2
@@ -302,9 +362,20 @@ def test_a_missing_tensor_is_an_error_or_zeros():
             "2 real numbers, one a list, got 1",
         ),
         (lambda a: lists.combine([[a]], torch.ones(2)), ValueError, "1 real numbers"),
+        (lambda a: lists.combine([[a]], [a[0]]), ValueError, "torch.stack makes one"),
+        (lambda a: lists.combine([[a]], [1j]), ValueError, "1 real numbers or one tensor"),
+        (
+            lambda a: lists.combine([[a]], [2.0], out=[torch.ones(3, requires_grad=True)]),
+            RuntimeError,
+            "a tensor of out requires a gradient",
+        ),
         (lambda a: lists.combine([[a]], [1.0], out=[]), ValueError, "out has 0 tensors"),
         (lambda a: lists.combine([[a]], [1.0], out=[None]), ValueError, "tensor 0 of out is None"),
-        (lambda a: lists.combine([[a]], [1.0], out=[a[:2]]), ValueError, r"of shape \(2,\)"),
+        (
+            lambda a: lists.combine([[a]], [1.0], out=[a[:2]]),
+            ValueError,
+            r"tensor 0 of out is of shape \(2,\)",
+        ),
         (
             lambda a: lists.combine([[a[:2]], [a[1:]]], [1, 1], out=[a[:2]]),
             ValueError,

@@ -78,6 +78,10 @@ def test_lists_of_dtensors_have_the_products_and_sums_of_whole_ones(processes, l
     assert max(processes.run(sharded_cases.products_and_sums, layout)) < 1e-12
 
 
+def test_sums_of_gradients_are_taken_over_their_parameters_processes(processes):
+    assert max(processes.run(sharded_cases.sums_over_processes)) < 1e-12
+
+
 @pytest.mark.parametrize("optimizer", ["SigSignAdamW", "SigSignAdamP", "AdamP", "RSGDM"])
 def test_a_compiled_step_of_dtensors(processes, optimizer):
     options = {"lr": 0.01}

@@ -468,7 +468,7 @@ def test_weights_that_are_none_are_refused_and_nothing_is_lost(wrong):
 def test_a_sparse_gradient_is_named():
     words = nn.Embedding(5, 3, sparse=True)
     tasks = MultiTask(words.parameters(), weightings.mean())
-    message = "task 0's gradient of shared parameter 0 is sparse"
+    message = "task 0's gradient of shared parameter 0 is not strided"
     with pytest.raises(TypeError, match=message), tasks.task(0):
         words(torch.tensor([1])).sum().backward()
     assert words.weight.grad is None

@@ -7,10 +7,12 @@
 
 namespace friction {
 
-// The memory that a tensor's elements span.
+// The memory that a tensor's elements span. They may repeat with a period, as the columns of a
+// matrix do, each time within `length` bytes.
 struct Span {
   uintptr_t begin, end;
   size_t tensor;
+  uintptr_t period = 0, length = 0;
 
   explicit Span(const TensorEntry& entry, size_t tensor)
       : begin(reinterpret_cast<uintptr_t>(entry.data[0])), tensor(tensor) {
@@ -20,6 +22,20 @@ struct Span {
       for (int d = 0; d < layout->dims; ++d) last += (layout->sizes[d] - 1) * layout->strides[d];
     }
     end = begin + uintptr_t((last + 1) * bytes_of(entry.dtype[0]));
+    if (const Layout* layout = entry.layout) {
+      period = uintptr_t(layout->strides[0] * bytes_of(entry.dtype[0]));
+      length = end - begin - uintptr_t(layout->sizes[0] - 1) * period;
+    }
+  }
+
+  // False if no element of one is in the other's memory.
+  bool may_share(const Span& other) const {
+    if (begin >= other.end || other.begin >= end) return false;
+    if (period == 0 || period != other.period || length > period || other.length > period)
+      return true;
+    if (begin < other.begin) return other.may_share(*this);
+    const uintptr_t ahead = (begin - other.begin) % period;
+    return ahead < other.length || ahead + length > period;
   }
 };
 
@@ -51,18 +67,22 @@ inline void check_output(const OperandLists& lists) {
     spans.emplace_back(outputs[i], i);
   }
   std::sort(spans.begin(), spans.end(), [](auto& a, auto& b) { return a.begin < b.begin; });
-  for (size_t i = 1; i < spans.size(); ++i)
-    if (spans[i].begin < spans[i - 1].end)
-      throw std::invalid_argument("two tensors of out share memory; each needs its own");
+  std::vector<uintptr_t> ends;  // of all spans so far
+  for (size_t i = 0; i < spans.size(); ++i) {
+    ends.push_back(i == 0 ? spans[i].end : std::max(ends.back(), spans[i].end));
+    for (size_t j = i + 1; j < spans.size() && spans[j].begin < spans[i].end; ++j)
+      if (spans[i].may_share(spans[j]))
+        throw std::invalid_argument("two tensors of out share memory; each needs its own");
+  }
   for (size_t list = 0; list < last; ++list)
     for (size_t i = 0; i < lists[list].size(); ++i) {
       const TensorEntry& entry = lists[list][i];
       if (entry.data[0] == nullptr) continue;
       const Span span(entry, i);
-      auto found = std::upper_bound(spans.begin(), spans.end(), span.begin,
-                                    [](uintptr_t begin, auto& other) { return begin < other.end; });
-      for (; found != spans.end() && found->begin < span.end; ++found)
-        if (found->tensor != i || !are_the_same(entry, outputs[i]))
+      const auto first = std::upper_bound(ends.begin(), ends.end(), span.begin) - ends.begin();
+      for (auto found = spans.begin() + first; found != spans.end() && found->begin < span.end;
+           ++found)
+        if (found->may_share(span) && (found->tensor != i || !are_the_same(entry, outputs[i])))
           throw std::invalid_argument(
               "out shares memory with list " + std::to_string(list) +
               " but is not the same tensors; give that list itself, or other memory");

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import reduce
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from friction_kernels.lists.operands import (
     readable,
 )
 from friction_kernels.lists.products import gram
+from friction_kernels.shards import is_dtensor
 
 Weights = Sequence[float] | Tensor
 
@@ -37,7 +38,7 @@ def combine(
     lists: Sequence[Iterable[Tensor | None] | Tensor],
     weights: Weights,
     *,
-    out: Iterable[Tensor | None] | None = None,
+    out: Iterable[Tensor | None] | Tensor | None = None,
     missing: Missing = "error",
 ) -> list[Tensor | None]:
     """The weighted sum of lists of tensors.
@@ -47,8 +48,9 @@ def combine(
         [sum(w * x for w, x in zip(weights, tensors)) for tensors in zip(*lists)]
 
     A sum is taken in the order of the lists, in float32 or, if one of its tensors is float64, in float64,
-    and rounded to the nearest number of the result's dtype. It is linear, and differentiable any number of
-    times, in the tensors and in a tensor of weights. The host does not wait for a GPU.
+    and rounded to the nearest number of the result's dtype, from float64 to 16 bits by way of float32. It is
+    linear, and differentiable any number of times backward, in the tensors and in a tensor of weights. The
+    host does not wait for a GPU.
 
     Args:
         lists: 1 to 8 lists (K) of tensors that correspond: the same number, and at each position the same
@@ -57,7 +59,7 @@ def combine(
         weights: K numbers, or a real tensor (K,), which stays on its device.
         out: where the result goes: tensors of their own memory, or one of the lists itself (default None:
             new ones, in the dtype to which torch promotes those of a position). Not with autograd.
-        missing: what None in a list is: an "error" (the default) or "zero", a tensor of zeros.
+        missing: what None in a list is: an "error" (the default) or "zero", which is left out of the sum.
 
     Returns:
         the result: `out` as a list, or new tensors; None where no list has a tensor.
@@ -71,9 +73,15 @@ def combine(
     operands = listed(lists)
     check_missing(operands, missing)
     checked = _checked(weights, len(operands))
-    if torch.is_grad_enabled() and (
-        (isinstance(checked, Tensor) and checked.requires_grad)
-        or any(tensor is not None and tensor.requires_grad for one in operands for tensor in one)
+    is_forward = torch.autograd.forward_ad._current_level >= 0  # whose tangents autograd refuses
+    if is_forward or (
+        torch.is_grad_enabled()
+        and (
+            (isinstance(checked, Tensor) and checked.requires_grad)
+            or any(
+                tensor is not None and tensor.requires_grad for one in operands for tensor in one
+            )
+        )
     ):
         if out is not None:
             raise RuntimeError(
@@ -81,7 +89,15 @@ def combine(
                 "torch.no_grad()"
             )
         return _recorded(operands, checked)
-    results = new_results(operands) if out is None else list(out)
+    if out is None:
+        results = new_results(operands)
+    else:
+        results = [out] if isinstance(out, Tensor) else list(out)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in results):
+            raise RuntimeError(
+                "a tensor of out requires a gradient, and autograd does not record what is written to it; "
+                "call combine() under torch.no_grad()"
+            )
     write(operands, checked, results)
     return results
 
@@ -93,8 +109,16 @@ def _checked(weights: Weights, lists: int) -> Weights:
                 f"weights must be {lists} real numbers, one a list, got a tensor of {weights.dtype} "
                 f"{tuple(weights.shape)}"
             )
+        if is_dtensor(weights):
+            raise ValueError("weights are a DTensor; give weights.full_tensor()")
         return weights
-    numbers = [float(weight) for weight in weights]
+    given = list(weights)
+    if any(isinstance(weight, (Tensor, complex)) for weight in given):
+        raise ValueError(
+            f"weights must be {lists} real numbers or one tensor, got {given!r}; torch.stack makes one of "
+            "several tensors"
+        )
+    numbers = [float(weight) for weight in given]
     if len(numbers) != lists:
         raise ValueError(f"weights must be {lists} real numbers, one a list, got {len(numbers)}")
     return numbers
@@ -129,7 +153,7 @@ def write(lists: list[Operand], weights: Weights, results: Operand) -> None:
         with suppress(NotNative):
             _write_natively([*lists, results], weights)
             return increment_version(written)
-    positions = positions_of([*lists, results])
+    positions = positions_of([*lists, results], last="out")
     _check_memory(positions)
     if native := [position for position in positions if position.native]:
         with readable(native):
@@ -190,17 +214,24 @@ def _reals(tensor: Tensor) -> Tensor:
 def _check_memory(positions: Sequence[Position]) -> None:
     """Raise ValueError if a result shares memory with a tensor that is not the same, as native code does."""
     results = sorted((*_span(position.parts[-1]), position.place) for position in positions)
+    results = [span for span in results if span[0]]  # what has no address shares nothing
     for (_, end, _), (begin, _, _) in pairwise(results):
         if begin < end:
             raise ValueError("two tensors of out share memory; each needs its own")
     ends = [end for _, end, _ in results]
     for position in positions:
+        result = position.parts[-1]
+        if result is not None and torch._debug_has_internal_overlap(result) == 1:
+            raise ValueError(
+                "a tensor of out has elements that share memory, such as one that was expanded; give a copy "
+                "of it"
+            )
         for number, part in enumerate(position.parts[:-1]):
             begin, end = _span(part)
-            for start, _, index in results[bisect_right(ends, begin) :]:
+            for start, _, place in islice(results, bisect_right(ends, begin), None):
                 if start >= end:
                     break
-                if index != position.place or not _is_same(part, position.parts[-1]):
+                if place != position.place or not _is_same(part, result):
                     raise ValueError(
                         f"out shares memory with list {number} but is not the same tensors; give that "
                         "list itself, or other memory"
@@ -253,16 +284,21 @@ class _Combination(torch.autograd.Function):
         given = numbers if weights is None else weights
         assert given is not None
         write(lists, given, results)
+        ctx.placements = [y.placements if is_dtensor(y) else None for y in results]
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
         weights, *flat = ctx.saved_tensors
+        grads = tuple(
+            grad.redistribute(placements=placements) if is_dtensor(grad) and placements else grad
+            for grad, placements in zip(grads, ctx.placements, strict=True)
+        )
         needed = _split(ctx.needs_input_grad[3:], len(ctx.needs_input_grad[3:]) // len(grads))
         of_weights = None
         if ctx.needs_input_grad[2]:
             lists = _split(flat, len(needed))
-            of_weights = torch.stack([_product(grads, one) for one in lists]).to(weights)
+            of_weights = torch.stack([_product(grads, one).to(weights) for one in lists])
         of_tensors: Operand = []
         for number, (wanted, dtypes) in enumerate(
             zip(needed, _split(ctx.like, len(needed)), strict=True)
@@ -289,7 +325,10 @@ def _product(grads: Sequence[Tensor | None], tensors: Operand) -> Tensor:
         for grad, tensor in zip(grads, tensors, strict=True)
         if grad is not None and tensor is not None
     ]
+    if not pairs:
+        return torch.zeros((), dtype=torch.float64)
     if not torch.is_grad_enabled():
         return gram([grad for grad, _ in pairs], [tensor for _, tensor in pairs])[0, 1]
     wide = [(a.to(torch.promote_types(a.dtype, torch.float64)), b) for a, b in pairs]
-    return torch.stack([(a * b.conj()).real.sum() for a, b in wide]).sum()
+    products = [(a * b.conj()).real.sum() for a, b in wide]
+    return torch.stack([x.full_tensor() if is_dtensor(x) else x for x in products]).sum()

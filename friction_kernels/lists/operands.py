@@ -11,11 +11,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from friction_kernels import backends
 from friction_kernels.flattened import is_flattened
-from friction_kernels.shards import local, mismatch, name_of, processes_of, summed_over, why_no_sum
+from friction_kernels.shards import (
+    is_dtensor,
+    local,
+    mismatch,
+    name_of,
+    processes_of,
+    summed_over,
+    why_no_sum,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -68,9 +77,17 @@ def check_missing(lists: Sequence[Operand], missing: Missing) -> None:
                 )
 
 
+def is_traced() -> bool:
+    """Whether torch records operators to run them again, in which native code has no part."""
+    proxies = sys.modules.get("torch.fx.experimental.proxy_tensor")
+    is_proxied = proxies is not None and proxies.get_proxy_mode() is not None
+    return is_proxied or torch._C._get_tracing_state() is not None
+
+
 def may_be_plain(lists: Sequence[Operand], process_group: ProcessGroup | str | None) -> bool:
     """Whether it is worth to read all tensors natively at once: no processes are to be asked for."""
-    if process_group is not None or backends.native_unavailable_reason() is not None:
+    unavailable = backends.native_unavailable_reason() is not None
+    if process_group is not None or unavailable or is_traced():
         return False
     if "torch.distributed.fsdp._flat_param" not in sys.modules:
         return True
@@ -88,20 +105,31 @@ def check_device(device: int) -> None:
 
 
 def positions_of(
-    lists: Sequence[Operand], process_group: ProcessGroup | str | None = None
+    lists: Sequence[Operand],
+    process_group: ProcessGroup | str | None = None,
+    *,
+    owners: Sequence[Tensor] | None = None,
+    last: str | None = None,
 ) -> list[Position]:
-    """The tensors by position, or an error that names the one that cannot be taken."""
+    """The tensors by position, or an error that names the one that cannot be taken.
+
+    owners: the parameters that know which processes hold the other parts of gradients; None: the tensors
+    themselves. last: what the last list is called.
+    """
     name = name_of(process_group)
     others = processes_of(name)
+    is_traceable = not is_traced()
     positions = []
     for index, tensors in enumerate(zip(*lists, strict=True)):
-        first = None
+        first, owner = None, None if owners is None else owners[index]
         for number, tensor in enumerate(tensors):
             if tensor is None:
                 continue
             what = f"tensor {index}" if len(lists) == 1 else f"tensor {index} of list {number}"
+            if last is not None and number == len(lists) - 1:
+                what = f"tensor {index} of {last}"
             check_tensor(tensor, what)
-            problem = why_no_sum(tensor, name)
+            problem = why_no_sum(tensor if owner is None else owner, name)
             if problem is not None:
                 raise RuntimeError(f"the sum over {what} is not known: {problem}")
             if first is None:
@@ -111,10 +139,11 @@ def positions_of(
         if first is None:
             continue
         parts = [None if tensor is None else local(tensor).detach() for tensor in tensors]
-        native = all(
+        native = is_traceable and all(
             backends.native_fallback_reason(part) is None for part in parts if part is not None
         )
-        positions.append(Position(index, parts, summed_over(first, others), native))
+        processes = summed_over(first if owner is None else owner, others)
+        positions.append(Position(index, parts, processes, native))
     return positions
 
 
@@ -142,9 +171,13 @@ def check_tensor(tensor: object, what: str) -> None:
             f"{what} is {tensor.dtype}; lists are of floating tensors of 16 bits or more, or of complex "
             "ones"
         )
+    if is_dtensor(tensor) and any(placement.is_partial() for placement in tensor.placements):
+        raise ValueError(
+            f"{what} is spread as {tensor.placements}, a sum that has not been taken; redistribute it"
+        )
     layout = str(local(tensor).layout)
     if layout != "torch.strided":
-        raise TypeError(f"{what} is sparse ({layout}); make it dense")
+        raise TypeError(f"{what} is not strided ({layout}); make it dense")
 
 
 def check_alike(first: Tensor, other: Tensor, first_name: str, name: str) -> None:
@@ -157,5 +190,9 @@ def check_alike(first: Tensor, other: Tensor, first_name: str, name: str) -> Non
             raise ValueError(
                 f"{name} is {aspect} {mine}, and {first_name} {aspect} {its}; they must correspond"
             )
+    if is_dtensor(first) != is_dtensor(other):
+        raise ValueError(
+            f"only one of {first_name} and {name} is a DTensor; both must be, or neither"
+        )
     if problem := mismatch(first, other):
         raise ValueError(f"{name} is not sharded as {first_name}: {problem}")

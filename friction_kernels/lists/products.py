@@ -41,7 +41,7 @@ def gram(
 ) -> Tensor:
     """The inner products of lists of tensors, each viewed as a single vector.
 
-    Equals, in one launch per device and without a copy of any tensor:
+    Equals, in one launch per device and without a copy of any tensor that kernels serve:
 
         flat = [torch.cat([tensor.flatten() for tensor in one]).double() for one in lists]
         torch.stack([torch.stack([torch.dot(a, b) for b in flat]) for a in flat])
@@ -49,7 +49,8 @@ def gram(
     Products are summed as in `norm`: up to 2,048 elements at a time in their dtype, in float32 at least, or
     in float64 where that overflows, and these sums in float64. The same tensors give the same bits, whatever
     the number of threads. Complex numbers count as pairs, so products are real. Numbers that are not finite
-    are not looked for: they make products inf or nan. The host does not wait for a GPU.
+    are not looked for: they make products inf or nan. Float32 numbers below 1e-19 lose digits, and below
+    1e-23 their squares count as 0. The result is detached. The host does not wait for a GPU.
 
     Args:
         lists: 1 to 8 lists (K) of tensors, such as [p.grad for p in model.parameters()], that correspond:
@@ -127,16 +128,34 @@ def products_of(lists: list[Operand], by: By, process_group: ProcessGroup | str 
     """The products (S, K, K) of each label."""
     segments = _segments_of(by, len(lists[0]))
     count = 1 if by is None else max(segments, default=-1) + 1
+    return segmented_products(lists, segments, count, process_group)
+
+
+@torch.no_grad()
+def segmented_products(
+    lists: list[Operand],
+    segments: list[int],
+    count: int,
+    process_group: ProcessGroup | str | None,
+    owners: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """The products (count, K, K) of positions with the same segment, a number below count; [] means one.
+
+    owners: the parameters whose gradients these are, as in positions_of.
+    """
     device = next((x.device for one in lists for x in one if x is not None), torch.device("cpu"))
-    if may_be_plain(lists, process_group):
+    if may_be_plain(lists if owners is None else [*lists, [*owners]], process_group):
         with suppress(NotNative):
             return _added(_native_products(lists, segments, count), device, (count, len(lists)))
-    return _products_in_parts(lists, segments, count, device, process_group)
+    positions = positions_of(lists, process_group, owners=owners)
+    return _products_in_parts(positions, segments, (count, len(lists)), device, process_group)
 
 
 def _segments_of(by: By, tensors: int) -> list[int]:
     if by is None:
         return []
+    if hasattr(by, "tolist"):  # an array or a tensor, whose items are no labels
+        by = by.tolist()
     if by == "tensor":
         return list(range(tensors))
     if isinstance(by, str) or len(by) != tensors:
@@ -186,18 +205,17 @@ def _added(made: Sequence[Tensor], device: torch.device, size: tuple[int, int]) 
 
 
 def _products_in_parts(
-    lists: list[Operand],
+    given: list[Position],
     segments: list[int],
-    count: int,
+    size: tuple[int, int],
     device: torch.device,
     process_group: ProcessGroup | str | None,
 ) -> Tensor:
     """Products of what is sharded, or not served by kernels."""
-    size = (count, len(lists))
     others = processes_of(name_of(process_group))
     # All processes take part in a sum, whatever they hold.
     spread: dict[tuple[ProcessGroup, ...], list[Position]] = {others: []} if others else {}
-    for position in positions_of(lists, process_group):
+    for position in given:
         spread.setdefault(position.processes, []).append(position)
     total = _added([], device, size)
     for processes, positions in spread.items():
@@ -205,7 +223,7 @@ def _products_in_parts(
         if native := [position for position in positions if position.native]:
             of = [segments[position.place] for position in native] if segments else []
             with readable(native):
-                made = _native_products(lists_of(native), of, count)
+                made = _native_products(lists_of(native), of, size[0])
         for position in positions:
             if not position.native:
                 products = _added([], device, size)
@@ -224,4 +242,8 @@ def _reference(parts: Operand) -> Tensor:
         else part.reshape(-1).to(torch.promote_types(part.dtype, torch.float64))
         for part in parts
     ]
-    return torch.stack([torch.stack([(a * b.conj()).sum().real for b in flat]) for a in flat])
+    products = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=first.device)
+    for i, a in enumerate(flat):
+        for j, b in enumerate(flat[: i + 1]):
+            products[i, j] = products[j, i] = (a * b.conj()).sum().real
+    return products

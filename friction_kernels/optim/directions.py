@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from friction_kernels import lists
+from friction_kernels.lists.products import segmented_products
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.statistics import check_gradients
 from friction_kernels.shards import wrap
@@ -16,7 +16,8 @@ from friction_kernels.shards import wrap
 class DirectionStats(NamedTuple):
     """float64 tensors (S,) on the first gradient's device, one number a group or tensor.
 
-    A cosine is nan where one of its vectors is zero, as all states are before the first step.
+    A group without gradients has norms of 0. A cosine is nan where one of its vectors is zero, as all states
+    are before the first step.
     """
 
     grad_norm: Tensor
@@ -37,8 +38,9 @@ def direction_stats(
         g.norm(), m.norm(), g @ m / (g.norm() * m.norm()), g @ h / (g.norm() * h.norm())
 
     g is the gradient as it is, with its loss scale and before clipping, which do not change cosines, and
-    negated if the group maximizes. m is the state exp_avg (momentum_buffer), without bias correction.
-    Parameters without a gradient are left out.
+    negated if the group maximizes. m is the state exp_avg (momentum_buffer), without bias correction, and h
+    is what the last step applied; coupled weight decay is part of both and not of g. Parameters without a
+    gradient are left out.
 
     These statistics are this library's.
 
@@ -67,25 +69,36 @@ def direction_stats(
     states_of_rule = opt.rule.states.items()
     momentum = next(name for name, kind in states_of_rule if not kind.non_negative)
     copies = [name for name, kind in states_of_rule if not kind.at_least_float32]
-    vectors: list[list[Tensor | None]] = [[] for _ in range(2 + len(copies))]
-    labels: list[int] = []
-    signs: list[float] = []
+    owners: list[Tensor] = []
+    groups: list[int] = []
     for number, group in enumerate(opt.param_groups):
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            states = opt.state.get(param, {})
-            vectors[0].append(param.grad)
-            for vector, name in zip(vectors[1:], (momentum, *copies), strict=True):
-                vector.append(_floating(states.get(name), name, param))
-            labels.append(number)
-            signs.append(-1.0 if group["maximize"] else 1.0)
-    if by == "group":
-        signs = [signs[labels.index(label)] for label in dict.fromkeys(labels)]
-    products = lists.gram(*vectors, by="tensor" if by == "tensor" else labels, missing="zero")
+        with_gradient = [param for param in group["params"] if param.grad is not None]
+        owners += with_gradient
+        groups += [number] * len(with_gradient)
+    vectors: list[list[Tensor | None]] = [[param.grad for param in owners]]
+    for name in (momentum, *copies):
+        states = (opt.state.get(param, {}).get(name) for param in owners)
+        vectors.append(
+            [_floating(state, name, param) for state, param in zip(states, owners, strict=True)]
+        )
+    of_groups = [group["process_group"] for group in opt.param_groups]
+    signs = [-1.0 if group["maximize"] else 1.0 for group in opt.param_groups]
+    labels, count = groups, len(opt.param_groups)
+    if by == "tensor":
+        labels, count = list(range(len(owners))), len(owners)
+        signs = [signs[number] for number in groups]
+    parts = []
+    for process_group in dict.fromkeys(of_groups):  # one, as a rule
+        mine = [i for i, number in enumerate(groups) if of_groups[number] == process_group]
+        chosen = [[one[i] for i in mine] for one in vectors]
+        segments, of = [labels[i] for i in mine], [owners[i] for i in mine]
+        parts.append(segmented_products(chosen, segments, count, process_group, of))
+    products = torch.stack([part.to(parts[0].device) for part in parts]).sum(0)
     norms = products.diagonal(dim1=1, dim2=2).sqrt()
     cosines = products[:, 0, 1:] / (norms[:, :1] * norms[:, 1:])
-    cosines = cosines * torch.tensor(signs, dtype=torch.float64).to(cosines.device)[:, None]
+    cosines = (
+        cosines * torch.tensor(signs, dtype=torch.float64, device="cpu").to(cosines.device)[:, None]
+    )
     previous = cosines[:, 1] if copies else None
     return DirectionStats(norms[:, 0], norms[:, 1], cosines[:, 0], previous)
 

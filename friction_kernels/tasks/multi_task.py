@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from friction_kernels.lists import combine, gram
+from friction_kernels.lists import combine
 from friction_kernels.lists.operands import MOST_LISTS, Operand
+from friction_kernels.lists.products import segmented_products
 from friction_kernels.tasks.checks import check_gradients, check_no_gradients, check_parameters
 from friction_kernels.tasks.keeping import Keep, decoded, stored
 from friction_kernels.tasks.weightings import Weighting, cosines
@@ -113,7 +114,7 @@ class MultiTask:
             RuntimeError: a task is entered in another, or twice; a shared parameter has a gradient already;
                 at the end of the block, none has one, or one is in the memory of another task's.
         """
-        if number not in range(MOST_LISTS):
+        if isinstance(number, Tensor) or number not in range(MOST_LISTS):
             raise ValueError(f"tasks are numbered 0 to {MOST_LISTS - 1}, got {number!r}")
         if self._open is not None:
             raise RuntimeError(f"task {number} is entered within task {self._open}; end that first")
@@ -155,8 +156,8 @@ class MultiTask:
         check_no_gradients(self._parameters, "combine()")
         kept = [self._kept[number] for number in sorted(self._kept)]
         products = (
-            gram(*gradients, missing="zero", process_group=self._process_group)
-            for _, gradients in self._parts(kept)
+            segmented_products(gradients, [], 1, self._process_group, parameters)[0]
+            for parameters, gradients in self._parts(kept)
         )
         gramian = reduce(lambda total, more: total + more.to(total.device), products)
         weights = self._weights_of(gramian)
@@ -183,7 +184,7 @@ class MultiTask:
 
     def _weights_of(self, gramian: Tensor) -> Tensor:
         count, finite = len(gramian), gramian.isfinite().all()
-        identity = torch.eye(count, out=torch.empty_like(gramian))
+        identity = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
         weights = self._weighting(torch.where(finite, gramian, identity))
         if not isinstance(weights, Tensor) or weights.shape != (count,) or weights.is_complex():
             raise ValueError(

@@ -2,7 +2,8 @@
 
 A weighting takes the Gram matrix G (T, T), float64, and returns the weights w (T,); the combined gradient is
 sum_i w_i g_i. Whatever is a function of inner products can be written so, with a dot product of gradients as
-an element of G. These read no number back from a GPU.
+an element of G. These read no number back from a GPU. Gradients whose squares underflow (lists.gram) count as
+zeros in them.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def pcgrad(generator: torch.Generator | None = None) -> Weighting:
         count = len(gramian)
         rows = torch.eye(count, dtype=gramian.dtype, device=gramian.device)
         for i, row in enumerate(rows):
-            for j in torch.randperm(count, generator=drawn_by).tolist():
+            for j in torch.randperm(count, generator=drawn_by, device="cpu").tolist():
                 if j != i:
                     square = gramian[j, j]
                     conflict = (gramian[j] @ row).clamp(max=0)

@@ -13,7 +13,7 @@ from optimizer_cases import noise
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     RowwiseParallel,
@@ -21,7 +21,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from friction_kernels import OPTIMIZERS, clip_grad_norm_, lists, release_gradients
+from friction_kernels import OPTIMIZERS, clip_grad_norm_, direction_stats, lists, release_gradients
 
 SHAPES = [(26, 6), (9, 4, 2), (3,), (30,)]  # on four processes: uneven, and empty on the last
 
@@ -230,6 +230,34 @@ def products_and_sums(layout):
     in_place = lists.combine(mine, weights, out=mine[1])
     assert in_place[0] is mine[1][0]
     return max(difference(new, expected), difference(in_place, expected))
+
+
+def sums_over_processes():
+    """What is found of gradients that only their parameters, or a process group, know to be parts."""
+    group, parts = dist.group.WORLD, []
+    whole = [noise((4 * dist.get_world_size(), 3), i, torch.float64) for i in range(2)]
+    for value in whole:
+        parts.append(nn.Parameter(value.chunk(dist.get_world_size())[dist.get_rank()].clone()))
+    opt = OPTIMIZERS["SigSignAdamW"](parts, process_group=group)
+    for part in parts:
+        part.grad = part.detach().clone()
+    exact = torch.cat([value.flatten() for value in whole]).norm()
+    found = [direction_stats(opt).grad_norm.squeeze(), lists.norm(parts, process_group=group)]
+    partial = DTensor.from_local(whole[0], world(), [Partial()])
+    try:
+        lists.norm([partial])
+    except ValueError as error:
+        assert "a sum that has not been taken" in str(error)
+    else:
+        raise AssertionError("a partial sum was taken for a whole")
+    rows = [distribute_tensor(value, world(), [Shard(0)]).requires_grad_() for value in whole]
+    weights = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    [total] = lists.combine([[rows[0]], [rows[1]]], weights)
+    total.full_tensor().square().sum().backward()
+    both = whole[0] + whole[1]
+    torch.testing.assert_close(rows[0].grad.full_tensor(), 2 * both)
+    torch.testing.assert_close(weights.grad, torch.stack([(2 * both * w).sum() for w in whole]))
+    return difference(found, [exact, exact])
 
 
 def transposed(optimizer, options, dim):
