@@ -6,7 +6,10 @@ from friction_kernels.guidance import GradientGuidance
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.lora import lora_param_groups
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
+from friction_kernels.losses.infonce import InfoNCELoss
+from friction_kernels.losses.retrieval import RetrievalLoss
 from friction_kernels.losses.row_softmax import RowSoftmaxStats, row_softmax_loss
+from friction_kernels.losses.supcon import SupConLoss
 from friction_kernels.optim import (
     OPTIMIZERS,
     RSGDM,
@@ -48,11 +51,14 @@ __all__ = [
     "GLossStats",
     "GradientGuidance",
     "GraphMemory",
+    "InfoNCELoss",
     "LaunchCounts",
+    "RetrievalLoss",
     "RowSoftmaxStats",
     "SigSignAdamP",
     "SigSignAdamW",
     "SigSignGrad",
+    "SupConLoss",
     "TanhSignAdamP",
     "TanhSignAdamW",
     "TanhSignGrad",

@@ -10,7 +10,15 @@ from markdown_pages import ROOT
 from torch.optim import Optimizer
 
 import friction_kernels
-from friction_kernels import OPTIMIZERS, GLoss, GradientGuidance, GraphMemory
+from friction_kernels import (
+    OPTIMIZERS,
+    GLoss,
+    GradientGuidance,
+    GraphMemory,
+    InfoNCELoss,
+    RetrievalLoss,
+    SupConLoss,
+)
 from friction_kernels.optim import GradientRelease
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.memory import MemoryReport
@@ -42,6 +50,9 @@ METHODS = {
         GLoss,
         GraphMemory,
         GradientGuidance,
+        SupConLoss,
+        InfoNCELoss,
+        RetrievalLoss,
         GradientRelease,
         MemoryReport,
     )
@@ -114,6 +125,7 @@ def test_docstring_says_what_comes_back(name):
         *OPTIMIZERS,
         *("GLoss", "GraphMemory", "label_propagation", "gaussian_sigma"),
         *("GradientGuidance", "lora_param_groups"),
+        *("SupConLoss", "InfoNCELoss", "RetrievalLoss"),
     ],
 )
 def test_docstring_names_its_source(name):

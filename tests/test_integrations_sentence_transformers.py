@@ -1,4 +1,4 @@
-"""GLoss as a loss of sentence-transformers: what it is, and under the library's Trainer."""
+"""Losses as sentence-transformers calls them: what they are, and under the library's Trainer."""
 
 import pytest
 import torch
@@ -6,8 +6,12 @@ from integration_examples import accuracy_in, example, run_here
 from torch import nn
 
 from friction_kernels import GLoss as GraphLoss
-from friction_kernels import GraphMemory, SigSignAdamW
-from friction_kernels.integrations.sentence_transformers import GLoss, text_ids
+from friction_kernels import GraphMemory, InfoNCELoss, SigSignAdamW
+from friction_kernels.integrations.sentence_transformers import (
+    GLoss,
+    MultipleNegativesRankingLoss,
+    text_ids,
+)
 
 CLASSES = 3
 
@@ -122,6 +126,69 @@ def test_a_model_card_can_say_what_it_is():
     }
     assert GLoss(Model(), CLASSES, sigma="root").get_config_dict()["sigma"] == "root"
     assert "2604.25853" in loss_fn.citation
+
+
+def cos_sim(a, b):
+    """As sentence-transformers has it, for which it stands here."""
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_multiple_negatives_ranking_is_infonce_of_the_models_embeddings(columns):
+    model = Model()
+    features = [{"numbers": torch.randn(8, 8)} for _ in range(columns)]
+    loss = MultipleNegativesRankingLoss(model, scale=10, similarity_fct=cos_sim)(
+        iter(features), None
+    )
+    anchors, positives, *rest = (model.layer(column["numbers"]) for column in features)
+    expected = InfoNCELoss(0.1)(anchors, positives, torch.cat(rest) if rest else None)
+    assert torch.equal(loss, expected)
+    loss.backward()
+    assert model.layer.weight.grad.any()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("similarity", ["cos_sim", "dot_score"])
+def test_multiple_negatives_ranking_is_theirs(similarity, symmetric):
+    library = pytest.importorskip(
+        "sentence_transformers", reason="sentence-transformers is not installed"
+    )
+    theirs = library.sentence_transformer.losses.MultipleNegativesRankingLoss
+    model, found = Model().double(), []
+    features = [{"numbers": torch.randn(8, 8, dtype=torch.float64)} for _ in range(4)]
+    similarity_fct = getattr(library.util, similarity)
+    both_ways = {
+        "directions": ("query_to_doc", "doc_to_query"),
+        "partition_mode": "per_direction",
+    }
+    for cls, options in (
+        (MultipleNegativesRankingLoss, {"symmetric": symmetric}),
+        (theirs, both_ways if symmetric else {}),
+    ):
+        loss = cls(model, 5.0, similarity_fct, **options)(features, None)
+        found.append((loss.detach(), *torch.autograd.grad(loss, model.layer.weight)))
+    for mine, of_theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, of_theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_multiple_negatives_ranking_refuses_what_cannot_be(batch):
+    features, _ = batch
+    with pytest.raises(ValueError, match="columns of anchors and positives, and the dataset has 1"):
+        MultipleNegativesRankingLoss(Model())(features)
+    with pytest.raises(ValueError, match="scale must be above 0"):
+        MultipleNegativesRankingLoss(Model(), scale=0)
+    with pytest.raises(ValueError, match="similarity_fct must be cos_sim or dot_score"):
+        MultipleNegativesRankingLoss(Model(), similarity_fct=torch.cdist)
+
+
+def test_a_model_card_can_say_what_multiple_negatives_ranking_is():
+    loss_fn = MultipleNegativesRankingLoss(Model())
+    assert loss_fn.get_config_dict() == {
+        "scale": 20.0,
+        "similarity_fct": "cos_sim",
+        "gather_across_devices": False,
+        "symmetric": False,
+    }
+    assert "1807.03748" in loss_fn.citation
 
 
 @pytest.fixture(scope="module")

@@ -1,14 +1,17 @@
-"""GLoss as a sentence-transformers loss, for use with its Trainer."""
+"""Losses as sentence-transformers calls them, for use with its Trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from friction_kernels import losses
+from friction_kernels.losses.distributed import is_distributed
+from friction_kernels.losses.infonce import InfoNCELoss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -24,6 +27,18 @@ CITATION = """
     primaryClass = {cs.CL}
 }
 """
+
+INFONCE_CITATION = """
+@misc{oord2019representation,
+    title = {Representation Learning with Contrastive Predictive Coding},
+    author = {van den Oord, Aaron and Li, Yazhe and Vinyals, Oriol},
+    year = {2019},
+    eprint = {1807.03748},
+    archivePrefix = {arXiv},
+    primaryClass = {cs.LG}
+}
+"""
+SIMILARITIES = ("cos_sim", "dot_score")
 
 
 class GLoss(nn.Module):
@@ -114,6 +129,96 @@ class GLoss(nn.Module):
     def citation(self) -> str:
         """The paper's BibTeX entry."""
         return CITATION
+
+
+class MultipleNegativesRankingLoss(nn.Module):
+    """sentence-transformers' loss of that name, whose scores are never stored as a whole.
+
+    Equals, with the embeddings that `model` computes of the dataset's columns anchor, positive and, if there
+    are any, negatives:
+
+        friction_kernels.InfoNCELoss(1 / scale, symmetric)(anchors, positives, negatives)
+
+    Call: loss = loss_fn(sentence_features, labels), as the Trainer does; see `forward`.
+
+    Source: van den Oord et al., arXiv 1807.03748; Henderson et al., arXiv 1705.00652. Ours: that scores are
+    not stored.
+
+    Args:
+        model: a SentenceTransformer, the first argument of every loss in sentence-transformers.
+        scale: by which similarities are multiplied, above 0; 1 / temperature (default 20.0).
+        similarity_fct: sentence-transformers' `cos_sim` or `dot_score`, or their names (default "cos_sim").
+        gather_across_devices: each anchor meets the candidates of all ranks. Returned is the mean over the
+            anchors of all ranks, where sentence-transformers returns that over its own; gradients that
+            DistributedDataParallel has averaged are the same (default False).
+        symmetric: the mean of both directions, which sentence-transformers calls
+            directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction" (default False).
+
+    Raises:
+        ValueError, TypeError: options out of range, from the constructor; fewer than two text columns, from
+            the call.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        scale: float = 20.0,
+        similarity_fct: str | Callable[[Tensor, Tensor], Tensor] = "cos_sim",
+        gather_across_devices: bool = False,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale must be above 0, got {scale}")
+        name = getattr(similarity_fct, "__name__", similarity_fct)
+        if name not in SIMILARITIES:
+            raise ValueError(f"similarity_fct must be cos_sim or dot_score, got {similarity_fct!r}")
+        self.model = model  # the Trainer replaces this attribute with its wrapped model
+        self.scale, self.similarity_fct = scale, name
+        self.gather_across_devices = gather_across_devices
+        self.contrastive_loss = InfoNCELoss(
+            1 / scale, symmetric, normalize=name == "cos_sim", gather=gather_across_devices
+        )
+
+    def forward(
+        self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None
+    ) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            sentence_features: for each column of N texts a dict of model inputs: anchors, positives, and any
+                number of columns of negatives.
+            labels: (N,), not used.
+
+        Returns:
+            A scalar, in float32, or float64 if the embeddings are.
+        """
+        embeddings = [self.model(column)["sentence_embedding"] for column in sentence_features]
+        if len(embeddings) < 2:
+            raise ValueError(
+                "MultipleNegativesRankingLoss needs columns of anchors and positives, and the dataset has "
+                f"{len(embeddings)}"
+            )
+        anchors, positives, *rest = embeddings
+        loss = self.contrastive_loss(anchors, positives, torch.cat(rest) if rest else None)
+        if not (self.gather_across_devices and is_distributed()):
+            return loss
+        # Averaging over ranks divides their rows' gradients, which are parts of one sum.
+        return loss + (dist.get_world_size() - 1) * (loss - loss.detach())
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The configuration of this loss for a model card."""
+        return {
+            "scale": self.scale,
+            "similarity_fct": self.similarity_fct,
+            "gather_across_devices": self.gather_across_devices,
+            "symmetric": self.contrastive_loss.symmetric,
+        }
+
+    @property
+    def citation(self) -> str:
+        """The paper's BibTeX entry."""
+        return INFONCE_CITATION
 
 
 def text_ids(features: dict[str, Tensor]) -> Tensor | None:

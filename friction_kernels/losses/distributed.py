@@ -14,6 +14,10 @@ def is_distributed() -> bool:
 
 
 @overload
+def gather_rows(rows: Tensor, /) -> tuple[Tensor]: ...
+
+
+@overload
 def gather_rows(
     rows: Tensor, labels: Tensor, ids: Tensor | None, /
 ) -> tuple[Tensor, Tensor, Tensor | None]: ...

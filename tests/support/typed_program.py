@@ -25,9 +25,12 @@ from friction_kernels import (
     GLoss,
     GLossStats,
     GraphMemory,
+    InfoNCELoss,
+    RetrievalLoss,
     SigSignAdamP,
     SigSignAdamW,
     SigSignGrad,
+    SupConLoss,
     TanhSignAdamP,
     TanhSignAdamW,
     TanhSignGrad,
@@ -112,6 +115,16 @@ def graph(embeddings: Tensor, labels: Tensor, generator: torch.Generator) -> Non
     assert_type(__version__, str)
 
 
+def contrast(embeddings: Tensor, labels: Tensor, memory: GraphMemory) -> None:
+    supcon = SupConLoss(nn.Parameter(torch.tensor(0.1)), memory=memory, gather=True)
+    assert_type(supcon(embeddings, labels, mask=labels[:, None] >= 0, ids=labels), Tensor)
+    assert_type(supcon.without_positives, Tensor | None)
+    assert_type(InfoNCELoss(0.05, symmetric=True)(embeddings, embeddings, embeddings), Tensor)
+    retrieval = RetrievalLoss(temperature=0.5, normalize=True)
+    assert_type(retrieval(embeddings, embeddings, labels), Tensor)
+    assert_type(retrieval.mix(embeddings, embeddings), Tensor)
+
+
 def mistakes(model: nn.Module, embeddings: Tensor, labels: Tensor) -> None:
     SigSignAdamW(model.parameters(), lr="fast")  # type: ignore[arg-type]
     SigSignAdamW(model.parameters(), beta_3=1.0)  # type: ignore[call-arg]
@@ -146,6 +159,10 @@ def mistakes(model: nn.Module, embeddings: Tensor, labels: Tensor) -> None:
     label_propagation(embeddings, labels, 4, solver="lu")  # type: ignore[arg-type]
     label_propagation(embeddings, labels, 4, backend="native")  # type: ignore[arg-type]
     GLoss(4)(embeddings)  # type: ignore[call-arg]
+    SupConLoss("low")  # type: ignore[arg-type]
+    SupConLoss(memory=100)  # type: ignore[arg-type]
+    SupConLoss()(embeddings)  # type: ignore[call-arg]
+    InfoNCELoss(reduction="average")  # type: ignore[arg-type]
     _ = GLoss(4).last.accuracy  # type: ignore[union-attr]
     label_propagation(embeddings, labels)  # type: ignore[call-arg]
     label_propagation(embeddings, labels, 4, 0.5)  # type: ignore[call-arg]
