@@ -6,6 +6,10 @@ from friction_kernels.guidance import GradientGuidance
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.lora import lora_param_groups
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
+from friction_kernels.losses.attention_alignment import AttentionAlignment
+from friction_kernels.losses.distillation import DistillationLoss
+from friction_kernels.losses.feature_alignment import FeatureAlignment
+from friction_kernels.losses.linear_cross_entropy import LinearCrossEntropyLoss
 from friction_kernels.losses.row_softmax import RowSoftmaxStats, row_softmax_loss
 from friction_kernels.optim import (
     OPTIMIZERS,
@@ -39,9 +43,12 @@ __all__ = [
     "Adam",
     "AdamP",
     "AdamW",
+    "AttentionAlignment",
     "DiffGrad",
     "DiffGradW",
     "DirectionStats",
+    "DistillationLoss",
+    "FeatureAlignment",
     "FrictionAdamW",
     "FrictionStats",
     "GLoss",
@@ -49,6 +56,7 @@ __all__ = [
     "GradientGuidance",
     "GraphMemory",
     "LaunchCounts",
+    "LinearCrossEntropyLoss",
     "RowSoftmaxStats",
     "SigSignAdamP",
     "SigSignAdamW",
