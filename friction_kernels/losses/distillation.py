@@ -86,7 +86,7 @@ class DistillationLoss(nn.Module):
             weight,
             Distilled(
                 labels_of_rows(hidden, labels, self.shift, self.ignore_index),
-                self._of_rows(teacher),
+                rows_of_teacher(teacher),
                 self.alpha,
                 self.temperature,
             ),
@@ -99,13 +99,12 @@ class DistillationLoss(nn.Module):
         loss = cast(Tensor, loss)
         return loss.view(labels.shape) if self.reduction == "none" else loss
 
-    def _of_rows(self, teacher: Scores | TopK) -> Scores | TopK:
-        if isinstance(teacher, TopK):
-            ids, logprobs = rows_of("ids", teacher.ids), rows_of("logprobs", teacher.logprobs)
-            return replace(teacher, ids=ids, logprobs=logprobs)
-        x = rows_of("the teacher's hidden states", teacher.x)
-        bias = None if teacher.bias is None else teacher.bias / self.temperature
-        return replace(teacher, x=x, scale=teacher.scale / self.temperature, bias=bias)
-
     def extra_repr(self) -> str:
         return f"alpha={self.alpha}, temperature={self.temperature}, kind={self.kind!r}"
+
+
+def rows_of_teacher(teacher: Scores | TopK) -> Scores | TopK:
+    if isinstance(teacher, Scores):
+        return replace(teacher, x=rows_of("the teacher's hidden states", teacher.x))
+    ids, logprobs = rows_of("ids", teacher.ids), rows_of("logprobs", teacher.logprobs)
+    return replace(teacher, ids=ids, logprobs=logprobs)

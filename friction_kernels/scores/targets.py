@@ -6,7 +6,7 @@ Each target turns a tile of scores z, whole rows of it, into the rows' losses an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -326,8 +326,8 @@ class Distilled:
 
     Args:
         labels: (N,) integers, as of Index; hard is the cross-entropy of softmax(z) with them.
-        soft: Scores or TopK, with which softmax(z / temperature) is compared. Their probabilities are those
-            at that temperature already: Scores(x, w, 1 / temperature, bias / temperature).
+        soft: Scores of a teacher, or TopK with its probabilities at this temperature; softmax(z /
+            temperature) is compared with softmax(scores / temperature), or with these.
         alpha: the share of the teacher, from 0 to 1 (default 0.5).
         temperature: by which scores are divided, above 0; its square keeps the soft gradients' size
             (default 2.0).
@@ -341,7 +341,10 @@ class Distilled:
 
     @property
     def teacher(self) -> Scores | None:
-        return self.soft.teacher
+        if isinstance(self.soft, TopK):
+            return None
+        bias = None if self.soft.bias is None else self.soft.bias / self.temperature
+        return replace(self.soft, scale=self.soft.scale / self.temperature, bias=bias)
 
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
         if not 0 <= self.alpha <= 1:
