@@ -6,7 +6,11 @@ from friction_kernels.guidance import GradientGuidance
 from friction_kernels.launches import LaunchCounts, count_launches
 from friction_kernels.lora import lora_param_groups
 from friction_kernels.losses import GLoss, GLossStats, GraphMemory
+from friction_kernels.losses.attention_alignment import AttentionAlignment
+from friction_kernels.losses.distillation import DistillationLoss
+from friction_kernels.losses.feature_alignment import FeatureAlignment
 from friction_kernels.losses.infonce import InfoNCELoss
+from friction_kernels.losses.linear_cross_entropy import LinearCrossEntropyLoss
 from friction_kernels.losses.retrieval import RetrievalLoss
 from friction_kernels.losses.row_softmax import RowSoftmaxStats, row_softmax_loss
 from friction_kernels.losses.supcon import SupConLoss
@@ -42,9 +46,12 @@ __all__ = [
     "Adam",
     "AdamP",
     "AdamW",
+    "AttentionAlignment",
     "DiffGrad",
     "DiffGradW",
     "DirectionStats",
+    "DistillationLoss",
+    "FeatureAlignment",
     "FrictionAdamW",
     "FrictionStats",
     "GLoss",
@@ -53,6 +60,7 @@ __all__ = [
     "GraphMemory",
     "InfoNCELoss",
     "LaunchCounts",
+    "LinearCrossEntropyLoss",
     "RetrievalLoss",
     "RowSoftmaxStats",
     "SigSignAdamP",

@@ -1,5 +1,5 @@
 """What `row_softmax_loss` compares rows with."""
 
-from friction_kernels.scores.targets import Index, SameLabel, Scores, TopK
+from friction_kernels.scores.targets import Distilled, Index, SameLabel, Scores, TopK
 
-__all__ = ["Index", "SameLabel", "Scores", "TopK"]
+__all__ = ["Distilled", "Index", "SameLabel", "Scores", "TopK"]

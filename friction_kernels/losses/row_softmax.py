@@ -63,7 +63,7 @@ def row_softmax_loss(
     Args:
         x: (N, d) rows: hidden states, queries, anchors. float16, bfloat16, float32 or float64.
         w: (M, d) columns: a vocabulary's weights, keys, candidates.
-        target: Index, SameLabel, TopK or Scores, of friction_kernels.targets.
+        target: Index, SameLabel, TopK, Scores or Distilled, of friction_kernels.targets.
         kind: "ce" (cross-entropy), "kl", "reverse_kl" or "jsd"; the last two with Scores (default "ce").
         beta: the target's share in the mixture of "jsd" (default 0.5).
         scale: a number, or a one-element tensor, by which scores are multiplied: 1 / temperature

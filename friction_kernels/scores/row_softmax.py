@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels.scores.products import Mask, columns_of, mask_, scores_of, spans
-from friction_kernels.scores.targets import Options, Rows, Scores, Target, Tile
+from friction_kernels.scores.targets import Options, Rows, Target, Tile
 
 TILE_BYTES = 40 << 20  # of scores that exist at once, the teacher's apart
 BLOCK_BYTES = 2 << 20  # of them that are worked on at once, in a cache
@@ -60,7 +60,7 @@ def evaluate(
 
     factors: (N,), of the rows in the sum whose gradients are made; None: all 1.
     """
-    dtype, target = arithmetic_of(x, w), problem.target
+    dtype, teachers = arithmetic_of(x, w), problem.target.teacher
     scale, bias = scale.to(dtype), None if bias is None else bias.to(dtype)
     loss, lse = x.new_zeros(len(x), dtype=dtype), x.new_zeros(len(x), dtype=dtype)
     counted = x.new_zeros(len(x), dtype=torch.bool)
@@ -71,12 +71,12 @@ def evaluate(
     most = max(1, min(len(x), TILE_BYTES // (len(w) * dtype.itemsize)))
     few = max(1, BLOCK_BYTES // (len(w) * dtype.itemsize))
     tile = x.new_empty(most, len(w), dtype=dtype)
-    of_teacher = torch.empty_like(tile) if isinstance(target, Scores) else None
+    of_teacher = None if teachers is None else torch.empty_like(tile)
     for rows in spans(len(x), most):
         z = scores_of(x[rows], w, scale, bias, tile[: rows.stop - rows.start])
         teacher = None
-        if isinstance(target, Scores) and of_teacher is not None:
-            theirs = target.x[rows], target.w, target.scale, target.bias
+        if teachers is not None and of_teacher is not None:
+            theirs = teachers.x[rows], teachers.w, teachers.scale, teachers.bias
             teacher = scores_of(*theirs, of_teacher[: len(z)])
         for block in spans(len(z), few):
             here = slice(rows.start + block.start, rows.start + block.stop)

@@ -6,7 +6,7 @@ Each target turns a tile of scores z, whole rows of it, into the rows' losses an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -83,6 +83,7 @@ class Index:
 
     labels: Tensor
     excludes_diagonal = False
+    teacher = None
 
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
         if self.labels.shape != (rows,) or self.labels.is_floating_point():
@@ -139,6 +140,7 @@ class SameLabel:
     rows_of: Tensor
     columns_of: Tensor | None = None
     exclude_self: bool = False
+    teacher = None
 
     @property
     def excludes_diagonal(self) -> bool:
@@ -189,6 +191,7 @@ class TopK:
     logprobs: Tensor
     rest: Rest = "renormalise"
     excludes_diagonal = False
+    teacher = None
 
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
         if self.rest not in RESTS:
@@ -269,6 +272,10 @@ class Scores:
     bias: Tensor | None = None
     excludes_diagonal = False
 
+    @property
+    def teacher(self) -> Scores:
+        return self
+
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
         if self.x.dim() != 2 or self.w.dim() != 2 or self.x.shape[1] != self.w.shape[1]:
             raise ValueError(
@@ -313,4 +320,49 @@ class Scores:
         return student.rows(loss)
 
 
-Target = Index | SameLabel | TopK | Scores
+@dataclass(frozen=True, eq=False)
+class Distilled:
+    """Labels and a teacher, from the same scores: (1 - alpha) * hard + alpha * temperature^2 * soft.
+
+    Args:
+        labels: (N,) integers, as of Index; hard is the cross-entropy of softmax(z) with them.
+        soft: Scores of a teacher, or TopK with its probabilities at this temperature; softmax(z /
+            temperature) is compared with softmax(scores / temperature), or with these.
+        alpha: the share of the teacher, from 0 to 1 (default 0.5).
+        temperature: by which scores are divided, above 0; its square keeps the soft gradients' size
+            (default 2.0).
+    """
+
+    labels: Tensor
+    soft: Scores | TopK
+    alpha: float = 0.5
+    temperature: float = 2.0
+    excludes_diagonal = False
+
+    @property
+    def teacher(self) -> Scores | None:
+        if isinstance(self.soft, TopK):
+            return None
+        bias = None if self.soft.bias is None else self.soft.bias / self.temperature
+        return replace(self.soft, scale=self.soft.scale / self.temperature, bias=bias)
+
+    def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must be from 0 to 1, got {self.alpha}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
+        self.soft.check(rows, columns, options, validate)
+        Index(self.labels).check(rows, columns, options._replace(kind="ce"), validate)
+
+    def rows(self, tile: Tile, options: Options) -> Rows:
+        of_soft = tile.z / self.temperature
+        soft = self.soft.rows(tile._replace(z=of_soft), options._replace(entropy=False))
+        hard = Index(self.labels).rows(tile, options._replace(kind="ce"))
+        counted = hard.counted & soft.counted
+        tile.z.mul_(1 - self.alpha).add_(of_soft, alpha=self.alpha * self.temperature)
+        tile.z.masked_fill_(~counted[:, None], 0)
+        loss = (1 - self.alpha) * hard.loss + self.alpha * self.temperature**2 * soft.loss
+        return Rows(loss.where(counted, 0), counted, hard.lse, hard.entropy)
+
+
+Target = Index | SameLabel | TopK | Scores | Distilled
