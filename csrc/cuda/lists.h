@@ -23,7 +23,8 @@ using ListLaunch = Launch<SingleOperand>;
 
 // A tensor of one list. Its data is null if the list misses it.
 FRICTION_INLINE const Entry<1>& entry_of(const ListLaunch& launch, int list, int64_t tensor) {
-  return launch.entries()[list * launch.count + tensor];
+  // The product is no more than that, but for a list alone it would take registers.
+  return launch.entries()[list == 0 ? tensor : list * launch.count + tensor];
 }
 
 // The eight elements that a thread takes of a part, or as many as there are.
