@@ -20,7 +20,7 @@ KERNELS = 55  # to an architecture
 # of 1,024 of the kernel that decides.
 MOST_REGISTERS = {
     "update_kernel": 128,
-    "gram_kernelILi1E": 64,
+    "gram_kernelILi1E": 80,
     "gram_kernelILi2E": 80,
     "gram_kernelILi4E": 128,
     "gram_kernelILi8E": 255,

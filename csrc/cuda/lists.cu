@@ -24,8 +24,7 @@ __device__ __forceinline__ double block_sums(const double (&sums)[kPairs<kMost>]
 template <int kMost>
 constexpr int kGramBlocks = kMost > 4   ? 1
                             : kMost > 2 ? 2
-                            : kMost > 1 ? 3
-                                        : 4;
+                                        : 3;
 
 template <int kMost>
 __global__ void __launch_bounds__(kThreads, kGramBlocks<kMost>)
@@ -58,7 +57,7 @@ __global__ void __launch_bounds__(kThreads, kGramBlocks<kMost>)
     }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     combine_kernel(const __grid_constant__ ListLaunch launch) {
   Walk<ListLaunch> walk(launch);
   for (int64_t chunk = blockIdx.x; chunk < launch.chunks; chunk += gridDim.x)

@@ -21,10 +21,9 @@ struct SingleOperand {
 
 using ListLaunch = Launch<SingleOperand>;
 
-// A tensor of one list. Its data is null if the list misses it.
-FRICTION_INLINE const Entry<1>& entry_of(const ListLaunch& launch, int list, int64_t tensor) {
-  // The product is no more than that, but for a list alone it would take registers.
-  return launch.entries()[list == 0 ? tensor : list * launch.count + tensor];
+// The index of a tensor of one list. Its data is null if the list misses it.
+FRICTION_INLINE int64_t index_of(const ListLaunch& launch, int list, int64_t tensor) {
+  return list * launch.count + tensor;
 }
 
 // The eight elements that a thread takes of a part, or as many as there are.
@@ -46,7 +45,7 @@ struct PartTypes {
 FRICTION_INLINE PartTypes types_of(const ListLaunch& launch, int64_t tensor, int lists) {
   PartTypes types;
   for (int list = 0; list < lists; ++list) {
-    const Entry<1>& entry = entry_of(launch, list, tensor);
+    const Entry<1>& entry = launch.entries()[index_of(launch, list, tensor)];
     if (entry.data[0] == nullptr) continue;
     types.vectors = types.vectors && entry.aligned;
     types.wide = types.wide || DType(entry.group_step) == DType::kFloat64;
@@ -73,17 +72,16 @@ FRICTION_INLINE void load_vector(const Entry<1>& entry, int64_t first, T (&x)[kV
   });
 }
 
-FRICTION_INLINE int64_t offset_of(const ListLaunch& launch, int list, int64_t tensor,
-                                  int64_t element) {
+FRICTION_INLINE int64_t offset_of(const ListLaunch& launch, int64_t index, int64_t element) {
   int64_t offsets[SingleOperand::kOperands];
-  find_offsets(layout_of(launch, list * launch.count + tensor), element, offsets);
+  find_offsets(layout_of(launch, index), element, offsets);
   return offsets[0];
 }
 
 template <class T>
-FRICTION_INLINE T load_one(const ListLaunch& launch, int list, int64_t tensor, int64_t element) {
-  const Entry<1>& entry = entry_of(launch, list, tensor);
-  const int64_t offset = offset_of(launch, list, tensor, element);
+FRICTION_INLINE T load_one(const ListLaunch& launch, int64_t index, int64_t element) {
+  const Entry<1>& entry = launch.entries()[index];
+  const int64_t offset = offset_of(launch, index, element);
   T x = T(0);
   with_readable_type<T>(entry, [&](auto* type) {
     using Stored = std::remove_pointer_t<decltype(type)>;
@@ -125,7 +123,7 @@ FRICTION_INLINE void add_vectors(const ListLaunch& launch, int64_t tensor, const
   FRICTION_UNROLL
   for (int list = 0; list < kMost; ++list) {
     if (list >= launch.lists.count) break;
-    const Entry<1>& entry = entry_of(launch, list, tensor);
+    const Entry<1>& entry = launch.entries()[index_of(launch, list, tensor)];
     if (entry.data[0] != nullptr) load_vector(entry, eight.first, x[list]);
   }
   add_products(x, sums);
@@ -141,8 +139,9 @@ FRICTION_INLINE void add_one_by_one(const ListLaunch& launch, int64_t tensor, co
     FRICTION_UNROLL
     for (int list = 0; list < kMost; ++list) {
       if (list >= launch.lists.count) break;
-      if (entry_of(launch, list, tensor).data[0] != nullptr)
-        x[list] = load_one<double>(launch, list, tensor, eight.first + i);
+      const int64_t index = index_of(launch, list, tensor);
+      if (launch.entries()[index].data[0] != nullptr)
+        x[list] = load_one<double>(launch, index, eight.first + i);
     }
     FRICTION_UNROLL
     for (int second = 0; second < kMost; ++second) {
@@ -209,22 +208,30 @@ FRICTION_INLINE double weight_of(const ListLaunch& launch, int list) {
                                                : launch.lists.weights[list];
 }
 
+// What sums begin with: -0, to which any number adds up to itself; 0 if no list has the tensor.
+template <class T>
+FRICTION_INLINE T first_sum(const ListLaunch& launch, int64_t tensor) {
+  for (int list = 0; list < launch.lists.count; ++list)
+    if (launch.entries()[index_of(launch, list, tensor)].data[0] != nullptr) return T(-0.0);
+  return T(0);
+}
+
 template <class T>
 FRICTION_INLINE void combine_vectors(const ListLaunch& launch, int64_t tensor, int64_t first) {
-  T y[kVec8] = {};
-  bool begun = false;
+  T y[kVec8];
+  FRICTION_UNROLL
+  for (int i = 0; i < kVec8; ++i) y[i] = first_sum<T>(launch, tensor);
   FRICTION_NO_UNROLL
   for (int list = 0; list < launch.lists.count; ++list) {
-    const Entry<1>& entry = entry_of(launch, list, tensor);
+    const Entry<1>& entry = launch.entries()[index_of(launch, list, tensor)];
     if (entry.data[0] == nullptr) continue;
     const T weight = T(weight_of(launch, list));
     T x[kVec8];
     load_vector(entry, first, x);
     FRICTION_UNROLL
-    for (int i = 0; i < kVec8; ++i) y[i] = begun ? y[i] + weight * x[i] : weight * x[i];
-    begun = true;
+    for (int i = 0; i < kVec8; ++i) y[i] += weight * x[i];
   }
-  const Entry<1>& out = entry_of(launch, launch.lists.count, tensor);
+  const Entry<1>& out = launch.entries()[index_of(launch, launch.lists.count, tensor)];
   with_readable_type<T>(out, [&](auto* type) {
     using Stored = std::remove_pointer_t<decltype(type)>;
     Stored stored[kVec8];
@@ -236,17 +243,16 @@ FRICTION_INLINE void combine_vectors(const ListLaunch& launch, int64_t tensor, i
 
 template <class T>
 FRICTION_INLINE void combine_one(const ListLaunch& launch, int64_t tensor, int64_t element) {
-  T y = T(0);
-  bool begun = false;
+  T y = first_sum<T>(launch, tensor);
   FRICTION_NO_UNROLL
   for (int list = 0; list < launch.lists.count; ++list) {
-    if (entry_of(launch, list, tensor).data[0] == nullptr) continue;
-    const T product = T(weight_of(launch, list)) * load_one<T>(launch, list, tensor, element);
-    y = begun ? y + product : product;
-    begun = true;
+    const int64_t index = index_of(launch, list, tensor);
+    if (launch.entries()[index].data[0] != nullptr)
+      y += T(weight_of(launch, list)) * load_one<T>(launch, index, element);
   }
-  const Entry<1>& out = entry_of(launch, launch.lists.count, tensor);
-  const int64_t offset = offset_of(launch, launch.lists.count, tensor, element);
+  const int64_t index = index_of(launch, launch.lists.count, tensor);
+  const Entry<1>& out = launch.entries()[index];
+  const int64_t offset = offset_of(launch, index, element);
   with_readable_type<T>(out, [&](auto* type) {
     using Stored = std::remove_pointer_t<decltype(type)>;
     const Stored stored[1] = {narrow<Stored>(y)};
