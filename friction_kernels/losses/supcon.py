@@ -147,15 +147,16 @@ class SupConLoss(nn.Module):
 
     def _columns(
         self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch's rows and the memory's, their labels, and which take part: (M,) or (N, M)."""
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The batch's rows and the memory's, their labels, and which take part: (M,), (N, M), or all."""
         present, num_new = labels != self.ignore_index, len(labels)
         if self.memory is not None:
             z, labels, _, past = self.memory.join(z, labels, None, ids, self.ignore_index)
             if past is not None:
                 present = torch.cat((present, ~past.absent[num_new:]))
         if mask is None:
-            return z, labels, present
+            all_do = present.device.type == "cpu" and bool(present.all())
+            return z, labels, None if all_do else present
         further = present[num_new:].expand(num_new, -1)
         return z, labels, torch.cat((mask & present[:num_new], further), 1)
 

@@ -33,15 +33,15 @@ def scores_of(
     return out if bias is None else out.add_(bias)
 
 
-def mask_(z: Tensor, mask: Mask, rows: slice) -> Tensor:
-    """Set the scores of these rows that take no part to -infinity."""
+def mask_(z: Tensor, mask: Mask, rows: slice, value: float = -torch.inf) -> Tensor:
+    """Set the scores of these rows that take no part to `value`."""
     if mask is None:
         return z
     if isinstance(mask, Tensor):
-        return z.masked_fill_(~(mask if mask.dim() == 1 else mask[rows]), -torch.inf)
+        return z.masked_fill_(~(mask if mask.dim() == 1 else mask[rows]), value)
     if mask == "causal":  # row i sees columns up to i
         later = torch.ones_like(z, dtype=torch.bool).triu_(rows.start + 1)
-        return z.masked_fill_(later, -torch.inf)
+        return z.masked_fill_(later, value)
     if rows.start < z.shape[1]:
-        z.diagonal(rows.start).fill_(-torch.inf)
+        z.diagonal(rows.start).fill_(value)
     return z

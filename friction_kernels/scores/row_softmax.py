@@ -80,7 +80,9 @@ def evaluate(
             teacher = scores_of(*theirs, of_teacher[: len(z)])
         for block in spans(len(z), few):
             here = slice(rows.start + block.start, rows.start + block.stop)
-            found = _block(z[block], here, None if teacher is None else teacher[block], problem)
+            of_block = None if teacher is None else teacher[block]
+            masked = problem.mask is not None or bias is not None
+            found = _block(Tile(z[block], here, of_block, masked), problem)
             loss[here], counted[here], lse[here] = found.loss, found.counted, found.lse
             if entropy is not None and found.entropy is not None:
                 entropy[here] = found.entropy
@@ -99,19 +101,19 @@ def evaluate(
     return Found(loss, counted, lse, entropy, [dx, dw, dbias, dscale])
 
 
-def _block(z: Tensor, rows: slice, teacher: Tensor | None, problem: Problem) -> Rows:
+def _block(tile: Tile, problem: Problem) -> Rows:
     """The losses of a few rows; their scores become dL/d(scale * x w^T + bias)."""
-    slope = None
+    z, slope = tile.z, None
     if problem.softcap is not None:
         z.div_(problem.softcap).tanh_()
         slope = 1 - z.square()
         z.mul_(problem.softcap)
-    for scores in (z, teacher):
+    for scores in (z, tile.teacher):
         if scores is not None:
-            mask_(scores, problem.mask, rows)
+            mask_(scores, problem.mask, tile.rows)
     if problem.target.excludes_diagonal:
-        mask_(z, "diagonal", rows)
-    found = problem.target.rows(Tile(z, rows, teacher), problem.options)
+        mask_(z, "diagonal", tile.rows)
+    found = problem.target.rows(tile, problem.options)
     if slope is not None:
         z.mul_(slope)
     return found

@@ -12,6 +12,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from friction_kernels.scores.products import mask_
+
 Kind = Literal["ce", "kl", "reverse_kl", "jsd"]
 KINDS = get_args(Kind)
 Rest = Literal["drop", "renormalise", "bucket"]
@@ -34,6 +36,7 @@ class Tile(NamedTuple):
     z: Tensor  # (r, M); becomes dL/dz
     rows: slice  # which
     teacher: Tensor | None = None  # (r, M), may be written
+    masked: bool = False  # whether scores may be -inf, an excluded diagonal's apart
 
 
 class Rows(NamedTuple):
@@ -64,7 +67,8 @@ class Softmax(NamedTuple):
         """With p, which has become dL/dz, set to zero where a row does not count, or has no column."""
         some = self.lse > -torch.inf
         counted = some if counted is None else counted & some
-        self.p.masked_fill_(~counted[:, None], 0)
+        if counted.device.type != "cpu" or not counted.all():
+            self.p.masked_fill_(~counted[:, None], 0)
         return Rows(loss.where(counted, 0), counted, self.lse, self.entropy)
 
 
@@ -161,17 +165,23 @@ class SameLabel:
 
     def rows(self, tile: Tile, options: Options) -> Rows:
         of_columns = self.rows_of if self.columns_of is None else self.columns_of
-        same = self.rows_of[tile.rows, None] == of_columns
-        same &= tile.z != -math.inf  # a column that takes no part is no positive
-        positives = same.sum(1)
-        counted = positives > 0
-        share = 1 / positives.clamp_min(1).to(tile.z.dtype)
-        chosen = torch.where(same, tile.z, 0).sum(1) * share
+        # Numbers rather than bools, which torch's operators on CPUs are slow with.
+        positive = torch.empty_like(tile.z)
+        torch.eq(self.rows_of[tile.rows, None], of_columns, out=positive)
+        if tile.masked:  # a column that takes no part is no positive
+            positive.masked_fill_(tile.z == -math.inf, 0)
+        elif self.exclude_self:
+            mask_(positive, "diagonal", tile.rows, 0)
+        number = positive.sum(1)
+        share = 1 / number.clamp_min(1)
+        finite = tile.z.clamp_min(torch.finfo(tile.z.dtype).min)
+        chosen = finite.mul_(positive).sum(1) * share
+        counted = number > 0
         softmax = Softmax.of(tile.z, options.entropy)
         loss = softmax.lse - chosen
         if options.kind == "kl":
             loss = loss + share.log()
-        softmax.p.sub_(torch.where(same, share[:, None], 0))
+        softmax.p.addcmul_(positive, share[:, None], value=-1)
         return softmax.rows(loss, counted)
 
 
