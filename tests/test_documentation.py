@@ -10,7 +10,16 @@ from markdown_pages import ROOT
 from torch.optim import Optimizer
 
 import friction_kernels
-from friction_kernels import OPTIMIZERS, GLoss, GradientGuidance, GraphMemory
+from friction_kernels import (
+    OPTIMIZERS,
+    AttentionAlignment,
+    DistillationLoss,
+    FeatureAlignment,
+    GLoss,
+    GradientGuidance,
+    GraphMemory,
+    LinearCrossEntropyLoss,
+)
 from friction_kernels.optim import GradientRelease
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.memory import MemoryReport
@@ -42,6 +51,10 @@ METHODS = {
         GLoss,
         GraphMemory,
         GradientGuidance,
+        LinearCrossEntropyLoss,
+        DistillationLoss,
+        AttentionAlignment,
+        FeatureAlignment,
         GradientRelease,
         MemoryReport,
     )
@@ -113,7 +126,8 @@ def test_docstring_says_what_comes_back(name):
     [
         *OPTIMIZERS,
         *("GLoss", "GraphMemory", "label_propagation", "gaussian_sigma"),
-        *("GradientGuidance", "lora_param_groups"),
+        *("GradientGuidance", "lora_param_groups", "LinearCrossEntropyLoss"),
+        *("DistillationLoss", "AttentionAlignment", "FeatureAlignment"),
     ],
 )
 def test_docstring_names_its_source(name):
