@@ -62,8 +62,8 @@ METHODS = {
     if not name.startswith("_")
     and (callable(method) or isinstance(method, (property, classmethod)))
 }
-SHAPE = re.compile(  # (N, d), (N,), (), or in words
-    r"\((\w+(, \w+)*,?)?\)|scalar|one[- ]element|any dense layout|any shape|parameters' shapes"
+SHAPE = re.compile(  # (N, d), (N,), (..., d), (), or in words
+    r"\(((\.\.\.|\w+)(, \w+)*,?)?\)|scalar|one[- ]element|any dense layout|any shape|parameters' shapes"
 )
 
 
