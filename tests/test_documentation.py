@@ -12,10 +12,14 @@ from torch.optim import Optimizer
 import friction_kernels
 from friction_kernels import (
     OPTIMIZERS,
+    AttentionAlignment,
+    DistillationLoss,
+    FeatureAlignment,
     GLoss,
     GradientGuidance,
     GraphMemory,
     InfoNCELoss,
+    LinearCrossEntropyLoss,
     RetrievalLoss,
     SupConLoss,
 )
@@ -53,6 +57,10 @@ METHODS = {
         SupConLoss,
         InfoNCELoss,
         RetrievalLoss,
+        LinearCrossEntropyLoss,
+        DistillationLoss,
+        AttentionAlignment,
+        FeatureAlignment,
         GradientRelease,
         MemoryReport,
     )
@@ -60,8 +68,8 @@ METHODS = {
     if not name.startswith("_")
     and (callable(method) or isinstance(method, (property, classmethod)))
 }
-SHAPE = re.compile(  # (N, d), (N,), (), or in words
-    r"\((\w+(, \w+)*,?)?\)|scalar|one[- ]element|any dense layout|any shape|parameters' shapes"
+SHAPE = re.compile(  # (N, d), (N,), (..., d), (), or in words
+    r"\(((\.\.\.|\w+)(, \w+)*,?)?\)|scalar|one[- ]element|any dense layout|any shape|parameters' shapes"
 )
 
 
@@ -124,8 +132,9 @@ def test_docstring_says_what_comes_back(name):
     [
         *OPTIMIZERS,
         *("GLoss", "GraphMemory", "label_propagation", "gaussian_sigma"),
-        *("GradientGuidance", "lora_param_groups"),
         *("SupConLoss", "InfoNCELoss", "RetrievalLoss"),
+        *("GradientGuidance", "lora_param_groups", "LinearCrossEntropyLoss"),
+        *("DistillationLoss", "AttentionAlignment", "FeatureAlignment"),
     ],
 )
 def test_docstring_names_its_source(name):

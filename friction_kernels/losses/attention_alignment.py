@@ -27,6 +27,10 @@ class AttentionAlignment(nn.Module):
 
     Call: loss = loss_fn(q, k, q_teacher, k_teacher, padding=None), see `forward`.
 
+    Source: that attention is distilled, from TinyBERT, arXiv 1909.10351, which takes the mean squared
+    error of scores before their softmax. The divergence of the maps, and which heads, are this library's
+    choice.
+
     Args:
         kind: "kl" is KL(p_t, p), "reverse_kl" KL(p, p_t), "jsd" half of both with their mean (default "kl").
         causal: rows see the columns up to their own (default False).
@@ -36,10 +40,6 @@ class AttentionAlignment(nn.Module):
     Raises:
         ValueError: shapes or heads do not fit together, or scores are NaN.
         TypeError: a dtype is not float16, bfloat16, float32 or float64, or `padding` is not bool.
-
-    Source: that attention is distilled, from TinyBERT, arXiv 1909.10351, which takes the mean squared
-    error of scores before their softmax. The divergence of the maps, and which heads, are this library's
-    choice.
     """
 
     def __init__(

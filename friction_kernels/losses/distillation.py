@@ -23,6 +23,9 @@ class DistillationLoss(nn.Module):
     Call: loss = loss_fn(hidden, weight, labels, teacher, bias=None), see `forward`. The teacher gets no
     gradient.
 
+    Source: Hinton, Vinyals, Dean, arXiv 1503.02531; the mix of divergences: Agarwal et al.,
+    arXiv 2306.13649. One pass for both terms is this library's choice.
+
     Args:
         alpha: the teacher's share of the loss, from 0 to 1 (default 0.5).
         temperature: T, above 0 (default 2.0).
@@ -38,9 +41,6 @@ class DistillationLoss(nn.Module):
     Raises:
         ValueError: shapes, labels or options do not fit together, vocabularies differ, or logits are NaN.
         TypeError: a dtype is not float16, bfloat16, float32 or float64.
-
-    Source: Hinton, Vinyals, Dean, arXiv 1503.02531; the mix of divergences: Agarwal et al.,
-    arXiv 2306.13649. One pass for both terms is this library's choice.
     """
 
     def __init__(

@@ -16,6 +16,8 @@ class FeatureAlignment(nn.Module):
 
     Call: loss = loss_fn(hidden, teacher, mask=None), see `forward`.
 
+    Source: TinyBERT, arXiv 1909.10351, its loss of hidden states. It projects even where widths are equal.
+
     Args:
         student_dim: d of the student's hidden states.
         teacher_dim: d_t of the teacher's; if it is the same, there is no projection.
@@ -23,8 +25,6 @@ class FeatureAlignment(nn.Module):
     Raises:
         ValueError: shapes do not fit together.
         TypeError: `mask` is not bool.
-
-    Source: TinyBERT, arXiv 1909.10351, its loss of hidden states. It projects even where widths are equal.
     """
 
     def __init__(self, student_dim: int, teacher_dim: int) -> None:

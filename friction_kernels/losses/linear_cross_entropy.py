@@ -23,6 +23,9 @@ class LinearCrossEntropyLoss(nn.Module):
 
     Call: loss = loss_fn(hidden, weight, labels, bias=None), see `forward`. Classes have no weights.
 
+    Source: the equations are torch's. That logits need not be stored is shown by Cut Cross-Entropy,
+    arXiv 2411.09009; how many rows exist at a time is this library's choice.
+
     Args:
         ignore_index: the label of tokens that do not count (default -100).
         label_smoothing: the share that is spread over the whole vocabulary, from 0 to below 1 (default 0.0).
@@ -35,9 +38,6 @@ class LinearCrossEntropyLoss(nn.Module):
     Raises:
         ValueError: shapes, labels or options do not fit together, or logits are NaN.
         TypeError: a dtype is not float16, bfloat16, float32 or float64.
-
-    Source: the equations are torch's. That logits need not be stored is shown by Cut Cross-Entropy,
-    arXiv 2411.09009; how many rows exist at a time is this library's choice.
     """
 
     def __init__(

@@ -57,24 +57,32 @@ class Softmax(NamedTuple):
 
     @classmethod
     def of(cls, z: Tensor, entropy: bool = False) -> Softmax:
-        largest = z.amax(1).clamp_min_(torch.finfo(z.dtype).min)
-        total = z.sub_(largest[:, None]).exp_().sum(1)
-        z.mul_(torch.where(total > 0, 1 / total, 0)[:, None])
-        found = torch.special.entr(z).sum(1) if entropy else None
-        return cls(z, total.log_().add_(largest), found)
+        largest = z.amax(1)
+        first = z[:, 0]  # of a row without columns, which would become NaN
+        first.copy_(torch.where(largest == -torch.inf, 0, first))
+        torch.softmax(z, 1, out=z)
+        lse = largest - z.amax(1).log()
+        return cls(z, lse, torch.special.entr(z).sum(1) if entropy else None)
 
     def rows(self, loss: Tensor, counted: Tensor | None = None) -> Rows:
         """With p, which has become dL/dz, set to zero where a row does not count, or has no column."""
         some = self.lse > -torch.inf
         counted = some if counted is None else counted & some
-        if counted.device.type != "cpu" or not counted.all():
-            self.p.masked_fill_(~counted[:, None], 0)
+        clear_(self.p, ~counted)
         return Rows(loss.where(counted, 0), counted, self.lse, self.entropy)
 
 
-def expected(p: Tensor, values: Tensor) -> Tensor:
-    """sum_j p_ij values_ij, where values may be infinite if p is 0."""
-    return torch.where(p > 0, values, 0).mul_(p).sum(1)
+def clear_(matrix: Tensor, rows: Tensor) -> None:
+    """Set rows to zero, whatever they hold: a few at their cost, unless a GPU would have to tell how many."""
+    if matrix.is_cpu:
+        matrix[rows] = 0
+    else:
+        matrix.masked_fill_(rows[:, None], 0)
+
+
+def expected_(p: Tensor, values: Tensor) -> Tensor:
+    """sum_j p_ij values_ij; values become finite, since those that are not meet p = 0."""
+    return (p * values.nan_to_num_()).sum(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,29 +312,34 @@ class Scores:
 
     def rows(self, tile: Tile, options: Options) -> Rows:
         assert tile.teacher is not None
-        log_p, log_q = tile.z.clone(), tile.teacher
-        student = Softmax.of(tile.z, options.entropy)
-        teacher = Softmax.of(log_q.clone())
+        if options.kind == "jsd":
+            return self._jsd(tile.z, tile.teacher, options)
+        # Their difference is that of logarithms, but for the rows' lse. NaN is in these, too.
+        apart = -tile.z if options.kind == "ce" else tile.teacher - tile.z
+        student, teacher = Softmax.of(tile.z, options.entropy), Softmax.of(tile.teacher)
         p, q = student.p, teacher.p
+        if options.kind == "ce":
+            loss = expected_(q, apart) + student.lse
+            p.sub_(q)
+        elif options.kind == "kl":
+            loss = expected_(q, apart) + (student.lse - teacher.lse)
+            p.sub_(q)
+        else:
+            mean = expected_(p, apart)
+            loss = (teacher.lse - student.lse) - mean
+            p.mul_(apart.neg_().add_(mean[:, None]))
+        return student.rows(loss)
+
+    def _jsd(self, z: Tensor, z_t: Tensor, options: Options) -> Rows:
+        beta, log_p, log_q = options.beta, z.clone(), z_t.clone()
+        student, teacher = Softmax.of(z, options.entropy), Softmax.of(z_t)
         log_p.sub_(student.lse[:, None])
         log_q.sub_(teacher.lse[:, None])
-        if options.kind in ("ce", "kl"):
-            loss = -expected(q, log_p)
-            if options.kind == "kl":
-                loss += expected(q, log_q)
-            p.sub_(q)
-            return student.rows(loss)
-        if options.kind == "reverse_kl":
-            ratio = log_p.sub_(log_q)
-            loss = expected(p, ratio)
-            p.copy_(torch.where(p > 0, ratio.sub_(loss[:, None]).mul_(p), 0))
-            return student.rows(loss)
-        beta = options.beta
         log_mix = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
         ratio = log_p.sub_(log_mix)
-        of_p = expected(p, ratio)
-        loss = beta * expected(q, log_q.sub_(log_mix)) + (1 - beta) * of_p
-        p.copy_(torch.where(p > 0, ratio.sub_(of_p[:, None]).mul_(p), 0)).mul_(1 - beta)
+        of_p = expected_(student.p, ratio)
+        loss = beta * expected_(teacher.p, log_q.sub_(log_mix)) + (1 - beta) * of_p
+        student.p.mul_(ratio.sub_(of_p[:, None])).mul_(1 - beta)
         return student.rows(loss)
 
 
@@ -370,7 +383,7 @@ class Distilled:
         hard = Index(self.labels).rows(tile, options._replace(kind="ce"))
         counted = hard.counted & soft.counted
         tile.z.mul_(1 - self.alpha).add_(of_soft, alpha=self.alpha * self.temperature)
-        tile.z.masked_fill_(~counted[:, None], 0)
+        clear_(tile.z, ~counted)
         loss = (1 - self.alpha) * hard.loss + self.alpha * self.temperature**2 * soft.loss
         return Rows(loss.where(counted, 0), counted, hard.lse, hard.entropy)
 
