@@ -11,7 +11,8 @@ from friction_kernels.scores.products import Mask, columns_of, mask_, scores_of,
 from friction_kernels.scores.targets import Options, Rows, Target, Tile
 
 TILE_BYTES = 40 << 20  # of scores that exist at once, the teacher's apart
-BLOCK_BYTES = 2 << 20  # of them that are worked on at once, in a cache
+BLOCK_BYTES = 2 << 20  # of them that a CPU works on at once, in a cache
+GPU_TILE_BYTES = 128 << 20  # worked on at once, in temporaries as large
 
 
 class Problem(NamedTuple):
@@ -68,8 +69,9 @@ def evaluate(
     dx = x.new_empty(x.shape, dtype=dtype) if wanted.x or wanted.scale else None
     dw = w.new_zeros(w.shape, dtype=dtype) if wanted.w else None
     dbias = w.new_zeros(len(w), dtype=dtype) if wanted.bias else None
-    most = max(1, min(len(x), TILE_BYTES // (len(w) * dtype.itemsize)))
-    few = max(1, BLOCK_BYTES // (len(w) * dtype.itemsize))
+    row_bytes = len(w) * dtype.itemsize
+    most = max(1, min(len(x), (TILE_BYTES if x.is_cpu else GPU_TILE_BYTES) // row_bytes))
+    few = max(1, BLOCK_BYTES // row_bytes) if x.is_cpu else most
     tile = x.new_empty(most, len(w), dtype=dtype)
     of_teacher = None if teachers is None else torch.empty_like(tile)
     for rows in spans(len(x), most):
