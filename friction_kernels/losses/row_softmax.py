@@ -55,10 +55,10 @@ def row_softmax_loss(
         loss = {...}[kind][counted].mean()
 
     On a CPU scores of as many rows as 40 MiB hold exist at a time, as many of a teacher if the target is
-    one, and 2 MiB at a time are worked on; on a GPU 128 MiB, and temporaries as large. Products of 16-bit numbers are summed in float32. A mean's or a sum's
-    gradients are made together with it, from the same scores; those of x, w, bias and a tensor `scale` that
-    need none cost nothing. With reduction="none" the backward computes scores again. The same inputs give
-    the same bits. It can be differentiated once.
+    one, and 2 MiB at a time are worked on; on a GPU 128 MiB, and temporaries as large. Products of 16-bit
+    numbers are summed in float32. A mean's or a sum's gradients are made together with it, from the same
+    scores; those of x, w, bias and a tensor `scale` that need none cost nothing. With reduction="none" the
+    backward computes scores again. The same inputs give the same bits. It can be differentiated once.
 
     Args:
         x: (N, d) rows: hidden states, queries, anchors. float16, bfloat16, float32 or float64.
