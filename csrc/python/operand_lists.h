@@ -16,7 +16,9 @@ namespace friction {
 
 class OperandLists {
  public:
-  explicit OperandLists(int lists = 1) : lists_(size_t(lists)) {}
+  explicit OperandLists(int lists = 1, size_t tensors = 0) : lists_(size_t(lists)) {
+    for (auto& list : lists_) list.reserve(tensors);
+  }
 
   // One operand of a plan's tensors, in the same element order. The tensors must outlive the list.
   OperandLists(const std::vector<TensorEntry>& tensors, int operand) : lists_(1) {
@@ -154,7 +156,7 @@ inline bool read_lists(const TensorReader& reader, const std::vector<pybind11::l
       if (first == nullptr) first = &view;
     }
     if (first == nullptr) continue;
-    const auto [found, is_new] = of_device.try_emplace(first->device, int(lists.size()));
+    const auto [found, is_new] = of_device.try_emplace(first->device, int(lists.size()), tensors);
     if (is_new && !segments.empty())
       for (int64_t ended = 0; ended < segments[tensor]; ++ended) found->second.end_segment();
     found->second.add(present);
