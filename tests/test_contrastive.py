@@ -6,13 +6,15 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy, normalize
 
 from friction_kernels import GraphMemory, InfoNCELoss, RetrievalLoss, SupConLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+few = settings(max_examples=min(200, settings().max_examples))  # each takes long
 
 SIZES = [1, 2, 5, 33, 127, 129]
 WIDTHS = [1, 2, 33, 129]
@@ -51,6 +53,7 @@ def assert_same(found, expected, **bounds):
         torch.testing.assert_close(mine, theirs, **(bounds or EXACT))
 
 
+@few
 @given(st.sampled_from(SIZES), st.sampled_from(WIDTHS), st.integers(0, 99), st.booleans())
 def test_supcon_is_that_of_stored_scores(n, d, seed, masked):
     e, labels = random(n, d, seed=seed), classes(n, seed)
@@ -70,6 +73,7 @@ def test_supcon_is_that_of_stored_scores(n, d, seed, masked):
     assert loss_fn.without_positives == stored_supcon(normalize(e), labels, mask=mask)[1]
 
 
+@few
 @given(st.sampled_from(SIZES), st.integers(0, 20), st.sampled_from(WIDTHS), st.integers(0, 99))
 def test_infonce_is_cross_entropy_of_stored_scores(n, k, d, seed):
     rows = [random(count, d, seed=seed + i) for i, count in enumerate((n, n, k)) if count]
@@ -89,6 +93,7 @@ def test_infonce_is_cross_entropy_of_stored_scores(n, k, d, seed):
         assert_same(found, expected)
 
 
+@few
 @given(st.sampled_from(SIZES), st.sampled_from(SIZES), st.sampled_from(WIDTHS), st.booleans())
 def test_retrieval_is_that_of_stored_scores(n, m, d, unit):
     q, documents, positives = random(n, d), random(m, d, seed=1), classes(n, number=m)

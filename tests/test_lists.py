@@ -5,11 +5,13 @@ from functools import reduce
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from friction_kernels import count_launches, lists
 from friction_kernels.lists import products
+
+few = settings(max_examples=min(200, settings().max_examples))  # each takes long
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64]
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (2048,), (2049,), (4, 3, 5, 6), (70, 130)]
@@ -140,6 +142,7 @@ def corresponding(draw, most_lists=8):
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
+@few
 @given(corresponding())
 def test_gram_is_the_products_of_all_elements(given_lists):
     found = lists.gram(*given_lists)
@@ -151,6 +154,7 @@ def test_gram_is_the_products_of_all_elements(given_lists):
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
+@few
 @given(corresponding(), st.integers(1, 3), st.integers(0, 99))
 def test_gram_by_label_adds_up_to_the_whole(given_lists, labels, seed):
     names = ["b", "a", "c"][:labels]
@@ -170,6 +174,7 @@ def test_gram_by_label_adds_up_to_the_whole(given_lists, labels, seed):
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values to real")
+@few
 @given(corresponding(), st.lists(st.floats(-2, 2), min_size=8, max_size=8), st.booleans())
 def test_combine_is_the_weighted_sum(given_lists, weights, as_tensor):
     weights = weights[: len(given_lists)]

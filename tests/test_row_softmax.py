@@ -153,3 +153,99 @@ def test_losses_and_gradients_are_those_of_stored_scores(rows, problem):
     expected = with_gradients(stored, *given_, options)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_second_derivatives_are_refused(reduction):
+    x, w = random(3, 2).requires_grad_(), random(5, 2)
+    loss = row_softmax_loss(x, w, Index(torch.tensor([0, 1, 2])), reduction=reduction).sum()
+    with pytest.raises(RuntimeError, match="a row softmax loss cannot be differentiated twice"):
+        torch.autograd.grad(loss, x, create_graph=True)
+
+
+def test_a_second_backward_is_refused():
+    x, w = random(3, 2).requires_grad_(), random(5, 2)
+    loss = row_softmax_loss(x, w, Index(torch.tensor([0, 1, 2])))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="backward\\(\\) was called twice"):
+        loss.backward()
+
+
+LABELS = torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda x, w: row_softmax_loss(x, w, LABELS), TypeError, "target is Tensor; give one of"),
+        (
+            lambda x, w: row_softmax_loss(x, torch.nn.Linear(2, 5), Index(LABELS)),
+            TypeError,
+            "w is Linear, and no tensor; give its weight",
+        ),
+        (lambda x, w: row_softmax_loss(x, w.long(), Index(LABELS)), TypeError, "w is torch.int64"),
+        (lambda x, w: row_softmax_loss(x, w[:, :1], Index(LABELS)), ValueError, "x has 2 columns"),
+        (lambda x, w: row_softmax_loss(x, w, Index(LABELS[:2])), ValueError, "labels must be 3"),
+        (
+            lambda x, w: row_softmax_loss(x, w, Index(LABELS + 3)),
+            ValueError,
+            "label 5 of row 2 is none of 5 columns",
+        ),
+        (
+            lambda x, w: row_softmax_loss(
+                x, w, TopK(LABELS[:, None].repeat(1, 2), random(3, 2).log_softmax(1))
+            ),
+            ValueError,
+            "ids of row 0 are not all different",
+        ),
+        (
+            lambda x, w: row_softmax_loss(x, w, TopK(LABELS[:, None], torch.ones(3, 1))),
+            ValueError,
+            "logprobs must be logarithms",
+        ),
+        (
+            lambda x, w: row_softmax_loss(x, w, Scores(x, w[:4])),
+            ValueError,
+            "the teacher has 4 columns, and the student 5",
+        ),
+        (
+            lambda x, w: row_softmax_loss(x, w, Index(LABELS), kind="jsd"),
+            ValueError,
+            "kind 'jsd' compares with the logarithm",
+        ),
+        (
+            lambda x, w: row_softmax_loss(x, w, Index(LABELS), kind="mse"),
+            ValueError,
+            "kind must be",
+        ),
+        (
+            lambda x, w: row_softmax_loss(x * math.nan, w, Index(LABELS)),
+            ValueError,
+            "3 rows are NaN",
+        ),
+        (
+            lambda x, w: row_softmax_loss(x, w, Index(LABELS), mask=torch.ones(5)),
+            TypeError,
+            "mask is torch.float32",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(random(3, 2), random(5, 2))
+
+
+def test_without_a_row_that_counts_loss_and_gradients_are_zero():
+    x, w = random(3, 2).requires_grad_(), random(5, 2).requires_grad_()
+    loss = row_softmax_loss(x, w, Index(torch.full((3,), -100)))
+    loss.backward()
+    assert loss == 0 and not x.grad.any() and not w.grad.any()
+
+
+def test_statistics_are_those_of_the_softmax():
+    x, w = random(3, 2), random(5, 2)
+    found = row_softmax_loss(x, w, Index(torch.tensor([0, -100, 2])), statistics=True)
+    p = (x @ w.T).softmax(1)
+    torch.testing.assert_close(found.lse, (x @ w.T).logsumexp(1))
+    torch.testing.assert_close(found.entropy, -(p * p.log()).sum(1))
+    assert found.counted.tolist() == [True, False, True]

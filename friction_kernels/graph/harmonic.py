@@ -27,10 +27,11 @@ from torch import Tensor
 from friction_kernels.graph import adjoint, dense_lu, forward
 from friction_kernels.graph.route import Route, Settings, make_scores
 from friction_kernels.graph.solvers import Factors
-from friction_kernels.graph.torch_modes import refuse_second_derivative, uncompiled
+from friction_kernels.graph.torch_modes import uncompiled
 from friction_kernels.graph.transition import Transition
 from friction_kernels.scores.backend import Scores
 from friction_kernels.scores.chunked import ChunkedScores
+from friction_kernels.scores.derivatives import refuse_second_derivative
 
 
 @dataclass(frozen=True)

@@ -57,15 +57,3 @@ def refuse_recomputation(why: str) -> None:
             "the gradient may be that of another loss; call GLoss outside of checkpointed functions and "
             "of hooks"
         )
-
-
-def refuse_second_derivative(name: str) -> None:
-    """Raise in a backward() that is itself being differentiated.
-
-    torch's once_differentiable accepts a gradient of a constant, with a wrong second derivative.
-    """
-    if torch.is_grad_enabled():
-        raise RuntimeError(
-            f"{name} cannot be differentiated twice; call backward() or torch.autograd.grad() without "
-            "create_graph=True"
-        )

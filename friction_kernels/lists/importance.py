@@ -44,9 +44,12 @@ def layer_importance(
         TypeError: an item is not a tensor of floating or complex dtype, is sparse or float8.
         ValueError: there is no gradient, or not a label for each; `temperature` is a number not above 0.
     """
-    given, labels = list(gradients), list(dict.fromkeys(by))
+    given = list(gradients)
     if not given:
         raise ValueError("there is no gradient; give one at least")
+    if isinstance(by, str) or len(by) != len(given):
+        raise ValueError(f"by must be a label for each of {len(given)} gradients, got {by!r}")
+    labels = list(dict.fromkeys(by))
     if not isinstance(temperature, Tensor) and not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number above 0, got {temperature}")
     norms = gram(given, by=by, missing="zero")[:, 0, 0].sqrt()

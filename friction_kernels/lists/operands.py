@@ -165,6 +165,11 @@ def readable(positions: Sequence[Position]) -> Iterator[None]:
 
 def check_tensor(tensor: object, what: str) -> None:
     if not isinstance(tensor, Tensor):
+        if isinstance(tensor, (list, tuple, str)):
+            raise TypeError(
+                f"{what} is a {type(tensor).__name__}, and no tensor; a list is of tensors, such as a "
+                "dict's values()"
+            )
         raise TypeError(f"{what} is {tensor!r}, and no tensor; leave it out")
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.dtype.itemsize == 1:
         raise TypeError(

@@ -143,7 +143,8 @@ def segmented_products(
 
     owners: the parameters whose gradients these are, as in positions_of.
     """
-    device = next((x.device for one in lists for x in one if x is not None), torch.device("cpu"))
+    tensors = (x for one in lists for x in one if isinstance(x, Tensor))
+    device = next((x.device for x in tensors), torch.device("cpu"))
     if may_be_plain(lists if owners is None else [*lists, [*owners]], process_group):
         with suppress(NotNative):
             return _added(_native_products(lists, segments, count), device, (count, len(lists)))

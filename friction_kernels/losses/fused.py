@@ -9,8 +9,8 @@ from torch import Tensor
 
 from friction_kernels.graph.forward import warn_of_unreached
 from friction_kernels.graph.route import Route
-from friction_kernels.graph.torch_modes import refuse_second_derivative
 from friction_kernels.losses.statistics import GLossStats
+from friction_kernels.scores.derivatives import refuse_second_derivative
 from friction_kernels.warn import warn
 
 

@@ -88,11 +88,17 @@ def row_softmax_loss(
     Raises:
         TypeError: a dtype is not one of the four; `mask` is not bool.
         ValueError: shapes, labels or options do not fit together; a row's loss is NaN (with `validate`).
+        RuntimeError: a second derivative is asked for (create_graph=True), or backward() a second time.
 
     Source: the outer form of supervised contrastive losses is that of arXiv 2004.11362; gradients are those
     of the equations above. Chunks are this library's choice.
     """
     check_shapes(x, w, bias, mask)
+    if not isinstance(target, get_args(Target)):
+        raise TypeError(
+            f"target is {type(target).__name__}; give one of friction_kernels.targets, such as "
+            "Index(labels) or Scores(x, w)"
+        )
     options = Options(kind, beta, ignore_index, label_smoothing, statistics)
     check_options(options, reduction, softcap, mask, target)
     checks = x.device.type == "cpu" if validate is None else validate
@@ -113,6 +119,8 @@ def row_softmax_loss(
 
 def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
     for name, tensor in (("x", x), ("w", w)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} is {type(tensor).__name__}, and no tensor; give its weight")
         if tensor.dtype not in DTYPES:
             raise TypeError(
                 f"{name} is {tensor.dtype}; scores are of float16, bfloat16, float32 or float64"

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from friction_kernels.scores.derivatives import refuse_second_derivative
 from friction_kernels.scores.products import Mask, columns_of, mask_, scores_of, spans
 from friction_kernels.scores.targets import Options, Rows, Target, Tile
 
@@ -148,8 +149,8 @@ class RowSoftmax(torch.autograd.Function):
         return found.loss.sum() / number, found.counted, found.lse, entropy
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative("a row softmax loss")
         if ctx.problem.mean is None:
             x, w, bias, scale = ctx.saved_tensors
             wanted = Wanted(*ctx.needs_input_grad[:4])

@@ -66,7 +66,7 @@ class Softmax(NamedTuple):
 
     def rows(self, loss: Tensor, counted: Tensor | None = None) -> Rows:
         """With p, which has become dL/dz, set to zero where a row does not count, or has no column."""
-        some = self.lse > -torch.inf
+        some = self.lse != -torch.inf  # NaN counts, and shows
         counted = some if counted is None else counted & some
         clear_(self.p, ~counted)
         return Rows(loss.where(counted, 0), counted, self.lse, self.entropy)

@@ -71,7 +71,7 @@ class MultiTask:
         weights: the weights (T,) of the last combine(), or None before.
 
     Raises:
-        TypeError: a parameter is not a tensor.
+        TypeError: a parameter is not a tensor, or `weighting` no function.
         ValueError: there are no parameters; one is given twice; `keep` is none of the three; a parameter is
             complex, and `keep` is not "dtype".
     """
@@ -86,6 +86,10 @@ class MultiTask:
     ) -> None:
         self._parameters = list(parameters)
         check_parameters(self._parameters, keep)
+        if not callable(weighting):
+            raise TypeError(
+                f"weighting is {weighting!r}; give a function of the Gram matrix, such as weightings.pcgrad()"
+            )
         self._weighting = weighting
         self._keep: Keep = keep
         self._process_group = process_group
