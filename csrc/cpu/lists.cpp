@@ -49,11 +49,12 @@ FRICTION_INLINE void add_products(const T* const* a, const T* b, int64_t begin, 
       Register::at(lanes[j] + lane) = sums[j][lane / Register::kCount];
 }
 
+// Elements of each list before the next: few, so that they are all read at once from memory.
+constexpr int64_t kPass = 256;
+
 // The products of all pairs of `lists` arrays, each of them as dot(x[first], x[second]).
 template <class T>
 void all_products(const T* const* x, int lists, int64_t count, double* products) {
-  // Elements of each array before the next: few, so that they are all read at once from memory.
-  constexpr int64_t kPass = 256;
   constexpr int kTogether = 4;  // sums, whose additions do not wait for each other
   if (count <= kLanes) {
     for (int second = 0; second < lists; ++second)
@@ -143,7 +144,7 @@ FRICTION_INLINE void add_weighted(const T* sum, T weight, const T* x, int64_t co
 }
 
 template <class T>
-void combine_chunk(const CombineRegion& r, int64_t tensor, int64_t begin, int64_t count) {
+void combine_part(const CombineRegion& r, int64_t tensor, int64_t begin, int64_t count) {
   const TensorEntry& out = r.lists[r.count].tensors[tensor];
   Stage<T, SingleOperand> stage, result;
   result.x[0] = result.buffers(out) ? result.buffer[0] : static_cast<T*>(out.data[0]) + begin;
@@ -166,7 +167,9 @@ void combine_chunk(const CombineRegion& r, int64_t tensor, int64_t begin, int64_
 void combine(const CombineRegion& r, int64_t first, int64_t last) {
   for_each_chunk_of_lists(
       r, r.count + 1, first, last, [&](int64_t tensor, int64_t begin, int64_t count, auto* type) {
-        combine_chunk<std::remove_pointer_t<decltype(type)>>(r, tensor, begin, count);
+        using T = std::remove_pointer_t<decltype(type)>;
+        for (int64_t done = 0; done < count; done += kPass)
+          combine_part<T>(r, tensor, begin + done, std::min(kPass, count - done));
       });
 }
 
