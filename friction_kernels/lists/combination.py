@@ -197,7 +197,7 @@ def _write_plainly(parts: Operand, weights: Weights) -> None:
             continue
         weight = weights[index]
         if isinstance(weight, Tensor):
-            weight = weight.detach().to(tensor.device)
+            weight = weight.detach().to(tensor.device, arithmetic)  # else a scalar would be widened
         wide_tensor = tensor.to(torch.promote_types(tensor.dtype, arithmetic))
         product = _reals(wide_tensor) * weight
         total = product if total is None else total + product
