@@ -138,7 +138,7 @@ def with_gradients(function, x, w, target, options):
 
 
 @pytest.mark.parametrize("rows", [None, pytest.param(3, marks=pytest.mark.deep)])
-@settings(max_examples=100)  # each takes a tenth of a second
+@settings(max_examples=min(100, settings().max_examples))  # each takes a tenth of a second
 @given(problems())
 def test_losses_and_gradients_are_those_of_stored_scores(rows, problem):
     *given_, options = problem
