@@ -27,11 +27,12 @@ FRICTION_INLINE int64_t index_of(const ListLaunch& launch, int list, int64_t ten
 }
 
 // The eight elements that a thread takes of a part, or as many as there are.
-struct Eight {
+struct ThreadElements {
   int64_t first;
   int count;
 
-  FRICTION_INLINE Eight(const Part<1>& part, int thread) : first(part.begin + thread * kVec8) {
+  FRICTION_INLINE ThreadElements(const Part<1>& part, int thread)
+      : first(part.begin + thread * kVec8) {
     const int rest = part.count - thread * kVec8;
     count = rest < 0 ? 0 : rest < kVec8 ? rest : kVec8;
   }
@@ -117,31 +118,31 @@ FRICTION_INLINE void add_products(const T (&x)[kMost][kVec8], double (&sums)[kPa
 }
 
 template <class T, int kMost>
-FRICTION_INLINE void add_vectors(const ListLaunch& launch, int64_t tensor, const Eight& eight,
-                                 double (&sums)[kPairs<kMost>]) {
+FRICTION_INLINE void add_vectors(const ListLaunch& launch, int64_t tensor,
+                                 const ThreadElements& mine, double (&sums)[kPairs<kMost>]) {
   T x[kMost][kVec8] = {};
   FRICTION_UNROLL
   for (int list = 0; list < kMost; ++list) {
     if (list >= launch.lists.count) break;
     const Entry<1>& entry = launch.entries()[index_of(launch, list, tensor)];
-    if (entry.data[0] != nullptr) load_vector(entry, eight.first, x[list]);
+    if (entry.data[0] != nullptr) load_vector(entry, mine.first, x[list]);
   }
   add_products(x, sums);
 }
 
 // The same of elements that are read one by one, in double.
 template <int kMost>
-FRICTION_INLINE void add_one_by_one(const ListLaunch& launch, int64_t tensor, const Eight& eight,
-                                    double (&sums)[kPairs<kMost>]) {
+FRICTION_INLINE void add_one_by_one(const ListLaunch& launch, int64_t tensor,
+                                    const ThreadElements& mine, double (&sums)[kPairs<kMost>]) {
   FRICTION_NO_UNROLL
-  for (int i = 0; i < eight.count; ++i) {
+  for (int i = 0; i < mine.count; ++i) {
     double x[kMost] = {};
     FRICTION_UNROLL
     for (int list = 0; list < kMost; ++list) {
       if (list >= launch.lists.count) break;
       const int64_t index = index_of(launch, list, tensor);
       if (launch.entries()[index].data[0] != nullptr)
-        x[list] = load_one<double>(launch, index, eight.first + i);
+        x[list] = load_one<double>(launch, index, mine.first + i);
     }
     FRICTION_UNROLL
     for (int second = 0; second < kMost; ++second) {
@@ -156,14 +157,14 @@ FRICTION_INLINE void add_one_by_one(const ListLaunch& launch, int64_t tensor, co
 template <int kMost>
 FRICTION_INLINE void add_part(const ListLaunch& launch, const Part<1>& part, int thread,
                               double (&sums)[kPairs<kMost>]) {
-  const Eight eight(part, thread);
-  if (eight.count == 0) return;
+  const ThreadElements mine(part, thread);
+  if (mine.count == 0) return;
   const PartTypes types = types_of(launch, part.tensor, launch.lists.count);
-  const bool vectors = types.vectors && eight.count == kVec8;
-  if (vectors && !types.wide) return add_vectors<float, kMost>(launch, part.tensor, eight, sums);
+  const bool vectors = types.vectors && mine.count == kVec8;
+  if (vectors && !types.wide) return add_vectors<float, kMost>(launch, part.tensor, mine, sums);
   if constexpr (kMost <= 2)  // more float64 numbers would not fit into registers
-    if (vectors) return add_vectors<double, kMost>(launch, part.tensor, eight, sums);
-  add_one_by_one<kMost>(launch, part.tensor, eight, sums);
+    if (vectors) return add_vectors<double, kMost>(launch, part.tensor, mine, sums);
+  add_one_by_one<kMost>(launch, part.tensor, mine, sums);
 }
 
 FRICTION_INLINE int64_t runs_of(const ListLaunch& launch) {
@@ -262,21 +263,21 @@ FRICTION_INLINE void combine_one(const ListLaunch& launch, int64_t tensor, int64
 
 // Combines a thread's elements of a part.
 FRICTION_INLINE void combine_part(const ListLaunch& launch, const Part<1>& part, int thread) {
-  const Eight eight(part, thread);
+  const ThreadElements mine(part, thread);
   const PartTypes types = types_of(launch, part.tensor, launch.lists.count + 1);
-  if (types.vectors && eight.count == kVec8) {
+  if (types.vectors && mine.count == kVec8) {
     if (types.wide)
-      combine_vectors<double>(launch, part.tensor, eight.first);
+      combine_vectors<double>(launch, part.tensor, mine.first);
     else
-      combine_vectors<float>(launch, part.tensor, eight.first);
+      combine_vectors<float>(launch, part.tensor, mine.first);
     return;
   }
   FRICTION_NO_UNROLL
-  for (int i = 0; i < eight.count; ++i) {
+  for (int i = 0; i < mine.count; ++i) {
     if (types.wide)
-      combine_one<double>(launch, part.tensor, eight.first + i);
+      combine_one<double>(launch, part.tensor, mine.first + i);
     else
-      combine_one<float>(launch, part.tensor, eight.first + i);
+      combine_one<float>(launch, part.tensor, mine.first + i);
   }
 }
 
