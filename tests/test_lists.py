@@ -260,7 +260,7 @@ def test_labels_may_be_an_array():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tracers_record_operators_of_torch():
-    a, b = torch.randn(5), torch.randn(5)
+    a, b = (torch.randn(5, dtype=torch.float64) for _ in range(2))
     for traced in (
         torch.fx.experimental.proxy_tensor.make_fx(lambda x: lists.gram([x], [x + 1]))(a),
         torch.jit.trace(lambda x: lists.gram([x], [x + 1]), a),
@@ -415,7 +415,7 @@ def test_what_has_no_kernel_is_plain_torchs():
     class Odd(torch.Tensor):
         pass
 
-    a, b = torch.randn(7), torch.randn(7)
+    a, b = (torch.randn(7, dtype=torch.float64) for _ in range(2))  # sums are in float64, too
     odd = a.clone().as_subclass(Odd)
     torch.testing.assert_close(lists.gram([odd, a], [b, b]), lists.gram([a, a], [b, b]))
     each = lists.gram([odd, a], [b, b], by="tensor")
