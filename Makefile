@@ -67,6 +67,7 @@ wheel: .venv/dev  ## an sdist, and a wheel that is built from it, in dist/
 # Installed anew when the build or the native sources change; Python files are used where they are.
 .venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt friction_kernels/optim/states.def $(CPP)
 	$(BIN)/pip install --quiet '$(TORCH)'
+	@echo 'compiling the kernels: a few minutes, some ten where nvcc is found (FRICTION_CUDA=0 leaves GPU kernels out)'
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
