@@ -124,10 +124,10 @@ def test_results_and_page_of_a_run(tmp_path, quick_machine, capsys):
     assert all(f"\n{heading}" in f"\n{page}" for heading in headings)
     assert re.search(r"\| RSGDM .*torch SGD nesterov fused .*1 launches", page)
     assert "exponent of N, fitted" in page
-    for name in ("optimizers.png", "gloss.png", "host.png"):
-        assert f"]({name})" in page
-        with Image.open(tmp_path / name) as picture:
-            assert picture.format == "PNG" and min(picture.size) > 100
+    for name in ("step-miniature-float32", "gloss-time"):
+        assert f"]({name}.png)" in page
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert picture.format == "PNG" and picture.width == 700
 
 
 @pytest.mark.usefixtures("interruptible")
