@@ -1,4 +1,5 @@
-"""What the built pages need beyond the files in docs/: the root's own pages, and links that leave docs/.
+"""What the built pages need beyond the files in docs/: the root's own pages, pictures of results, and links
+that leave docs/.
 
 Pages are written for a forge, where `../csrc/rules.h` is a link. In the built site such a file is not
 there: its link becomes its name. A link to a file that does not exist stays, and fails a strict build.
@@ -18,6 +19,9 @@ LINK = re.compile(r"\[(?P<text>[^\]\n]+)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[\w-]
 def on_files(files, config):
     for name in FROM_THE_ROOT:
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for picture in (ROOT / "bench/results").rglob("*.png"):
+        name = picture.relative_to(ROOT).as_posix()
+        files.append(File.generated(config, name, abs_src_path=str(picture)))
     return files
 
 

@@ -2,7 +2,6 @@
 commands, flags, files and links exist."""
 
 import ast
-import doctest
 import functools
 import os
 import re
@@ -24,7 +23,8 @@ from markdown_pages import (
 )
 
 LANGUAGES = {"python", "sh", "text", "cpp", "toml", "bibtex", "csv"}
-RUNNING = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+# What differs between machines and versions: fractions, powers of ten and shares; whole numbers do not.
+MAY_DIFFER = re.compile(r"-?\d[\d,]*(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+|(?=%))")
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
@@ -39,9 +39,14 @@ readme_first = pytest.mark.parametrize(
 def assert_printed(block, printed: str, page) -> None:
     if block.prints is None:
         return
-    assert doctest.OutputChecker().check_output(block.prints, printed, RUNNING), (
+    assert masked(block.prints) == masked(printed), (
         f"{name_of(page)}:{block.line} prints otherwise than the page says:\n{printed}"
     )
+
+
+def masked(output: str) -> list[str]:
+    """Its words, without the numbers that may differ."""
+    return MAY_DIFFER.sub("#", output).split()
 
 
 def absent(block) -> list[str]:
@@ -214,8 +219,12 @@ def test_what_the_command_prints_is_what_the_pages_show():
     assert shown
     run = [sys.executable, "-m", "friction_kernels"]
     printed = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    def names(output: str) -> list[str]:  # what is behind them is the machine's
+        return [re.split(r"\s{2,}", line)[0] for line in output.splitlines()]
+
     for page, block in shown:
-        assert_printed(block, printed, page)
+        assert names(block.prints) == names(printed), name_of(page)
 
 
 # Files, links and names.
@@ -242,8 +251,8 @@ def test_files_that_are_named_exist(page):
         assert (ROOT / "tests" / name).exists(), f"{name_of(page)} names {name}"
 
 
-@pytest.mark.parametrize("page", [ROOT / "docs/design.md", ROOT / "README.md"], ids=name_of)
-def test_the_house_is_as_it_is_drawn(page):
+def test_the_house_is_as_it_is_drawn():
+    page = ROOT / "docs/design.md"
     drawing = next(b.text for b in blocks_of(page) if b.text.startswith("csrc/ "))
     folders = {}
     for line in drawing.splitlines():

@@ -2,7 +2,7 @@
 
 What a page may say of its blocks, held by test_pages.py:
 - ```python blocks of a page run one after another, in one namespace;
-- a ```text block right after a ```python or ```sh block is what that prints, `...` standing for anything;
+- a ```text block right after a ```python or ```sh block is what that printed when it was written;
 - `<!-- needs: transformers, datasets -->` on the line before a block: without these packages it is skipped;
 - `<!-- file: path -->` before a block says where it belongs, `<!-- equations: Name -->` what it equals: other
   tests run these;
