@@ -13,15 +13,21 @@ from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 FROM_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
-LINK = re.compile(r"\[(?P<text>[^\]\n]+)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[\w-]*)?\)")
+LINK = re.compile(
+    r"\[(?P<text>[^\]\n]+)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[\w-]*)?\)"
+)
 
 
 def on_files(files, config):
     for name in FROM_THE_ROOT:
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+        files.append(
+            File.generated(config, name, abs_src_path=str(ROOT / name))
+        )
     for picture in (ROOT / "bench/results").rglob("*.png"):
         name = picture.relative_to(ROOT).as_posix()
-        files.append(File.generated(config, name, abs_src_path=str(picture)))
+        files.append(
+            File.generated(config, name, abs_src_path=str(picture))
+        )
     return files
 
 
@@ -34,7 +40,11 @@ def on_page_markdown(markdown, page, config, files):
         if not target.is_relative_to(ROOT) or not target.exists():
             return match[0]  # mkdocs warns of it
         name = target.relative_to(ROOT)
-        page_name = name.relative_to("docs") if name.parts[:1] == ("docs",) else name
+        page_name = (
+            name.relative_to("docs")
+            if name.parts[:1] == ("docs",)
+            else name
+        )
         if files.get_file_from_path(page_name.as_posix()) is None:
             return match["text"]
         path = os.path.relpath(page_name, here)
