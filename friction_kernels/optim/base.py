@@ -228,6 +228,7 @@ class PlannedOptimizer(Optimizer):
         """Inspect every parameter once: which backend serves it, and whether any can."""
         for index, group in enumerate(groups):
             checks.check_members(index, group)
+            taking.check_members(self.rule, index, group)
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             checks.check_capturable(group, group["params"])
             group["process_group"] = name_of(group["process_group"])

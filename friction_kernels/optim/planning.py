@@ -374,4 +374,5 @@ def _native_entry(
     rounding = None
     if state is not None and options.rounds_stochastically(param, group):
         rounding = (entry.ordinal, *shard_of(param, rule.projects_rows))
-    return (param, state, entry.group, native, master and master[0], rounding, taking.takes(group))
+    takes = taking.takes(rule, group)
+    return (param, state, entry.group, native, master and master[0], rounding, takes)
