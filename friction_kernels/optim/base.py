@@ -368,7 +368,7 @@ class PlannedOptimizer(Optimizer):
         self._check_loaded_groups(state_dict["param_groups"])
         groups = self.param_groups
         self._new_states = checkpoints.new_states(self.rule, name, groups, state_dict)
-        return checkpoints.without_states(self.rule, state_dict)
+        return checkpoints.without_states(self.rule, state_dict, self._options)
 
     def _check_loaded_groups(self, loaded: list[dict[str, Any]]) -> None:
         """Raise if a loaded group, completed with current values, has invalid options."""

@@ -10,7 +10,7 @@ does, it shares none; otherwise later steps would change only some of its tensor
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -275,9 +275,12 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
     return state
 
 
-def without_states(rule: Rule, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict without what `new_states` converted, which torch would cast to parameters' dtypes."""
-    options = {*_TORCHS_OPTIONS, *rule.identity()}
+def without_states(rule: Rule, state_dict: dict[str, Any], own: Set[str]) -> dict[str, Any]:
+    """The state_dict without what `new_states` converted, which torch would cast to parameters' dtypes.
+
+    own: the optimizer's options; those that only other classes have are dropped, too.
+    """
+    options = {*_TORCHS_OPTIONS, *rule.identity(), *rule.optional} - own
     # States of other rules are dropped: a friction's prev_grad is none of AdamW's.
     keys = {"step", *every_state(), *MASTER_KEYS, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]
