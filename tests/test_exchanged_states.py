@@ -31,6 +31,13 @@ ADAM = {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": 0.1}
 MOMENTUM = {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.1}
 
 
+class Muon(torch.optim.Muon):
+    """torch's, of the matrices among the parameters."""
+
+    def __init__(self, params):
+        super().__init__([param for param in params if param.dim() == 2])
+
+
 def trained(cls, steps=3, **options):
     params = make_params(SHAPES, torch.float64)
     opt = cls(params, **options)
@@ -228,6 +235,7 @@ REFUSED = {
     "AdamW into SGD": (AdamW, {}, SGD, "not one of SGD: for parameter 0 .* no 'momentum_buffer'"),
     "torch's AdamW into SGD": (torch.optim.AdamW, {}, SGD, "not one of SGD"),
     "RMSprop into SGD": (torch.optim.RMSprop, {"momentum": 0.9}, SGD, "not one of SGD"),
+    "Muon into SGD": (Muon, {}, SGD, "not one of SGD: it is one of torch.optim.Muon"),
     "SGD with dampening": (torch.optim.SGD, DAMPENED, SGD, "group 0: dampening must be 0, got 0.1"),
     "RSGDM with decoupled decay": (RSGDM, DECOUPLED, SGD, "decoupled_weight_decay=True, which SGD"),
     "RSGDM without momentum": (RSGDM, {"momentum": 0.0}, SGD, "has momentum=0; start SGD afresh"),
