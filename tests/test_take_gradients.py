@@ -135,6 +135,19 @@ def test_checkpoints_and_copies_are_those_of_the_usual_optimizer():
     assert_same_bits(params, twins)
 
 
+@both_backends
+@pytest.mark.parametrize("options", [{}, {"state_dtype": {"exp_avg": "8bit"}}], ids=str)
+def test_all_of_a_state_dict_is_of_one_moment_or_all_is_live(options, backend):
+    params = make_params([(512,)])
+    opt = TanhSignAdamW(params, take_gradients=True, backend=backend, **options)
+    one_step(opt, params, 0)
+    saved = opt.state_dict()
+    before = copy.deepcopy(saved["state"][0])
+    one_step(opt, params, 1)
+    changed = {not torch.equal(before[key], value) for key, value in saved["state"][0].items()}
+    assert changed == {not options}
+
+
 def test_no_more_gradients_exist_than_parameters_at_any_time():
     params = [torch.nn.Parameter(torch.randn(1000)) for _ in range(3)]
     opt = SigSignAdamW(params, take_gradients=True)
