@@ -145,6 +145,7 @@ class StepPlan:
             # The host must know whether to skip the step, and the factors.
             if scaling is not None and (self.reference or -1 in self.native_devices):
                 if scaling.skips():
+                    taking.release(self.rule, groups)
                     return scaling
                 factors = [scaling.factor(group["max_grad_norm"]) for group in groups]
             if self.native is not None:

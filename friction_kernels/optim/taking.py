@@ -72,6 +72,13 @@ def why_not_taken(rule: Rule, groups: list[dict[str, Any]]) -> tuple[int, str] |
     return None
 
 
+def release(rule: Rule, groups: list[dict[str, Any]]) -> None:
+    """Leave no gradient after a step that is skipped, as after every other."""
+    for group in groups:
+        for param in group["params"] if takes(rule, group) else ():
+            param.grad = None
+
+
 def kept_state(rule: Rule) -> str | None:
     """The state that keeps the gradient, or None if the rule has no such state."""
     return next((key for key, kind in rule.states.items() if not kind.at_least_float32), None)
