@@ -108,9 +108,8 @@ def test_a_gradient_that_was_not_finite_leaves_what_was_kept(backend):
     opt.step()
     twin.step()
     assert_same_states(opt, params, twin, twins)
-    assert all(
-        param.grad is None for param in params
-    )  # without a zero_grad(), the next ones start anew
+    # As after every step: added to what is not finite, no later gradient would be finite.
+    assert all(param.grad is None for param in params)
     for each in twins:
         each.grad = None
     one_step(opt, params, 1)
