@@ -339,7 +339,8 @@ class PlannedOptimizer(Optimizer):
 
         Options missing from a loaded group keep their current value, as do the options that define how a
         step is computed and stored: `backend`, `capturable`, `master`, `rounding`, `state_dtype`. States
-        are converted accordingly; a missing `prev_grad` starts at zero.
+        are converted accordingly; a missing `prev_grad` starts at zero, and options of friction or
+        projection that this class lacks are dropped.
 
         Args:
             state_dict: from `state_dict()` of this class or of torch's: tensors of the parameters'
