@@ -67,12 +67,18 @@ def torchs_options(name):
     return [key for key in inspect.signature(OPTIMIZERS[name]).parameters if key in NO_MORE]
 
 
+def test_adams_decoupled_decay_is_adamws():
+    with pytest.raises(TypeError, match=r"decoupled_weight_decay only as False.* or take AdamW$"):
+        OPTIMIZERS["Adam"](make_params(), decoupled_weight_decay=True)
+
+
 # Options of torch's constructors, with what asks for nothing and with what does.
 NO_MORE = {
     "foreach": ([None, False], [True, "yes"]),
     "fused": ([None, False], [True]),
     "differentiable": ([False], [True, None]),
     "amsgrad": ([False], [True, None]),
+    "decoupled_weight_decay": ([False], [True, None]),
 }
 
 
@@ -94,7 +100,7 @@ def test_option_of_torchs_is_taken_where_it_asks_for_nothing(name, option):
 
 def test_every_option_of_torchs_constructors_is_taken():
     for name in ("Adam", "AdamW", "SGD"):
-        theirs = inspect.signature(TORCHS[name][0]).parameters.keys() - {"decoupled_weight_decay"}
+        theirs = inspect.signature(TORCHS[name][0]).parameters.keys()
         assert theirs <= inspect.signature(OPTIMIZERS[name]).parameters.keys()
         assert {key for key in theirs if key in NO_MORE} == set(torchs_options(name))
 
@@ -157,6 +163,7 @@ ASKS_FOR_MORE = {
     "fused": True,
     "differentiable": True,
     "amsgrad": True,
+    "decoupled_weight_decay": 2,
     "dampening": 0.5,
 }
 

@@ -16,6 +16,7 @@ from friction_kernels import (
     AdamW,
     DiffGrad,
     DiffGradW,
+    FrictionAdamW,
     SigSignAdamP,
     SigSignAdamW,
     SigSignGrad,
@@ -28,6 +29,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = [(3, 4), (300,), (), (4, 3, 5)]
 ADAM = {"lr": 0.01, "betas": (0.8, 0.99), "weight_decay": 0.1}
 MOMENTUM = {"lr": 0.05, "momentum": 0.8, "weight_decay": 0.1}
+
+
+class Muon(torch.optim.Muon):
+    """torch's, of the matrices among the parameters."""
+
+    def __init__(self, params):
+        super().__init__([param for param in params if param.dim() == 2])
 
 
 def trained(cls, steps=3, **options):
@@ -129,6 +137,7 @@ def test_a_friction_starts_at_rest_with_its_bases_moments(base, friction, backen
     params, opt = trained(base, **ADAM)
     others, other = loaded(friction, params, opt, beta3=0.7, backend=backend)
     assert other.param_groups[0]["beta3"] == 0.7
+    assert other.param_groups[0].keys() == {"params", *other.defaults}
     for param, twin in zip(params, others, strict=True):
         assert all(map(torch.equal, moments_of(opt, param), moments_of(other, twin)))
         assert not other.state[twin]["prev_grad"].any()
@@ -139,6 +148,7 @@ def test_a_friction_starts_at_rest_with_its_bases_moments(base, friction, backen
 def test_a_base_goes_on_from_a_frictions_moments(base, friction, backend):
     params, opt = trained(friction, **ADAM)
     others, other = loaded(base, params, opt, backend=backend)
+    assert other.param_groups[0].keys() == {"params", *other.defaults}
     for param, twin in zip(params, others, strict=True):
         assert other.state[twin].keys() == {"step", "exp_avg", "exp_avg_sq"}
         assert all(map(torch.equal, moments_of(opt, param), moments_of(other, twin)))
@@ -148,6 +158,22 @@ def test_a_base_goes_on_from_a_frictions_moments(base, friction, backend):
         for group, factor in ((opt.param_groups[0], 2.0), (other.param_groups[0], 1.0)):
             group.update(lr=0.01 * factor, weight_decay=0.0)
     assert_go_on_alike(params, opt, others, other)
+
+
+@pytest.mark.parametrize("word", ["tanh", "sigmoid", "diff", None])
+def test_a_group_keeps_its_own_options_and_the_users_where_friction_comes_and_goes(word):
+    own = {"beta3": 0.7, "friction_input": "product"}
+    params, opt = trained(FrictionAdamW, friction="tanh", **own, take_gradients=True)
+    opt.param_groups[0]["lr_scale"] = 0.5
+    saved = opt.state_dict()
+    if word is not None:
+        del saved["param_groups"][0]["friction"]  # to go on in another friction's way
+    other = FrictionAdamW(copies(params), friction=word)
+    other.load_state_dict(saved)
+    [group] = other.param_groups
+    assert group.keys() == {"params", "lr_scale", *other.defaults}
+    assert {key: group[key] for key in own} == own
+    assert not group.get("take_gradients")  # as before, whatever was loaded
 
 
 # Momentum as a sum and as an average.
@@ -201,10 +227,15 @@ REFUSED = {
     "AdamW with its maximum": (torch.optim.AdamW, {"amsgrad": True}, AdamW, "set amsgrad=False in"),
     "RAdam into Adam": (torch.optim.RAdam, {}, Adam, "one of torch.optim.RAdam or NAdam"),
     "NAdam into Adam": (torch.optim.NAdam, {}, Adam, "one of torch.optim.RAdam or NAdam"),
-    "SGD into AdamW": (SGD, {}, AdamW, "not one of AdamW: for parameter 0 .* no 'exp_avg'"),
+    "adamp's AdamP into AdamW": (adamp.AdamP, {}, AdamW, "one of adamp.AdamP; start AdamW afresh"),
+    "adamp's AdamP into DiffGrad": (adamp.AdamP, {}, DiffGrad, "not one of DiffGrad: it is one of"),
+    "SGD into AdamW": (SGD, {}, AdamW, "not one of AdamW: it is one of SGD; start AdamW afresh"),
+    "torch's SGD, without a state": (torch.optim.SGD, {}, TanhSignAdamP, "it is one of SGD"),
+    "RSGDM into AdamW": (RSGDM, {}, AdamW, "not one of AdamW: for parameter 0 .* no 'exp_avg'"),
     "AdamW into SGD": (AdamW, {}, SGD, "not one of SGD: for parameter 0 .* no 'momentum_buffer'"),
     "torch's AdamW into SGD": (torch.optim.AdamW, {}, SGD, "not one of SGD"),
     "RMSprop into SGD": (torch.optim.RMSprop, {"momentum": 0.9}, SGD, "not one of SGD"),
+    "Muon into SGD": (Muon, {}, SGD, "not one of SGD: it is one of torch.optim.Muon"),
     "SGD with dampening": (torch.optim.SGD, DAMPENED, SGD, "group 0: dampening must be 0, got 0.1"),
     "RSGDM with decoupled decay": (RSGDM, DECOUPLED, SGD, "decoupled_weight_decay=True, which SGD"),
     "RSGDM without momentum": (RSGDM, {"momentum": 0.0}, SGD, "has momentum=0; start SGD afresh"),

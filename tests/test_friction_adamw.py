@@ -92,6 +92,15 @@ def test_a_wrong_word_is_refused_by_name(word):
         FrictionAdamW(make_params(), friction=word)
 
 
+@pytest.mark.parametrize(
+    ("option", "value"), [("beta3", -1.0), ("friction_input", "sum"), ("take_gradients", "yes")]
+)
+@every_word
+def test_options_of_friction_are_checked_without_it_too(word, option, value):
+    with pytest.raises(ValueError, match=f"^{option} must be "):
+        FrictionAdamW(make_params(), friction=word, **{option: value})
+
+
 @every_word
 def test_a_group_cannot_have_another_friction(word):
     other = "diff" if word == "tanh" else "tanh"

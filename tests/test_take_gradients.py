@@ -15,7 +15,16 @@ from optimizer_cases import (
     network,
 )
 
-from friction_kernels import FrictionAdamW, SigSignAdamW, TanhSignAdamW, TanhSignGrad, optim
+from friction_kernels import (
+    SGD,
+    AdamW,
+    FrictionAdamW,
+    SigSignAdamW,
+    TanhSignAdamW,
+    TanhSignGrad,
+    optim,
+)
+from friction_kernels.optim import taking
 
 NAMES = ["SigSignGrad", "TanhSignAdamW", "SigSignAdamP", "DiffGradW"]
 OPTIONS = {
@@ -99,7 +108,9 @@ def test_a_gradient_that_was_not_finite_leaves_what_was_kept(backend):
     opt.step()
     twin.step()
     assert_same_states(opt, params, twin, twins)
-    for each in (*params, *twins):
+    # As after every step: added to what is not finite, no later gradient would be finite.
+    assert all(param.grad is None for param in params)
+    for each in twins:
         each.grad = None
     one_step(opt, params, 1)
     one_step(twin, twins, 1)
@@ -124,6 +135,19 @@ def test_checkpoints_and_copies_are_those_of_the_usual_optimizer():
     one_step(opt, params, 2)
     one_step(twin, twins, 2)
     assert_same_bits(params, twins)
+
+
+@both_backends
+@pytest.mark.parametrize("options", [{}, {"state_dtype": {"exp_avg": "8bit"}}], ids=str)
+def test_all_of_a_state_dict_is_of_one_moment_or_all_is_live(options, backend):
+    params = make_params([(512,)])
+    opt = TanhSignAdamW(params, take_gradients=True, backend=backend, **options)
+    one_step(opt, params, 0)
+    saved = opt.state_dict()
+    before = copy.deepcopy(saved["state"][0])
+    one_step(opt, params, 1)
+    changed = {not torch.equal(before[key], value) for key, value in saved["state"][0].items()}
+    assert changed == {not options}
 
 
 def test_no_more_gradients_exist_than_parameters_at_any_time():
@@ -213,6 +237,17 @@ def shared(param):
     return param.grad.detach()
 
 
+def saved_by_a_graph(param):
+    weight = torch.zeros_like(param, requires_grad=True)
+    return (param.grad * weight).sum()  # whose backward reads the gradient
+
+
+def of_another_parameter(param):
+    other = torch.nn.Parameter(torch.zeros_like(param))
+    other.grad = param.grad
+    return other
+
+
 def bucket(param):
     whole = torch.zeros(param.numel() + 1)
     param.grad = whole[1:].view_as(param)
@@ -230,15 +265,24 @@ def with_graph(param):
     return None
 
 
+def made_in_inference_mode(param):
+    with torch.inference_mode():
+        param.grad = torch.zeros_like(param)
+    return None
+
+
 @both_backends
 @pytest.mark.parametrize(
     ("how", "says"),
     [
         (held, "something else holds its gradient"),
+        (saved_by_a_graph, "something else holds its gradient"),
+        (of_another_parameter, "something else holds its gradient"),
         (shared, "something else shares its gradient's memory"),
         (bucket, "a view of other memory"),
         (expanded, "a view of other memory"),
         (with_graph, "a graph of its own"),
+        (made_in_inference_mode, "made in inference mode"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
@@ -255,8 +299,38 @@ def test_a_gradient_that_others_use_is_refused_and_nothing_changes(how, says, ba
         opt.step()
     assert_same_bits(params, before)
     del holder
-    if how in (held, shared):
+    if how in (held, saved_by_a_graph, of_another_parameter, shared):
         opt.step()  # once nothing else holds it
+
+
+@both_backends
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_a_gradient_cannot_be_taken_twice(backend):
+    [param] = make_params(SHAPES[:1])
+    before = param.detach().clone()
+    opt = TanhSignAdamW([param, param], take_gradients=True, backend=backend)
+    param.grad = gradient_of(param, 0, 0)
+    with pytest.raises(
+        RuntimeError, match=r"^parameter 1 of group 0.* is given twice.*give it once"
+    ):
+        opt.step()
+    assert torch.equal(param, before)
+
+
+def test_a_sparse_gradient_is_refused_as_ever():
+    embedding = torch.nn.Embedding(5, 3, sparse=True)
+    opt = TanhSignAdamW(embedding.parameters(), take_gradients=True)
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"has a sparse gradient.*make it dense"):
+        opt.step()
+
+
+def test_what_holds_a_gradient_is_known_without_autograd():
+    taking._usual_holders.cache_clear()
+    with torch.inference_mode():
+        here = taking._usual_holders()
+    taking._usual_holders.cache_clear()
+    assert taking._usual_holders() == here
 
 
 def test_a_state_of_another_type_cannot_be_replaced():
@@ -294,3 +368,13 @@ def test_without_friction_there_is_nothing_to_take():
     opt = FrictionAdamW(params, friction=None, take_gradients=True)
     memory = one_step(opt, params, 0)
     assert [param.grad.data_ptr() for param in params] == memory
+
+
+@both_backends
+@pytest.mark.parametrize("cls", [AdamW, SGD])
+def test_a_group_of_a_class_without_such_a_state_ignores_it(cls, backend):
+    params = make_params()
+    opt = cls([{"params": params, "take_gradients": True}], state_dtype="bf16", backend=backend)
+    for step in range(2):
+        memory = one_step(opt, params, step)
+        assert [param.grad.data_ptr() for param in params] == memory

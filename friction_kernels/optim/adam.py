@@ -80,7 +80,9 @@ class Adam(PlannedOptimizer):
         choices="",
         decay_kind="coupled (added to the gradient)",
         weight_decay="0.0",
-        more_args=_TORCHS_ARGS,
+        more_args=_TORCHS_ARGS
+        + "        decoupled_weight_decay: as in torch's constructor; only False: AdamW has it "
+        "(default False).\n",
         torchs="torch.optim.Adam",
         and_projection="",
         shared_args=options.ARGS,
@@ -103,6 +105,7 @@ class Adam(PlannedOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         max_grad_norm: float | None = None,
         skip_nonfinite: bool = False,
         master: Master | None = None,
@@ -113,7 +116,9 @@ class Adam(PlannedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        super().__init__(params, options.given(locals(), refused=_TORCHS))
+        super().__init__(
+            params, options.given(locals(), refused=(*_TORCHS, "decoupled_weight_decay"))
+        )
 
 
 class AdamW(PlannedOptimizer):

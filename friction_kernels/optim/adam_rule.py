@@ -22,6 +22,7 @@ class AdamRule(Rule):
 
     name = "adam"
     states_of = "adam"
+    optional = ("beta3", "friction_input", "take_gradients", "delta", "wd_ratio", "nesterov")
     friction: Friction | None = None
 
     def __init__(self, *, decoupled: bool) -> None:
@@ -72,10 +73,10 @@ class AdamRule(Rule):
                 f"the state_dict was made with amsgrad=True, which {name} does not have; "
                 "set amsgrad=False in its param_groups to go on without the maximum"
             )
-        if "amsgrad" not in group and {"decoupled_weight_decay", "foreach"} <= group.keys():
+        other = self._other_maker(group)
+        if other is not None:
             raise ValueError(
-                f"the state_dict is not one of {name}: it is one of torch.optim.RAdam or NAdam; "
-                f"start {name} afresh"
+                f"the state_dict is not one of {name}: it is one of {other}; start {name} afresh"
             )
         for key, own in self.identity().items():
             theirs = group.get(key, own)
@@ -88,6 +89,16 @@ class AdamRule(Rule):
                 f"class {own!r}; load it into the class that made it, or delete {key!r} from its "
                 "param_groups to go on in this one's way"
             )
+
+    def _other_maker(self, group: Mapping[str, Any]) -> str | None:
+        """Which optimizer without our identity made a group that this rule does not go on from, if any."""
+        if "amsgrad" not in group and {"decoupled_weight_decay", "foreach"} <= group.keys():
+            return "torch.optim.RAdam or NAdam"
+        if "dampening" in group:
+            return "SGD"
+        if "wd_ratio" in group and "backend" not in group and not self.projects_rows:
+            return "adamp.AdamP"
+        return None
 
 
 class FrictionAdamRule(AdamRule, MeasuredRule):

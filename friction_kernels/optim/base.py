@@ -228,6 +228,7 @@ class PlannedOptimizer(Optimizer):
         """Inspect every parameter once: which backend serves it, and whether any can."""
         for index, group in enumerate(groups):
             checks.check_members(index, group)
+            taking.check_members(self.rule, index, group)
             checks.check_choice("backend", group["backend"], backends.BACKENDS)
             checks.check_capturable(group, group["params"])
             group["process_group"] = name_of(group["process_group"])
@@ -338,7 +339,8 @@ class PlannedOptimizer(Optimizer):
 
         Options missing from a loaded group keep their current value, as do the options that define how a
         step is computed and stored: `backend`, `capturable`, `master`, `rounding`, `state_dtype`. States
-        are converted accordingly; a missing `prev_grad` starts at zero.
+        are converted accordingly; a missing `prev_grad` starts at zero, and options of friction or
+        projection that this class lacks are dropped.
 
         Args:
             state_dict: from `state_dict()` of this class or of torch's: tensors of the parameters'
@@ -367,7 +369,7 @@ class PlannedOptimizer(Optimizer):
         self._check_loaded_groups(state_dict["param_groups"])
         groups = self.param_groups
         self._new_states = checkpoints.new_states(self.rule, name, groups, state_dict)
-        return checkpoints.without_states(self.rule, state_dict)
+        return checkpoints.without_states(self.rule, state_dict, self._options)
 
     def _check_loaded_groups(self, loaded: list[dict[str, Any]]) -> None:
         """Raise if a loaded group, completed with current values, has invalid options."""

@@ -10,7 +10,7 @@ does, it shares none; otherwise later steps would change only some of its tensor
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Set
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from friction_kernels.flattened import is_flattened
-from friction_kernels.optim import checks, state_checks
+from friction_kernels.optim import checks, state_checks, taking
 from friction_kernels.optim.blockwise import quantized_mismatch
 from friction_kernels.optim.options import DEFAULTS, MASTER_KEYS, NOT_SAVED, OWN
 from friction_kernels.optim.rule import Rule, every_state
@@ -46,9 +46,11 @@ def export(
         group.update(rule.identity())
         for option in NOT_SAVED:
             group[option] = None  # torch.distributed.checkpoint requires every key of a group
-    params = list(chain.from_iterable(group["params"] for group in groups))
+    params = [(param, taking.takes(rule, group)) for group in groups for param in group["params"]]
     states, converts = state_dict["state"], False
-    for ordinal, (number, param) in enumerate(zip(_numbers(state_dict), params, strict=True)):
+    for ordinal, (number, (param, takes)) in enumerate(
+        zip(_numbers(state_dict), params, strict=True)
+    ):
         state = states.get(number)
         if not state:
             continue
@@ -66,7 +68,9 @@ def export(
                 numbers = _sendable(numbers)
             converts |= numbers is not state[key]
             kept[key] = wrap(numbers, param)
-        states[number] = kept
+        # Gradients that are taken appear in the optimizer's own dict, so that it stays live where it can.
+        if not (takes and all(kept.get(key) is value for key, value in state.items())):
+            states[number] = kept
     if converts:
         state_dict.update(_cloned(state_dict))
         snapshots.add(state_dict)
@@ -275,9 +279,12 @@ def _as_kept_here(rule: Rule, saved: Saved) -> dict[str, Any]:
     return state
 
 
-def without_states(rule: Rule, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """The state_dict without what `new_states` converted, which torch would cast to parameters' dtypes."""
-    options = {*_TORCHS_OPTIONS, *rule.identity()}
+def without_states(rule: Rule, state_dict: dict[str, Any], own: Set[str]) -> dict[str, Any]:
+    """The state_dict without what `new_states` converted, which torch would cast to parameters' dtypes.
+
+    own: the optimizer's options; those that only other classes have are dropped, too.
+    """
+    options = {*_TORCHS_OPTIONS, *rule.identity(), *rule.optional} - own
     # States of other rules are dropped: a friction's prev_grad is none of AdamW's.
     keys = {"step", *every_state(), *MASTER_KEYS, *_TORCHS_STATES, *NOTES}
     groups, states = state_dict["param_groups"], state_dict["state"]

@@ -225,7 +225,10 @@ class FrictionAdamW(PlannedOptimizer):
         backend: Backend = "auto",
     ) -> None:
         checks.check_choice("friction", friction, (*FRICTIONS, None))
+        # Checked without friction, too, so that turning it on is the only change.
         checks.check_choice("friction_input", friction_input, FRICTION_INPUTS)
+        checks.check_choice("take_gradients", take_gradients, (False, True))
+        checks.check_number("beta3", beta3)
         self.rule = (
             AdamRule(decoupled=True)
             if friction is None

@@ -58,6 +58,7 @@ TORCHS = {
     "fused": (None, False),
     "differentiable": (False,),
     "amsgrad": (False,),
+    "decoupled_weight_decay": (False,),
     "dampening": (0,),
     "nesterov": (False,),
 }
@@ -118,9 +119,10 @@ def given(
     """
     for key in refused:
         if names[key] not in TORCHS[key]:
+            instead = ", or take AdamW" if key == "decoupled_weight_decay" else ""
             raise TypeError(
                 f"{type(names['self']).__name__}.__init__() takes {key} only as "
-                f"{' or '.join(map(repr, TORCHS[key]))}, got {names[key]!r}; leave it out"
+                f"{' or '.join(map(repr, TORCHS[key]))}, got {names[key]!r}; leave it out{instead}"
             )
     left_out = ("self", "params", "__class__", *unused, *refused)
     return {k: v for k, v in names.items() if k not in left_out}

@@ -145,6 +145,7 @@ class StepPlan:
             # The host must know whether to skip the step, and the factors.
             if scaling is not None and (self.reference or -1 in self.native_devices):
                 if scaling.skips():
+                    taking.release(self.rule, groups)
                     return scaling
                 factors = [scaling.factor(group["max_grad_norm"]) for group in groups]
             if self.native is not None:
@@ -374,4 +375,5 @@ def _native_entry(
     rounding = None
     if state is not None and options.rounds_stochastically(param, group):
         rounding = (entry.ordinal, *shard_of(param, rule.projects_rows))
-    return (param, state, entry.group, native, master and master[0], rounding, taking.takes(group))
+    takes = taking.takes(rule, group)
+    return (param, state, entry.group, native, master and master[0], rounding, takes)

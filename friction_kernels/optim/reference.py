@@ -63,9 +63,9 @@ class Update(Numbers):
         """Store the states, and free the numbers of states and gradient."""
         for key, kind in self.rule.states.items():
             write_state(self._param, self._state, key, kind, self.states[key])
-        if taking.takes(self.group) and self.whole.grad is not None:
-            key = taking.kept_state(self.rule)
-            self._state[key] = local(self.whole.grad).copy_(self._state[key])
+        kept = taking.kept_state(self.rule) if taking.takes(self.rule, self.group) else None
+        if kept is not None and self.whole.grad is not None:
+            self._state[kept] = local(self.whole.grad).copy_(self._state[kept])
             self.whole.grad = None
         del self.states, self.grad
 

@@ -57,6 +57,8 @@ class Rule(ABC):
     name: ClassVar[str]  # of the native plan
     states_of: ClassVar[str]  # the rule in states.def that lists the states
     projects_rows: ClassVar[bool] = False  # whether a second phase needs whole rows
+    # Options of some of the classes whose state_dicts it goes on from: loading drops those that it lacks.
+    optional: ClassVar[tuple[str, ...]] = ()
 
     @property
     def states(self) -> Mapping[str, StateKind]:

@@ -77,6 +77,10 @@ def _is_rsgdms(group: Mapping[str, Any]) -> bool:
 
 def _of_sgd(index: int, group: Any) -> Any:
     """A group of SGD's, or one of RSGDM's as the equivalent Nesterov momentum."""
+    if "ns_steps" in group:
+        raise ValueError(
+            "the state_dict is not one of SGD: it is one of torch.optim.Muon; start SGD afresh"
+        )
     if not _is_rsgdms(group):
         return group
     which = f"the state_dict is one of RSGDM, and its group {index} "
