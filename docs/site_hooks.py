@@ -1,5 +1,5 @@
-"""What the built pages need beyond the files in docs/: the root's own pages, pictures of results, and links
-that leave docs/.
+"""What the built pages need beyond the files in docs/: the root's own pages, pictures of results, links that
+leave docs/, and the two packages of npm that `make docs` installs, so that nothing is fetched by a reader.
 
 Pages are written for a forge, where `../csrc/rules.h` is a link. In the built site such a file is not
 there: its link becomes its name. A link to a file that does not exist stays, and fails a strict build.
@@ -9,25 +9,36 @@ import os
 import re
 from pathlib import Path
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
+NPM = ROOT / "build/npm/node_modules"
 FROM_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
+FROM_NPM = ("iframe-worker/shim/index.js",)
 LINK = re.compile(
     r"\[(?P<text>[^\]\n]+)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[\w-]*)?\)"
 )
 
 
+def on_config(config):
+    if not NPM.is_dir():
+        raise PluginError(
+            f"{NPM} is not there: `make docs` installs it, and builds"
+        )
+
+
 def on_files(files, config):
+    def add(name, path):
+        files.append(File.generated(config, name, abs_src_path=str(path)))
+
     for name in FROM_THE_ROOT:
-        files.append(
-            File.generated(config, name, abs_src_path=str(ROOT / name))
-        )
+        add(name, ROOT / name)
     for picture in (ROOT / "bench/results").rglob("*.png"):
-        name = picture.relative_to(ROOT).as_posix()
-        files.append(
-            File.generated(config, name, abs_src_path=str(picture))
-        )
+        add(picture.relative_to(ROOT).as_posix(), picture)
+    for pattern in FROM_NPM:
+        for file in NPM.glob(pattern):
+            add(f"npm/{file.relative_to(NPM).as_posix()}", file)
     return files
 
 
