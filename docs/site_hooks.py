@@ -1,12 +1,15 @@
 """What the built pages need beyond the files in docs/: the root's own pages, pictures of results, links that
-leave docs/, and the two packages of npm that `make docs` installs, so that nothing is fetched by a reader.
+leave docs/, typeset formulas, and what of npm's packages makes the pages work without a server or a network.
 
 Pages are written for a forge, where `../csrc/rules.h` is a link. In the built site such a file is not
 there: its link becomes its name. A link to a file that does not exist stays, and fails a strict build.
 """
 
+import html
+import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 from mkdocs.exceptions import PluginError
@@ -15,7 +18,11 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).parents[1]
 NPM = ROOT / "build/npm/node_modules"
 FROM_THE_ROOT = ("CHANGELOG.md", "CONTRIBUTING.md")
-FROM_NPM = ("iframe-worker/shim/index.js",)
+FROM_NPM = (
+    "iframe-worker/shim/index.js",
+    "katex/dist/katex.min.css",
+    "katex/dist/fonts/*.woff2",
+)
 LINK = re.compile(
     r"\[(?P<text>[^\]\n]+)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[\w-]*)?\)"
 )
@@ -62,3 +69,56 @@ def on_page_markdown(markdown, page, config, files):
         return f"[{match['text']}]({path}{match['anchor'] or ''})"
 
     return LINK.sub(as_seen_here, markdown)
+
+
+def on_page_content(content, page, config, files):
+    return typeset(without_second_defaults(content), page)
+
+
+SECOND_DEFAULT = re.compile(
+    r", default:\s*<code>.*?</code>\s*(?=\)\s*–)", re.DOTALL
+)
+
+
+def without_second_defaults(content):
+    """Docstrings say defaults, and signatures show them."""
+    return SECOND_DEFAULT.sub("", content)
+
+
+FORMULA = re.compile(
+    r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<tex>.*?)\\[)\]]</(?P=tag)>',
+    re.DOTALL,
+)
+TYPESET = """
+const katex = require("katex");
+const formulas = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const typeset = ([tex, displayMode]) =>
+  katex.renderToString(tex, {displayMode, strict: "error"});
+process.stdout.write(JSON.stringify(formulas.map(typeset)));
+"""
+
+
+def typeset(content, page):
+    """Formulas, as pymdownx.arithmatex found them, typeset by KaTeX."""
+    formulas = [
+        (html.unescape(found["tex"]), found["tag"] == "div")
+        for found in FORMULA.finditer(content)
+    ]
+    if not formulas:
+        return content
+    run = subprocess.run(
+        ["node", "-e", TYPESET],
+        cwd=NPM,
+        input=json.dumps(formulas),
+        capture_output=True,
+        text=True,
+    )
+    if run.returncode != 0:
+        raise PluginError(f"{page.file.src_uri}: {run.stderr}")
+    made = iter(json.loads(run.stdout))
+
+    def in_its_place(found):
+        tag = found["tag"]
+        return f"<{tag} data-search-exclude>{next(made)}</{tag}>"
+
+    return FORMULA.sub(in_its_place, content)
