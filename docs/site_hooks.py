@@ -76,7 +76,7 @@ def on_page_content(content, page, config, files):
 
 
 SECOND_DEFAULT = re.compile(
-    r", default:\s*<code>.*?</code>\s*(?=\)\s*–)", re.DOTALL
+    r", default:\s*<code>.*?</code>\s*(?=\)\s*\N{EN DASH})", re.DOTALL
 )
 
 
