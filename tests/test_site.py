@@ -1,5 +1,7 @@
-"""The documents as `make docs` builds them, opened from a disk as a reader would: nothing is cut at the widths
-of a laptop and of a phone, formulas are typeset, search finds, and nothing is fetched."""
+"""The documents as `make docs` builds them, opened from a disk as a reader would.
+
+Nothing is cut at the widths of a laptop and a phone, formulas are typeset, search finds, nothing is fetched.
+"""
 
 import json
 import re
