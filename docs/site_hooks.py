@@ -2,7 +2,8 @@
 leave docs/, typeset formulas, and what of npm's packages makes the pages work without a server or a network.
 
 Pages are written for a forge, where `../csrc/rules.h` is a link. In the built site such a file is not
-there: its link becomes its name. A link to a file that does not exist stays, and fails a strict build.
+there: its link becomes its name. A page that a link calls by its file name is called by its title. A link to
+a file that does not exist stays, and fails a strict build.
 """
 
 import html
@@ -63,10 +64,13 @@ def on_page_markdown(markdown, page, config, files):
             if name.parts[:1] == ("docs",)
             else name
         )
-        if files.get_file_from_path(page_name.as_posix()) is None:
+        file = files.get_file_from_path(page_name.as_posix())
+        if file is None:
             return match["text"]
         path = os.path.relpath(page_name, here)
-        return f"[{match['text']}]({path}{match['anchor'] or ''})"
+        is_file_name = match["text"] == name.name and file.page
+        text = file.page.title if is_file_name else match["text"]
+        return f"[{text}]({path}{match['anchor'] or ''})"
 
     return LINK.sub(as_seen_here, markdown)
 
