@@ -96,14 +96,18 @@ FORMULA = re.compile(
 TYPESET = """
 const katex = require("katex");
 const formulas = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const breakable = (tex) => tex.replaceAll("\\\\qquad", "\\\\qquad\\\\allowbreak ");
 const typeset = ([tex, displayMode]) =>
-  katex.renderToString(tex, {displayMode, strict: "error"});
+  katex.renderToString(breakable(tex), {displayMode, strict: "error"});
 process.stdout.write(JSON.stringify(formulas.map(typeset)));
 """
 
 
 def typeset(content, page):
-    """Formulas, as pymdownx.arithmatex found them, typeset by KaTeX."""
+    """Formulas, as pymdownx.arithmatex found them, typeset by KaTeX.
+
+    They may break at a \\qquad. (\\allowbreak in a page would be an error on some forges.)
+    """
     formulas = [
         (html.unescape(found["tex"]), found["tag"] == "div")
         for found in FORMULA.finditer(content)
