@@ -56,9 +56,12 @@ format: .venv/installed
 docs: .venv/dev build/npm/node_modules  ## build the documents into build/site, with Node.js; a warning is an error
 	$(BIN)/mkdocs build --strict
 
-wheel: .venv/dev  ## an sdist, and a wheel that is built from it, in dist/
+wheel: .venv/dev  ## an sdist, and a manylinux wheel that is built from it, in dist/
 	rm -rf dist
-	$(BIN)/python -m build
+	$(BIN)/python -m build --outdir build/dist
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist build/dist/*.whl
+	mv build/dist/*.tar.gz dist
+	rm -r build/dist
 	$(BIN)/twine check --strict dist/*
 
 # What the built pages bring along: docs/site_hooks.py copies it.

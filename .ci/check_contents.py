@@ -37,7 +37,7 @@ native = {name for name in tracked if name.startswith("csrc/")}
 assert_same("the sdist", in_sdist, packaged | native | FOR_THE_BUILD)
 
 with zipfile.ZipFile(wheel) as archive:
-    in_wheel = {file.filename for file in archive.infolist()}
+    in_wheel = {file.filename for file in archive.infolist() if not file.is_dir()}
     size = sum(file.file_size for file in archive.infolist())
 metadata = {name for name in in_wheel if re.match(r"friction_kernels-[\d.]+\.dist-info/", name)}
 libraries = {name for name in in_wheel if re.search(r"\.(so|pyd|dylib)$", name)}

@@ -45,7 +45,14 @@ from text_data import Part, TextSet, read_csv, read_embeddings, save_embeddings
 from text_losses import FORMS, LOSSES, check_library, make_loss
 from text_models import Encoder, Head, load_encoder
 from text_optimizers import BESIDE, NEW, PRETRAINED, TORCH_OPTIMIZERS, make_optimizer, try_out
-from text_report import Run, draw_curves, draw_projections, print_table, score
+from text_report import (
+    Run,
+    draw_curves,
+    draw_projections,
+    print_table,
+    print_unrecognised,
+    score,
+)
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
@@ -313,6 +320,7 @@ def main() -> None:
         command.exit(2, f"{command.prog}: error: {error}\n")
     if runs:
         print_table(runs)
+        print_unrecognised(runs, texts.classes)
         draw_curves(runs, output / "curves.png")
         draw_projections(runs, texts.test.labels, texts.classes, output / "projection.png")
         print(f"Curves: {output / 'curves.png'}")

@@ -34,6 +34,7 @@ class Scores:
     accuracy: float
     macro_f1: float
     silhouette: float
+    unrecognised: frozenset[int]  # classes of which no test document was recognised
 
 
 @dataclass
@@ -56,11 +57,13 @@ Runs = list[Run]
 
 
 def score(step: int, embeddings: Tensor, predicted: Tensor, labels: Tensor) -> Scores:
+    right = predicted == labels
     return Scores(
         step,
-        (predicted == labels).float().mean().item(),
+        right.float().mean().item(),
         float(f1_score(labels.numpy(), predicted.numpy(), average="macro", zero_division=0)),
         silhouette(embeddings, labels),
+        frozenset(labels.unique().tolist()) - frozenset(labels[right].tolist()),
     )
 
 
@@ -116,6 +119,20 @@ def print_table(runs: Runs) -> None:
     print(
         "Silhouette: of cosine distances. Time per step: median of forward, loss, backward, step."
     )
+
+
+def print_unrecognised(runs: Runs, classes: list[str]) -> None:
+    """Say where a training has not come to know some classes: macro-F1 counts each as zero."""
+    for label, group in by_label(runs).items():
+        missed = sorted(frozenset.union(*(run.scores[-1].unrecognised for run in group)))
+        if missed:
+            names = ", ".join(classes[index] for index in missed[:8])
+            more = f" and {len(missed) - 8} more" if len(missed) > 8 else ""
+            when = " with some seed" if len(group) > 1 else ""
+            print(
+                f"{label}: no test document of {names}{more} was recognised{when}. Rare classes are learned "
+                "late: give more --steps."
+            )
 
 
 def draw_curves(runs: Runs, png: Path) -> None:

@@ -94,6 +94,16 @@ def test_head_learns_with_every_loss(tmp_path, finetune_text, capsys) -> None:
         assert str(tmp_path / "plots" / name) in printed
 
 
+def test_classes_that_are_not_recognised_are_named(tmp_path, finetune_text, capsys) -> None:
+    many = npz(tmp_path / "e.npz", num_classes=9)  # a head that learns nothing misses some
+    short = ["--embeddings", many, "--steps", 1, "--batch-size", 32]
+    finetune_text(*short, "--loss", "ce", "--lr", "1e-9", "--evaluations", 1)
+    assert re.search(
+        r"ce, SigSignAdamW: no test document of \S.* was recognised\. Rare classes are learned late",
+        capsys.readouterr().out,
+    )
+
+
 def test_options_of_gloss_and_optimizers_of_torch(tmp_path, finetune_text, capsys) -> None:
     other = npz(tmp_path / "test.npz", documents=30)
     given = [

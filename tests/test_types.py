@@ -18,11 +18,12 @@ from friction_kernels import (
     label_propagation,
     losses,
     optim,
+    row_softmax_loss,
 )
 from friction_kernels.graph import route, sigma
 from friction_kernels.losses import recovery
 from friction_kernels.optim import adam_rule, options
-from friction_kernels.scores import chunked
+from friction_kernels.scores import chunked, targets
 
 ROOT = Path(__file__).parents[1]
 STUB = ast.parse((ROOT / "friction_kernels" / "_native.pyi").read_text())
@@ -109,6 +110,7 @@ NAMES = [
     (losses.GLoss, "precision", chunked.PRECISIONS),
     (losses.GLoss, "backend", route.GRAPH_BACKENDS),
     (losses.GLoss, "sigma", ("learnable", *sigma.RULES)),
+    (row_softmax_loss, "kind", targets.KINDS),
     (label_propagation, "solver", route.SOLVERS),
     (gaussian_sigma, "rule", sigma.RULES),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,17 @@ class AttentionAlignment(nn.Module):
         self.kind: Kind = kind
         self.causal = causal
         self.heads = None if heads is None else tuple(heads)
+
+    if TYPE_CHECKING:  # Module.__call__ is untyped
+
+        def __call__(
+            self,
+            q: Tensor,
+            k: Tensor,
+            q_teacher: Tensor,
+            k_teacher: Tensor,
+            padding: Tensor | None = None,
+        ) -> Tensor: ...
 
     def forward(
         self,

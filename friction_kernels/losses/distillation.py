@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -62,6 +62,17 @@ class DistillationLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
         self.shift = shift
+
+    if TYPE_CHECKING:  # Module.__call__ is untyped
+
+        def __call__(
+            self,
+            hidden: Tensor,
+            weight: Tensor,
+            labels: Tensor,
+            teacher: Scores | TopK,
+            bias: Tensor | None = None,
+        ) -> Tensor: ...
 
     def forward(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -36,6 +38,12 @@ class FeatureAlignment(nn.Module):
             if student_dim == teacher_dim
             else nn.Linear(student_dim, teacher_dim, bias=False)
         )
+
+    if TYPE_CHECKING:  # Module.__call__ is untyped
+
+        def __call__(
+            self, hidden: Tensor, teacher: Tensor, mask: Tensor | None = None
+        ) -> Tensor: ...
 
     def forward(self, hidden: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Tensor:
         """The loss, in float32 at least; 0, with a zero gradient, if no token counts.

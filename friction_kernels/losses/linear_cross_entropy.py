@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -55,6 +55,12 @@ class LinearCrossEntropyLoss(nn.Module):
         self.softcap = softcap
         self.reduction: Reduction = reduction
         self.shift = shift
+
+    if TYPE_CHECKING:  # Module.__call__ is untyped
+
+        def __call__(
+            self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None
+        ) -> Tensor: ...
 
     def forward(
         self, hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None = None

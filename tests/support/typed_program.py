@@ -18,15 +18,22 @@ from friction_kernels import (
     Adam,
     AdamP,
     AdamW,
+    AttentionAlignment,
     DiffGrad,
     DiffGradW,
+    DirectionStats,
+    DistillationLoss,
+    FeatureAlignment,
     FrictionAdamW,
     FrictionStats,
     GLoss,
     GLossStats,
+    GradientGuidance,
     GraphMemory,
     InfoNCELoss,
+    LinearCrossEntropyLoss,
     RetrievalLoss,
+    RowSoftmaxStats,
     SigSignAdamP,
     SigSignAdamW,
     SigSignGrad,
@@ -37,12 +44,18 @@ from friction_kernels import (
     __version__,
     clip_grad_norm_,
     count_launches,
+    direction_stats,
     friction_stats,
     gaussian_sigma,
     label_propagation,
+    lists,
+    lora_param_groups,
     losses,
     optim,
     release_gradients,
+    row_softmax_loss,
+    targets,
+    tasks,
 )
 
 
@@ -123,6 +136,39 @@ def contrast(embeddings: Tensor, labels: Tensor, memory: GraphMemory) -> None:
     retrieval = RetrievalLoss(temperature=0.5, normalize=True)
     assert_type(retrieval(embeddings, embeddings, labels), Tensor)
     assert_type(retrieval.mix(embeddings, embeddings), Tensor)
+
+
+def score(hidden: Tensor, head: nn.Linear, labels: Tensor) -> None:
+    assert_type(LinearCrossEntropyLoss(shift=True)(hidden, head.weight, labels, head.bias), Tensor)
+    teacher = targets.Scores(hidden, head.weight, bias=head.bias)
+    assert_type(DistillationLoss(alpha=0.7)(hidden, head.weight, labels, teacher), Tensor)
+    stored = targets.TopK(labels[:, None], hidden[:, :1], rest="bucket")
+    assert_type(DistillationLoss()(hidden, head.weight, labels, stored), Tensor)
+    assert_type(AttentionAlignment(causal=True)(hidden, hidden, hidden, hidden), Tensor)
+    assert_type(FeatureAlignment(64, 96)(hidden, hidden), Tensor)
+    row_softmax_loss(hidden, head.weight, targets.Index(labels), kind="ce", reduction="none")
+    found = row_softmax_loss(hidden, hidden, targets.SameLabel(labels), statistics=True)
+    assert_type(found, Tensor | RowSoftmaxStats)
+
+
+def combine_lists(model: nn.Module, losses_of: list[Tensor]) -> None:
+    grads = [p.grad for p in model.parameters()]
+    assert_type(lists.gram(grads, grads, by="tensor", missing="zero"), Tensor)
+    assert_type(lists.combine([grads, grads], [0.5, 0.5]), list[Tensor | None])
+    assert_type(lists.norm(model.parameters(), by=["trunk", "head"]), Tensor)
+    assert_type(lists.interpolate(model.parameters(), model.parameters(), 0.1), list[Tensor])
+    assert_type(lists.adapt(dict(model.named_parameters()), grads, 0.1), dict[str, Tensor])
+    assert_type(lists.allocate_ranks([0.2, 0.8], budget=16), list[int])
+    several = tasks.MultiTask(model.parameters(), tasks.weightings.pcgrad(), keep="8bit")
+    for number, loss in enumerate(losses_of):
+        with several.task(number):
+            loss.backward()
+    several.combine()
+    assert_type(several.cosines, Tensor | None)
+    opt = AdamW(lora_param_groups(model, lr=1e-3, weight_decay=0.0))
+    guidance = GradientGuidance(opt, consistency=0.1, mode="exact")
+    assert_type(guidance.backward(lambda: losses_of[0]), Tensor)
+    assert_type(direction_stats(opt), DirectionStats)
 
 
 def mistakes(model: nn.Module, embeddings: Tensor, labels: Tensor) -> None:
