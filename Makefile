@@ -53,7 +53,7 @@ format: .venv/installed
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP) $(CPP_TESTS)
 
-docs: .venv/dev  ## build the documents into build/site; a warning is an error
+docs: .venv/dev build/npm/node_modules  ## build the documents into build/site, with Node.js; a warning is an error
 	$(BIN)/mkdocs build --strict
 
 wheel: .venv/dev  ## an sdist, and a manylinux wheel that is built from it, in dist/
@@ -63,6 +63,11 @@ wheel: .venv/dev  ## an sdist, and a manylinux wheel that is built from it, in d
 	mv build/dist/*.tar.gz dist
 	rm -r build/dist
 	$(BIN)/twine check --strict dist/*
+
+# What the built pages bring along: docs/site_hooks.py copies it.
+build/npm/node_modules: Makefile
+	npm install --silent --no-audit --no-fund --prefix build/npm katex@0.16.47 iframe-worker@1.0.4
+	touch $@
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

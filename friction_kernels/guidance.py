@@ -24,7 +24,8 @@ class GradientGuidance:
 
         guidance = GradientGuidance(opt, consistency=0.1)
         for x, y in batches:
-            loss = guidance.backward(lambda: loss_fn(model(x), y))  # instead of loss.backward()
+            # Instead of loss.backward():
+            loss = guidance.backward(lambda: loss_fn(model(x), y))
             opt.step()
 
     The reference direction d is held constant, so the gradient of R is a product with the Hessian H of L:
@@ -32,9 +33,11 @@ class GradientGuidance:
         v = consistency / norm(g) * (cos(g, d) * g / norm(g) - d / norm(d))
             + 2 * magnitude * max(0, norm(g) - threshold) * g / norm(g)
 
-        "difference":   p.grad = g + H v,  with H v = (g(p + s * v) - g) / s,  s = epsilon * norm(p) / norm(v)
+        "difference":   p.grad = g + H v,  with H v = (g(p + s * v) - g) / s
+                        and s = epsilon * norm(p) / norm(v)
         "exact":        p.grad = g + H v,  by differentiating g * v
-        "first_order":  p.grad = g - norm(g) ** 2 * v, of the consistency, and g - v, of the magnitude
+        "first_order":  p.grad = g - norm(g) ** 2 * v, of the consistency,
+                        and g - v, of the magnitude
 
     "difference" takes a second forward and backward, and memory for a copy of the parameters and of the
     gradients; the parameters get their own bits back. Both passes draw the same random numbers; buffers, such

@@ -28,6 +28,8 @@ MAY_DIFFER = re.compile(r"-?\d[\d,]*(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+|(?=%))")
 PYPROJECT = (ROOT / "pyproject.toml").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()
 
+COLUMN = int(re.search(r"line-length = (\d+)", (ROOT / "docs/ruff.toml").read_text())[1])
+
 page_by_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 readme_first = pytest.mark.parametrize(
     "page",
@@ -56,6 +58,16 @@ def absent(block) -> list[str]:
 @page_by_page
 def test_languages_are_known(page):
     assert {block.language for block in blocks_of(page)} <= LANGUAGES
+
+
+@page_by_page
+def test_blocks_are_not_cut(page):
+    width = 92 if page.name == "README.md" else COLUMN
+    for block in blocks_of(page):
+        if block.language == "bibtex" or block.file:
+            continue
+        lines = [*block.text.splitlines(), *(block.prints or "").splitlines()]
+        assert [line for line in lines if len(line) > width] == [], f"{name_of(page)}:{block.line}"
 
 
 @readme_first

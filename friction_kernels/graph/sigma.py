@@ -31,10 +31,10 @@ def gaussian_sigma(
 ) -> float:
     """A width for GLoss and label_propagation, computed without an N x N matrix. Equals:
 
-        D = torch.cdist(z, z)                                          # z: the rows, see `normalize`
-        "root":   sqrt(D.median() / 3)                                 # of all N^2 entries
-        "mst":    D[(labels[:, None] != labels) & (D > 0)].min() / 3   # or, if there is no such pair,
-                  D[i < j].median() / 3
+        D = torch.cdist(z, z)  # z: the rows, see `normalize`
+        "root":   sqrt(D.median() / 3)  # of all N^2 entries
+        "mst":    D[(labels[:, None] != labels) & (D > 0)].min() / 3
+                  # or, if there is no such pair, D[i < j].median() / 3
         "median": D[i < j].median()
 
     The median of an even number of values is the smaller middle one, as in torch. Distances are computed

@@ -137,7 +137,8 @@ class MultipleNegativesRankingLoss(nn.Module):
     Equals, with the embeddings that `model` computes of the dataset's columns anchor, positive and, if there
     are any, negatives:
 
-        friction_kernels.InfoNCELoss(1 / scale, symmetric)(anchors, positives, negatives)
+        loss_fn = friction_kernels.InfoNCELoss(1 / scale, symmetric)
+        loss_fn(anchors, positives, negatives)
 
     Call: loss = loss_fn(sentence_features, labels), as the Trainer does; see `forward`.
 

@@ -84,7 +84,9 @@ def build_optimizers(
 
     Equals, for each part and each optimizer that the groups name:
 
-        OPTIMIZERS[name]([{"params": [...], **group.optimizer_kwargs} for group in its_groups])
+        OPTIMIZERS[name](
+            [{"params": [...], **group.optimizer_kwargs} for group in its_groups]
+        )
 
     Grouping and the flat state follow torchtitan, which need not be installed.
 

@@ -21,8 +21,10 @@ def layer_importance(
     Equals, in one launch per device:
 
         labels = list(dict.fromkeys(by))
-        layers = [[g.flatten() for g, b in zip(gradients, by) if b == label] for label in labels]
-        norms = [torch.cat(layer).norm() for layer in layers]
+        norms = [
+            torch.cat([g.flatten() for g, b in zip(gradients, by) if b == label]).norm()
+            for label in labels
+        ]
         importance = torch.softmax(torch.stack(norms).double() / temperature, dim=0)
 
     The host does not wait for a GPU.
@@ -65,7 +67,7 @@ def allocate_ranks(
     where that is equal. It is computed in exact fractions, so the sum is always the budget.
 
         labels, importance = lists.layer_importance(gradients, by)
-        ranks = dict(zip(labels, lists.allocate_ranks(importance, budget=8 * len(labels))))
+        ranks = lists.allocate_ranks(importance, budget=8 * len(labels))
 
     Source: arXiv 2501.14859 (dynamic LoRA), read second-hand, gives layers ranks by their importance. The
     rounding and the minimum are this library's choice.

@@ -91,9 +91,10 @@ def interpolate(
 
     With it, under torch.no_grad():
 
-        lists.interpolate(average, model.parameters(), 0.001, out=average)  # moving average of the weights
-        lists.interpolate(parameters, adapted, 0.1, out=parameters)         # Reptile's outer step
-        lists.interpolate(one.parameters(), two.parameters(), 0.5)          # a soup of two models
+        # A moving average of the weights, Reptile's outer step, a soup of two models:
+        lists.interpolate(average, model.parameters(), 0.001, out=average)
+        lists.interpolate(parameters, adapted, 0.1, out=parameters)
+        lists.interpolate(one.parameters(), two.parameters(), 0.5)
 
     Source: arXiv 1803.02999 (Reptile); arXiv 2203.05482 (model soups).
 

@@ -43,7 +43,7 @@ def gram(
 
     Equals, in one launch per device and without a copy of any tensor that kernels serve:
 
-        flat = [torch.cat([tensor.flatten() for tensor in one]).double() for one in lists]
+        flat = [torch.cat([x.flatten() for x in one]).double() for one in lists]
         torch.stack([torch.stack([torch.dot(a, b) for b in flat]) for a in flat])
 
     Products are summed as in `norm`: up to 2,048 elements at a time in their dtype, in float32 at least, or

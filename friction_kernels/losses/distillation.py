@@ -18,7 +18,8 @@ class DistillationLoss(nn.Module):
     Equals, at temperature T, with the logits z of the student and z_t of the teacher:
 
         p, q = (z / T).softmax(-1), (z_t / T).softmax(-1)
-        loss = (1 - alpha) * cross_entropy(z, labels) + alpha * T**2 * KL(q, p)  # mean over counted tokens
+        # Means over the tokens that count:
+        loss = (1 - alpha) * cross_entropy(z, labels) + alpha * T**2 * KL(q, p)
 
     Call: loss = loss_fn(hidden, weight, labels, teacher, bias=None), see `forward`. The teacher gets no
     gradient.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class FeatureAlignment(nn.Module):
     """The mean squared error of a student's projected hidden states from a teacher's. Plain torch.
 
-        loss = ((projection(hidden) - teacher) ** 2).mean()  # over tokens with mask, and teacher_dim
+        # The mean is over tokens with mask, and teacher_dim.
+        loss = ((projection(hidden) - teacher) ** 2).mean()
 
     The projection is trained with the student: pass this module's parameters to the optimizer, too. The
     teacher gets no gradient.

@@ -37,7 +37,9 @@ class GLoss(WidthModule):
 
     Equals, with a random subset L of the labelled documents and the rest as U:
 
-        F = label_propagation(embeddings, labels, num_classes, sigma=sigma, labelled=drawn)
+        F = label_propagation(
+            embeddings, labels, num_classes, sigma=sigma, labelled=drawn
+        )
         loss = cross_entropy(F[U], labels[U], class_weight)        # form="official"
         loss = nll_loss(F[U].log(), labels[U], class_weight)       # form="log"
 

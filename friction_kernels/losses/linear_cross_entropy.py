@@ -17,9 +17,10 @@ class LinearCrossEntropyLoss(nn.Module):
     Equals, but that a mean over no labels is 0:
 
         logits = torch.nn.functional.linear(hidden, weight, bias)
-        loss = torch.nn.CrossEntropyLoss(ignore_index=..., label_smoothing=..., reduction=...)(
-            logits.flatten(0, -2), labels.flatten()
+        cross_entropy = torch.nn.CrossEntropyLoss(
+            ignore_index=..., label_smoothing=..., reduction=...
         )
+        loss = cross_entropy(logits.flatten(0, -2), labels.flatten())
 
     Call: loss = loss_fn(hidden, weight, labels, bias=None), see `forward`. Classes have no weights.
 

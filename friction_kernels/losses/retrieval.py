@@ -24,8 +24,9 @@ class RetrievalLoss(nn.Module):
 
     Equals, for queries (N, d) and documents (M, d):
 
-        context = (queries @ documents.T / temperature).softmax(1) @ documents       # mix
-        loss = cross_entropy(queries @ documents.T / temperature, positives)         # the call
+        scores = queries @ documents.T / temperature
+        context = scores.softmax(1) @ documents  # mix
+        loss = cross_entropy(scores, positives)  # the call
 
     Call: loss = loss_fn(queries, documents, positives), see `forward`; context = loss_fn.mix(queries,
     documents). A generator that reads `context` trains the retriever by its own loss, to which this one is

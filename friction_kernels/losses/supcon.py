@@ -24,7 +24,8 @@ class SupConLoss(nn.Module):
 
         scores = (z @ z.T / temperature).fill_diagonal_(-inf)
         positive = (labels[:, None] == labels).fill_diagonal_(False)
-        of_row = -(positive * scores.log_softmax(1).fill_diagonal_(0)).sum(1) / positive.sum(1)
+        log_p = scores.log_softmax(1).fill_diagonal_(0)
+        of_row = -(positive * log_p).sum(1) / positive.sum(1)
         loss = of_row[positive.any(1)].mean()
 
     Call: loss = loss_fn(embeddings, labels, mask=None, ids=None), see `forward`. Scores are never stored as a

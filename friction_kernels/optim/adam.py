@@ -62,10 +62,12 @@ ADAMP_ARGS = """\
         nesterov: look one step ahead in the first moment (default False).
 """
 PROJECTION = """\
-# Projection (p.dim() > 1): if every row of p (first dimension) is nearly orthogonal to g,
-        # |cosine_similarity(p_row, g_row, eps=eps)| < delta / sqrt(len(p_row)), or else p as a
-        # whole is, the component along p_row / (p_row.norm() + eps) is removed from u, and the
-        # decay is scaled by wd_ratio.
+# nesterov: beta1 * exp_avg + (1 - beta1) * g in place of exp_avg
+        # Projection (p.dim() > 1): if every row of p (first dimension) is nearly
+        # orthogonal to g, |cosine_similarity(p_row, g_row, eps=eps)| <
+        # delta / sqrt(len(p_row)), or else p as a whole is, the component along
+        # p_row / (p_row.norm() + eps) is removed from u, and the decay is scaled by
+        # wd_ratio.
         p.mul_(1 - lr * weight_decay).add_(u, alpha=-lr)"""
 
 
@@ -172,8 +174,7 @@ class AdamP(PlannedOptimizer):
     __doc__ = _DOC.format(
         summary="AdamP: AdamW whose update does not grow scale-invariant weights.",
         coupled="",
-        update="u = m_hat / (v_hat.sqrt() + eps)   "
-        "# nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n        " + PROJECTION,
+        update="u = m_hat / (v_hat.sqrt() + eps)\n        " + PROJECTION,
         equal="AdamP of the package adamp",
         friction_class="SigSignAdamP and TanhSignAdamP each",
         source='Heo et al., "AdamP", arXiv 2006.08217',

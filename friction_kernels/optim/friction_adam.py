@@ -280,8 +280,7 @@ _BASES = {
     "projected": _Base(
         ours="AdamP",
         torchs="adamp.AdamP",
-        update="u = S * m_hat / (v_hat.sqrt() + eps)   "
-        "# nesterov: (beta1 * exp_avg + (1 - beta1) * g) for exp_avg\n        " + PROJECTION,
+        update="u = S * m_hat / (v_hat.sqrt() + eps)\n        " + PROJECTION,
     ),
 }
 
