@@ -36,11 +36,11 @@ def _left_in_container() -> list[int]:
 
 
 def triton_unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
-    """Return why the Triton kernels cannot serve embeddings, or None if they can."""
+    """Return why the Triton kernels cannot serve inputs, or None if they can."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"the embeddings are on {device}, and its kernels run on CUDA devices"
+        return f"its inputs are on {device}, and its kernels run on CUDA devices"
     if dtype == torch.float64:
-        return "the embeddings are float64, and its kernels compute in float32"
+        return "its inputs are float64, and its kernels compute in float32"
     try:
         import friction_triton.scores  # noqa: F401
     except ImportError as error:

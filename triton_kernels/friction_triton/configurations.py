@@ -62,6 +62,10 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     elif kernel == "coefficients":
         rows, columns, num_warps = (64, 128, 4) if hopper else (128, 64, 8)
         sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": 16}
+    elif kernel in ("row_sums_tile", "row_derivatives_tile"):
+        sizes = {"BLOCK_M": 64, "BLOCK_N": 64 if fp32 else 128}
+    elif kernel in ("row_sums_stored", "row_derivatives_stored"):  # a warp has rows of its own
+        sizes, stages = {"BLOCK_M": 8, "BLOCK_N": 512}, (1,)
     else:
         assert kernel == "product"
         blackwell_tf32 = architecture >= 100 and precision == "tf32"

@@ -1,0 +1,305 @@
+"""Losses of a row softmax on a GPU: `friction_kernels.scores.row_softmax.evaluate` with fused passes over tiles."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from torch.nn.functional import pad
+
+from friction_kernels.scores.products import spans
+from friction_kernels.scores.row_softmax import Found, Problem, Wanted
+from friction_kernels.scores.targets import Distilled, Index, SameLabel, Scores, TopK
+from friction_triton.configurations import (
+    BLOCK_D,
+    DOT_PRECISION,
+    Tile,
+    architecture,
+    splits,
+    tile,
+    tuned,
+)
+from friction_triton.launches import launch
+from friction_triton.row_derivatives import row_derivatives_kernel
+from friction_triton.row_form import COUNTED, ENTROPY, FOUND, LOSS, LSE, OWN, SUMS, Form
+from friction_triton.row_sums import row_losses_kernel, row_mixture_kernel, row_sums_kernel
+
+STRIPE_BYTES = 256 << 20  # of derivatives at a time, in the dtype of the products
+CHUNK_BYTES = 128 << 20  # of stored scores at a time, in float32, a teacher's apart
+ROWS = 128  # of a program that adds splits; of the smallest stripe whose scores are computed
+ABSENT = -1e30  # a stored log-probability of -inf: its column is not among the others
+
+
+class Side(NamedTuple):
+    """Rows and columns of a student's or a teacher's scores, in the dtype of the products."""
+
+    x: Tensor
+    w: Tensor
+    scale: Tensor | float
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, x: Tensor, w: Tensor, scale: Tensor | float, bias: Tensor | None) -> Side:
+        dtype = x.dtype if x.dtype == w.dtype else torch.float32
+        bias = None if bias is None else bias.detach().float().contiguous()
+        return cls(x.detach().to(dtype), w.detach().to(dtype), scale, bias)
+
+    def padded(self) -> Side:
+        """For tiles that are no wider than the matrices."""
+        multiple = BLOCK_D[precision_of(self.x.dtype)]
+        x, w = (pad(t, (0, -t.shape[1] % multiple)).contiguous() for t in (self.x, self.w))
+        return self._replace(x=x, w=w)
+
+    def computed(self, rows: slice) -> list:
+        return [self.x[rows], self.w, self.x.shape[1], self.scale, self.bias]
+
+    def stored(self, rows: slice) -> list:
+        scores = self.x.new_empty((rows.stop - rows.start, len(self.w)), dtype=torch.float32)
+        product(self.x[rows], self.w.T, scores)
+        return [scores, None, len(self.w), self.scale, self.bias]
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    if dtype != torch.float32:
+        return "bf16"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
+
+
+def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
+    """out (+)= a b; float32 sums of 16-bit numbers."""
+    if a.dtype == out.dtype or not a.is_cuda:  # on a CPU, interpreted: torch has no such sums there
+        a, b = a.to(out.dtype), b.to(out.dtype)
+        torch.addmm(out, a, b, out=out) if add else torch.mm(a, b, out=out)
+    elif add:
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
+    else:
+        torch.mm(a, b, out_dtype=out.dtype, out=out)
+
+
+def evaluate(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    problem: Problem,
+    wanted: Wanted,
+    factors: Tensor | None = None,
+    *,
+    computed: bool,
+) -> Found:
+    """The losses of all rows, and the gradients that are wanted; the host never waits.
+
+    Of a stripe of rows, dL/dz is stored in the dtype of the products, and dL/dx and dL/dw are products with
+    it. Its scores are computed in the passes that need them, or stored for a chunk of its rows at a time.
+    """
+    student = Side.of(x, w, scale.detach().float().reshape(1), bias)
+    teachers = problem.target.teacher
+    teacher = None if teachers is None else Side.of(*teachers_side(teachers))
+    passes = Passes(problem, student, teacher, factors, computed)
+    x, w = student.x, student.w  # in the dtype of the products
+    found = torch.empty((FOUND.value, len(x)), dtype=torch.float32, device=x.device)
+    of_x, of_w = wanted.x or wanted.scale, wanted.w
+    dx = torch.empty_like(x, dtype=torch.float32) if of_x else None
+    dw = torch.empty_like(w, dtype=torch.float32) if of_w else None
+    dbias = found.new_zeros(len(w)) if wanted.bias else None
+    if not any(wanted):
+        passes.over(slice(0, len(x)), found, None)
+    else:
+        pitch = triton.cdiv(len(w), 16) * 16  # what a product reads fast
+        height = max(ROWS, STRIPE_BYTES // (pitch * x.element_size()) // ROWS * ROWS)
+        stored = x.new_empty(min(height, len(x)), pitch)[:, : len(w)]
+        for rows in spans(len(x), height):
+            dz = stored[: rows.stop - rows.start]
+            passes.over(rows, found, dz)
+            if dx is not None:
+                product(dz, w, dx[rows])
+            if dw is not None:
+                product(dz.T, x[rows], dw, add=rows.start > 0)
+            if dbias is not None:
+                dbias += dz.sum(0, dtype=torch.float32)
+    dscale = (x * dx).sum() if wanted.scale and dx is not None else None
+    gradients = [
+        dx.mul_(student.scale) if wanted.x and dx is not None else None,
+        None if dw is None else dw.mul_(student.scale),
+        dbias,
+        dscale,
+    ]
+    if passes.unit is not None:
+        gradients = [None if g is None else g.mul_(passes.unit) for g in gradients]
+    entropy = found[ENTROPY.value] if problem.options.entropy else None
+    return Found(found[LOSS.value], found[COUNTED.value] > 0, found[LSE.value], entropy, gradients)
+
+
+def teachers_side(teachers: Scores) -> tuple:
+    return teachers.x, teachers.w, float(teachers.scale), teachers.bias
+
+
+class Passes:
+    """The passes over some rows: their sums, their losses and dL/dz."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        student: Side,
+        teacher: Side | None,
+        factors: Tensor | None,
+        computed: bool,
+    ) -> None:
+        self.problem, self.computed = problem, computed
+        self.student = student.padded() if computed else student
+        self.teacher = teacher.padded() if computed and teacher is not None else teacher
+        self.device = student.x.device
+        self.num_columns = len(student.w)
+        self.unit: Tensor | None = None
+        self.factors = None
+        if factors is not None:
+            self.factors = factors.float()
+            if student.x.dtype == torch.float16:  # whose range gradients with factors may leave
+                largest = self.factors.abs().amax()
+                self.unit = largest.where(largest > 0, 1.0)
+                self.factors = self.factors / self.unit
+        self._read_target()
+
+    def _read_target(self) -> None:
+        """The form, and its numbers."""
+        problem, options = self.problem, self.problem.options
+        target, soft = problem.target, problem.target
+        self.hard_weight, self.soft_weight, self.temperature = 1.0, 1.0, 1.0
+        self.labels, self.labels_of_columns = None, None
+        self.smoothing, self.constant = 0.0, 0.0
+        hard = "none"
+        if isinstance(target, Distilled):
+            hard, soft, labels = "index", target.soft, target.labels
+            self.hard_weight, self.temperature = 1 - target.alpha, target.temperature
+            self.soft_weight = target.alpha * target.temperature
+        elif isinstance(target, Index):
+            hard, labels = "index", target.labels
+        elif isinstance(target, SameLabel):
+            hard, labels = "labels", target.rows_of
+            of_columns = labels if target.columns_of is None else target.columns_of
+            self.labels_of_columns = of_columns.long().contiguous()
+        if hard != "none":
+            self.labels = labels.long().contiguous()
+        if hard == "index" and options.label_smoothing:
+            self.smoothing = options.label_smoothing
+            if options.kind == "kl" and not isinstance(target, Distilled):
+                self.constant = -entropy_of_smoothed(self.smoothing, self.num_columns)
+        self.stored = soft if isinstance(soft, TopK) else None
+        mask = problem.mask
+        self.mask = None
+        if isinstance(mask, Tensor):
+            self.mask = mask.view(torch.uint8).expand(len(self.student.x), self.num_columns)
+        self.form = Form(
+            hard=hard,
+            soft=options.kind if isinstance(soft, Scores | TopK) else "none",
+            rest=soft.rest if isinstance(soft, TopK) else "scores",
+            tempered=isinstance(target, Distilled),
+            smoothed=self.smoothing > 0,
+            entropy=options.entropy,
+            kl=options.kind == "kl",
+            mask="stored" if self.mask is not None else mask or "none",
+            excludes_diagonal=target.excludes_diagonal,
+        )
+
+    def over(self, rows: slice, found: Tensor, dz: Tensor | None) -> None:
+        """Rows' columns of `found`, and their dz if there is one."""
+        for part in self._parts(rows):
+            here = slice(part.start - rows.start, part.stop - rows.start)
+            found[:, part] = self._part(part, None if dz is None else dz[here])
+
+    def _parts(self, rows: slice) -> Iterator[slice]:
+        """The rows whose scores are stored at a time."""
+        most = rows.stop - rows.start
+        if not self.computed:
+            most = max(16, CHUNK_BYTES // (4 * self.num_columns) // 16 * 16)
+        for part in spans(rows.stop - rows.start, most):
+            yield slice(rows.start + part.start, rows.start + part.stop)
+
+    def _part(self, rows: slice, dz: Tensor | None) -> Tensor:
+        """(FOUND, rows)"""
+        count, num_columns = rows.stop - rows.start, self.num_columns
+        scores = [*self._scores(self.student, rows), self.problem.softcap]
+        scores += self._teachers_scores(rows)
+        mask = None if self.mask is None else self.mask[rows]
+        scores += [mask, *((0, 0) if mask is None else mask.stride())]
+        labels = None if self.labels is None else self.labels[rows]
+        of_labels = labels, self.labels_of_columns
+        inverse, beta = 1 / self.temperature, self.problem.options.beta
+        sizes = self._tile("sums")
+        row_blocks = triton.cdiv(count, sizes["BLOCK_M"])
+        blocks = triton.cdiv(num_columns, sizes["BLOCK_N"])
+        per_split = triton.cdiv(blocks, splits(row_blocks, blocks, self.device))
+        num_splits = triton.cdiv(blocks, per_split)
+        grid, extent = (row_blocks, num_splits), (rows.start, count, num_columns)
+        sums = self._empty(num_splits, SUMS.value, count)
+        found = self._empty(FOUND.value, count)
+        self._launch(
+            row_sums_kernel, sizes, grid, *scores, *of_labels, inverse, sums, *extent, per_split
+        )
+        launch(
+            row_losses_kernel, (triton.cdiv(count, ROWS),), self.device, sums, labels, found, count,
+            num_splits, num_columns, self.problem.options.ignore_index, self.smoothing,
+            self.constant, inverse, self.hard_weight, self.soft_weight,
+            FORM=self.form, BLOCK=ROWS, num_warps=4,
+        )  # fmt: skip
+        if self.form.soft == "jsd":
+            parts = self._empty(num_splits, 2, count)
+            self._launch(
+                row_mixture_kernel, sizes, grid, *scores, inverse, beta, found, parts, *extent, per_split
+            )  # fmt: skip
+            of_p, of_q = parts.sum(0)
+            loss = self.soft_weight * self.temperature * (beta * of_q + (1 - beta) * of_p)
+            found[LOSS.value] += loss.where(found[COUNTED.value] > 0, 0)
+            found[OWN.value] = of_p
+        if dz is not None:
+            sizes = self._tile("derivatives")
+            grid = row_blocks_of(count, sizes) * triton.cdiv(num_columns, sizes["BLOCK_N"])
+            factors = None if self.factors is None else self.factors[rows]
+            self._launch(
+                row_derivatives_kernel, sizes, (grid,), *scores, *of_labels, self.smoothing, inverse,
+                self.hard_weight, self.soft_weight, beta, found, factors, dz, dz.stride(0), *extent,
+            )  # fmt: skip
+        return found
+
+    def _scores(self, side: Side, rows: slice) -> list:
+        return side.computed(rows) if self.computed else side.stored(rows)
+
+    def _teachers_scores(self, rows: slice) -> list:
+        """As of the student; stored log-probabilities are scores, and -inf where there is none."""
+        if self.stored is not None:
+            ids, logprobs = self.stored.ids[rows], self.stored.logprobs[rows]
+            scores = self._empty(len(ids), self.num_columns).fill_(-math.inf)
+            scores.scatter_(1, ids.long(), logprobs.float().clamp_min(ABSENT))
+            return [scores, None, self.num_columns, 1.0, None]
+        if self.teacher is None:
+            return [None, None, 0, 1.0, None]
+        return self._scores(self.teacher, rows)
+
+    def _tile(self, kernel: str) -> Tile:
+        of_scores = "tile" if self.computed else "stored"
+        precision = precision_of(self.student.x.dtype)
+        return tile(f"row_{kernel}_{of_scores}", precision, architecture(self.device))
+
+    def _launch(self, kernel, sizes: Tile, grid: tuple[int, ...], *args) -> None:
+        precision = DOT_PRECISION[precision_of(self.student.x.dtype)]
+        launch(
+            tuned(kernel, sizes), grid, self.device, *args, FORM=self.form, PRECISION=precision
+        )
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
+
+
+def row_blocks_of(count: int, sizes: Tile) -> int:
+    return triton.cdiv(count, sizes["BLOCK_M"])
+
+
+def entropy_of_smoothed(smoothing: float, columns: int) -> float:
+    """Of a label's distribution, a share of which is spread over all columns."""
+    rest = smoothing / columns
+    hit = 1 - smoothing + rest
+    return -(hit * math.log(hit) + (columns - 1) * rest * math.log(rest))
