@@ -117,6 +117,17 @@ def test_without_a_row_that_counts_loss_and_gradients_are_zero():
     assert loss == 0 and not x.grad.any() and not w.grad.any()
 
 
+def test_a_bucket_of_columns_that_the_student_gives_next_to_nothing():
+    """float32 has no probability of e^-200, and its logarithm all the same."""
+    x, w = torch.ones(1, 1), torch.tensor([[200.0], [0.0], [-1.0]])
+    target = TopK(torch.tensor([[0]]), torch.tensor([[-0.7]]), "bucket")
+    problem = x, w, target, {"scale": 1.0, "bias": None, "kind": "kl"}
+    found = with_gradients(row_softmax_loss, *problem)
+    expected = with_gradients(stored, x.double(), w.double(), *problem[2:])
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_statistics_are_those_of_the_softmax():
     x, w = random(3, 2), random(5, 2)
     found = row_softmax_loss(x, w, Index(torch.tensor([0, -100, 2])), statistics=True)

@@ -253,20 +253,17 @@ class TopK:
         if bucket:
             z.scatter_(1, ids, -math.inf)
             largest = z.amax(1).clamp_min_(torch.finfo(z.dtype).min)
-            lse_others = torch.exp(z - largest[:, None]).sum(1).log() + largest
+            of_others = torch.exp(z - largest[:, None])
+            total = of_others.sum(1)
             z.scatter_(1, ids, chosen)
         softmax = Softmax.of(z, options.entropy)
         mass = q.sum(1) + left
         loss = mass * softmax.lse - (q * chosen).sum(1)
-        p = softmax.p
+        p = softmax.p.mul_(mass[:, None])
         if bucket:
-            loss = loss - torch.where(left > 0, left * lse_others, 0)
-            of_chosen = p.gather(1, ids)
-            p_others = (lse_others - softmax.lse).exp()
-            p.mul_(torch.where(left > 0, 1 - left / p_others, mass)[:, None])
-            p.scatter_(1, ids, of_chosen * mass[:, None])
-        else:
-            p.mul_(mass[:, None])
+            loss = loss - torch.where(left > 0, left * (total.log() + largest), 0)
+            share = torch.where(left > 0, left / total, 0)
+            p.addcmul_(of_others, share[:, None], value=-1)
         p.scatter_add_(1, ids, -q)
         if options.kind == "kl":
             loss = loss + torch.xlogy(q, q).sum(1) + torch.xlogy(left, left)
