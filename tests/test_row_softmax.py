@@ -9,7 +9,7 @@ from row_softmax_cases import problems, random, stored, with_gradients
 
 from friction_kernels import row_softmax_loss
 from friction_kernels.scores import row_softmax
-from friction_kernels.targets import Index, SameLabel, Scores, TopK
+from friction_kernels.targets import Index, Scores, TopK
 
 
 @pytest.mark.parametrize("rows", [None, pytest.param(3, marks=pytest.mark.deep)])

@@ -139,7 +139,7 @@ def test_losses_of_every_kind(problem, name, several_stripes):
 
 
 # One of each form, at sizes that are no multiple of a tile.
-N, M, D = 129, 257, 127
+N, M, D = 66, 129, 65
 
 
 def labels_of(n, m, seed=0):
@@ -193,3 +193,131 @@ def test_sizes_that_are_no_multiple_of_a_tile(way, n, m, d):
     x, w = random(n, d, seed=6), random(m, d, seed=7)
     problem = x, w, Index(labels_of(n, m)), {"scale": d**-0.5}
     assert_as_plain_torch(problem, torch.float32, way)
+
+
+def test_rows_without_columns_and_scores_that_are_no_numbers(way):
+    """They do not count, or show; and no other row is touched."""
+    mask = torch.ones(4, 70, dtype=torch.bool)
+    mask[1] = False
+    bias = random(70, seed=5)
+    bias[3] = -math.inf
+    x, w = random(4, 6, seed=6), random(70, 6, seed=7)
+    x[2] = math.nan
+    for target, kind in (
+        (Index(torch.tensor([0, 1, 2, -100])), "ce"),
+        (SameLabel(torch.zeros(4, dtype=torch.long), torch.zeros(70, dtype=torch.long)), "ce"),
+        *((replace(teacher_of(4, 70), bias=bias), kind) for kind in ("kl", "reverse_kl", "jsd")),
+    ):
+        options = {"scale": 1.0, "kind": kind, "bias": bias, "mask": mask, "reduction": "none"}
+        how = {"validate": False}
+        plain, exact = results(x, w, target, options, torch.float64, backend="chunked", **how)
+        ours, found = results(x, w, target, options, torch.float32, DEVICE, backend="triton", **how)
+        assert ours.route.name == way
+        assert ours.counted.tolist() == plain.counted.tolist()
+        assert not ours.counted[1] and ours.loss[1] == 0 and found[1][1] == -math.inf
+        assert ours.loss[2].isnan() and found[3][2].isnan().all() and not found[3][1].any()
+        for mine, truth in zip((*found[:2], found[3]), (*exact[:2], exact[3]), strict=True):
+            assert error(mine, truth) <= 2e-6
+
+
+def test_without_a_row_that_counts_loss_and_gradients_are_zero(way):
+    x, w = (random(*shape).float().to(DEVICE).requires_grad_() for shape in ((3, 2), (5, 2)))
+    labels = torch.full((3,), -100, device=DEVICE)
+    loss = row_softmax_loss(x, w, Index(labels), backend="triton", validate=False)
+    loss.backward()
+    assert loss == 0 and not x.grad.any() and not w.grad.any()
+
+
+def test_scores_of_any_size(way):
+    """Nothing overflows that need not."""
+    x, w = 200 * random(20, 6, seed=6), random(70, 6, seed=7)
+    for target, kind in ((Index(labels_of(20, 70)), "ce"), (teacher_of(20, 70), "jsd")):
+        problem = x, w, target, {"scale": 1.0, "kind": kind}
+        assert_as_plain_torch(problem, torch.float32, way)
+    far = TopK(torch.tensor([[0]]), torch.tensor([[-0.7]]).double(), "bucket")
+    problem = torch.ones(1, 1), torch.tensor([[200.0], [0.0], [-1.0]]), far, {"scale": 1.0}
+    assert_as_plain_torch(problem, torch.float32, "fused_chunks")
+
+
+def test_a_large_vocabulary(way):
+    n, m = 3, 151_936
+    x, w = random(n, 16, seed=6), random(m, 16, seed=7)
+    problem = x, w, Index(torch.tensor([m - 1, 0, -100])), {"scale": 0.5, "softcap": 5.0}
+    assert_as_plain_torch(problem, torch.bfloat16, way)
+
+
+def test_any_strides(way):
+    x, w = random(40, 20, seed=6).float().to(DEVICE), random(20, 70, seed=7).float().to(DEVICE)
+    labels = torch.stack([labels_of(20, 70)] * 2, 1).to(DEVICE)
+    mask = (random(70, 40) < 1).to(DEVICE)
+    some, other = x[::2, ::2], w.T[:, ::2]
+    assert not any(t.is_contiguous() for t in (some, other, labels[:, 0], mask.T[::2]))
+
+    def loss(x, w, labels, mask):
+        options = {"backend": "triton", "validate": False, "reduction": "none"}
+        return row_softmax_loss(x, w, Index(labels), mask=mask, **options)
+
+    given_ = some, other, labels[:, 0], mask.T[::2]
+    expected = loss(*(t.contiguous() for t in given_))
+    assert torch.equal(loss(*given_), expected) and expected.isfinite().any()
+
+
+def step(n=300, m=200, dim=40, frozen=False, target=None, **options):
+    x, w = (random(*shape).float().to(DEVICE).requires_grad_() for shape in ((n, dim), (m, dim)))
+    w.requires_grad_(not frozen)
+    target = target or Index(labels_of(n, m).to(DEVICE))
+    options = {"backend": "triton", "validate": False} | options
+    before = dict(counts)
+    row_softmax_loss(x, w, target, **options).sum().backward()
+    launched = {k: v - before.get(k, 0) for k, v in counts.items() if v > before.get(k, 0)}
+    return launched, x.grad, w.grad
+
+
+def test_the_same_inputs_give_the_same_bits(way):
+    (_, *first), (_, *second) = step(), step()
+    assert all(map(torch.equal, first, second))
+
+
+def test_launches(way, monkeypatch):
+    """Sums, losses and derivatives of each part; nothing is computed twice unless it must be."""
+    once = {"row_sums_kernel": 1, "row_losses_kernel": 1, "row_derivatives_kernel": 1}
+    assert step()[0] == once
+    with torch.no_grad():
+        assert step_without_gradients() == {k: v for k, v in once.items() if "deriv" not in k}
+    teacher = moved(teacher_of(300, 200), lambda t: t.float().to(DEVICE))
+    assert step(target=teacher, kind="jsd")[0] == once | {"row_mixture_kernel": 1}
+    none = step(reduction="none")[0]  # forward, and again in backward
+    assert none == once | {"row_sums_kernel": 2, "row_losses_kernel": 2}
+    monkeypatch.setattr(on_gpu, "STRIPE_BYTES", 0)  # stripes of 128 rows
+    assert step()[0] == dict.fromkeys(once, 3)
+
+
+def step_without_gradients():
+    before = dict(counts)
+    x, w = random(300, 40).float().to(DEVICE), random(200, 40).float().to(DEVICE)
+    row_softmax_loss(x, w, Index(labels_of(300, 200).to(DEVICE)), backend="triton", validate=False)
+    return {k: v - before.get(k, 0) for k, v in counts.items() if v > before.get(k, 0)}
+
+
+def test_a_frozen_matrix_costs_no_gradient(way, monkeypatch):
+    shapes, multiply = [], on_gpu.product
+
+    def record(a, b, out, *, add=False):
+        shapes.append(tuple(out.shape))
+        multiply(a, b, out, add=add)
+
+    monkeypatch.setattr(on_gpu, "product", record)
+    _, of_x, of_w = step(frozen=True)
+    assert of_x is not None and of_w is None
+    assert shapes == [(300, 200)] * (way == "fused_chunks") + [(300, 40)]
+
+
+def test_factors_of_rows_beyond_float16(way):
+    """As of a loss scale: dL/dz is stored without the largest of them."""
+    x, w = 1e-3 * random(20, 40), random(30, 40, seed=1)
+    x, w = x.half().to(DEVICE), w.half().to(DEVICE).requires_grad_()
+    target, gradients = Index(labels_of(20, 30).to(DEVICE)), []
+    for factor in (1.0, 2.0**17):
+        loss = row_softmax_loss(x, w, target, backend="triton", reduction="none")
+        gradients += torch.autograd.grad(loss.sum() * factor, w)
+    torch.testing.assert_close(gradients[1], gradients[0] * 2.0**17, rtol=1e-2, atol=0.5)

@@ -64,10 +64,11 @@ def row_softmax_loss(
         loss = {...}[kind][counted].mean()
 
     On a CPU scores of as many rows as 40 MiB hold exist at a time, as many of a teacher if the target is
-    one, and 2 MiB at a time are worked on; on a GPU 128 MiB at most, and 256 MiB of their derivatives.
-    Products of 16-bit numbers are summed in float32; on a GPU derivatives by scores are rounded for them. A mean's or a sum's gradients are made together with it, from the same
-    scores; those of x, w, bias and a tensor `scale` that need none cost nothing. With reduction="none" the
-    backward computes scores again. The same inputs give the same bits. It can be differentiated once.
+    one, and 2 MiB at a time are worked on; on a GPU 128 MiB at most, and 256 MiB of derivatives by them.
+    Products of 16-bit numbers are summed in float32; on a GPU the derivatives that are multiplied have
+    their dtype. A mean's or a sum's gradients are made together with it, from the same scores; those of x,
+    w, bias and a tensor `scale` that need none cost nothing. With reduction="none" the backward computes
+    scores again. The same inputs give the same bits. It can be differentiated once.
 
     Args:
         x: (N, d) rows: hidden states, queries, anchors. float16, bfloat16, float32 or float64.
@@ -99,7 +100,8 @@ def row_softmax_loss(
     Raises:
         TypeError: a dtype is not one of the four; `mask` is not bool.
         ValueError: shapes, labels or options do not fit together; a row's loss is NaN (with `validate`).
-        RuntimeError: the backend cannot serve; a second derivative is asked for (create_graph=True), or backward() a second time.
+        RuntimeError: the backend cannot serve; a second derivative is asked for (create_graph=True), or
+            backward() a second time.
 
     Source: the outer form of supervised contrastive losses is that of arXiv 2004.11362; gradients are those
     of the equations above. Chunks are this library's choice.

@@ -35,9 +35,7 @@ ROUTES = {
         "on a GPU with Triton",
         "a product stores the scores of a chunk of rows, which two fused passes read; dL/dz as above",
     ),
-    "chunked": Row(
-        "elsewhere, and in float64", "scores of some rows at a time, worked on in plain torch"
-    ),
+    "chunked": Row("elsewhere, and in float64", "scores of some rows at a time, in plain torch"),
 }
 
 
@@ -56,7 +54,7 @@ class Route:
 
 
 def product_dtype(*tensors: Tensor) -> torch.dtype:
-    """In which tensors are multiplied: 16 bits if all have the same, else float32, or float64 if any is."""
+    """In which tensors are multiplied: their own if they have one, else float32, or float64 if any has."""
     dtypes = {tensor.dtype for tensor in tensors}
     if torch.float64 in dtypes:
         return torch.float64
@@ -92,6 +90,6 @@ def choose_route(x: Tensor, w: Tensor, target: Target, backend: RowBackend = "au
 def warn_of_fallback(route: Route) -> None:
     if route.fallback_reason is not None:
         warn(
-            f"Triton cannot serve a row softmax loss: {route.fallback_reason}. Plain torch computes the same, "
-            "more slowly; row_softmax_loss(..., backend='chunked') asks for that and is not warned of"
+            f"Triton cannot serve a row softmax loss: {route.fallback_reason}. Plain torch computes the "
+            "same, more slowly; row_softmax_loss(..., backend='chunked') asks for that and is not warned of"
         )

@@ -9,26 +9,26 @@ import triton.language as tl
 
 from friction_triton.row_form import (
     COUNTED,
-    LSE,
-    OTHERS_LSE,
+    OF_OTHERS,
+    OF_SOFT,
+    OF_STUDENT,
+    OF_TEACHER,
     OWN,
-    SOFT_LSE,
-    TEACHER_LSE,
 )
 from friction_triton.row_scores import student_tile, taking_part, teacher_tile
-from friction_triton.row_sums import ARGUMENTS, log_mixture
+from friction_triton.row_sums import ARGUMENTS, log_mixture, log_softmax
 from friction_triton.tiles import half
 
 
 @triton.jit
-def found_at(found, INDEX: tl.constexpr, num_rows, rows):
+def found_at(found, INDEX: tl.constexpr, rows, num_rows):
     """A column of what was found of rows."""
     return tl.load(found + INDEX * num_rows + rows, mask=rows < num_rows, other=0.0)[:, None]
 
 
 @triton.jit
 def rounded(value, TYPE: tl.constexpr):
-    return half(value) if TYPE == tl.bfloat16 else value.to(TYPE)
+    return half(value) if tl.bfloat16 == TYPE else value.to(TYPE)
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def of_labels(
 ):  # fmt: skip
     """p - q, where q is of a label or of the columns of one."""
     label = tl.load(labels + rows, mask=rows < num_rows, other=-1)[:, None]
-    p = tl.exp(z - found_at(found, LSE, num_rows, rows))
+    p = tl.exp(log_softmax(z, found, OF_STUDENT, rows, num_rows))
     if FORM.hard == "index":
         p -= tl.where(columns[None, :] == label, 1 - smoothing, 0.0)
         if FORM.smoothed:
@@ -47,32 +47,33 @@ def of_labels(
     else:
         of_columns = tl.load(labels_of_columns + columns, mask=columns < num_columns, other=0)
         positive = (of_columns[None, :] == label) & (z != float("-inf"))
-        return p - tl.where(positive, found_at(found, OWN, num_rows, rows), 0.0)
+        return p - tl.where(positive, found_at(found, OWN, rows, num_rows), 0.0)
 
 
 @triton.jit
 def of_teacher(z, z_t, found, beta, rows, num_rows, FORM: tl.constexpr):
-    log_p = z - found_at(found, SOFT_LSE, num_rows, rows)
-    teacher_lse = found_at(found, TEACHER_LSE, num_rows, rows)
-    log_q = z_t - teacher_lse
+    """By z / temperature, from a teacher's scores or from stored log-probabilities."""
+    log_p = log_softmax(z, found, OF_SOFT, rows, num_rows)
     p = tl.exp(log_p)
     if FORM.soft == "jsd" or FORM.soft == "reverse_kl":
-        mean = found_at(found, OWN, num_rows, rows)
+        mean = found_at(found, OWN, rows, num_rows)
         if FORM.soft == "jsd":
+            log_q = log_softmax(z_t, found, OF_TEACHER, rows, num_rows)
             apart = (1 - beta) * (log_p - log_mixture(log_p, log_q, beta) - mean)
         else:
             apart = mean - (z_t - z)
         return tl.where(p == 0, 0.0, p * apart)
     elif FORM.rest == "drop" or FORM.rest == "bucket":
-        mass = tl.exp(teacher_lse)
+        largest = found_at(found, OF_TEACHER, rows, num_rows)
+        mass = tl.exp(largest + found_at(found, OF_TEACHER + 1, rows, num_rows))
         if FORM.rest == "drop":
             return mass * p - tl.exp(z_t)
         else:
             left = tl.maximum(1 - mass, 0.0)
-            others = left * tl.exp(z - found_at(found, OTHERS_LSE, num_rows, rows))
+            others = left * tl.exp(log_softmax(z, found, OF_OTHERS, rows, num_rows))
             return (mass + left) * p - tl.where(z_t == float("-inf"), others, tl.exp(z_t))
     else:
-        return p - tl.exp(log_q)
+        return p - tl.exp(log_softmax(z_t, found, OF_TEACHER, rows, num_rows))
 
 
 @triton.jit(do_not_specialize=ARGUMENTS, do_not_specialize_on_alignment=["mask"])
@@ -117,7 +118,7 @@ def row_derivatives_kernel(
     g *= slope
     if factors is not None:
         g *= tl.load(factors + rows, mask=rows < num_rows, other=0.0)[:, None]
-    g = tl.where(found_at(found, COUNTED, num_rows, rows) > 0, g, 0.0)
+    g = tl.where(found_at(found, COUNTED, rows, num_rows) > 0, g, 0.0)
     offsets = rows[:, None].to(tl.int64) * pitch + columns[None, :]
     inside = (rows < num_rows)[:, None] & (columns < num_columns)[None, :]
     tl.store(result + offsets, rounded(g, result.dtype.element_ty), mask=inside)

@@ -22,23 +22,25 @@ class Form:
     excludes_diagonal: bool = False
 
 
-# What a split of the columns knows of a row. Softmaxes are a maximum and three sums of exponentials below it:
-# of themselves, and times what is compared.
-STUDENT: tl.constexpr = tl.constexpr(0)  # z, with sums of z and of what its softmax is compared with
-SOFT: tl.constexpr = tl.constexpr(4)  # z / temperature, likewise; only if tempered
-TEACHER: tl.constexpr = tl.constexpr(8)  # with the sum of what its softmax is compared with
-OTHERS: tl.constexpr = tl.constexpr(12)  # columns that no probability is stored of
+# What a split of the columns knows of a row. Of each softmax: a maximum, and three sums of the exponentials
+# below it, of which the last has what the softmax is compared with.
+STUDENT: tl.constexpr = tl.constexpr(0)
+SOFT: tl.constexpr = tl.constexpr(4)  # of z / temperature; only if tempered
+TEACHER: tl.constexpr = tl.constexpr(8)
+OTHERS: tl.constexpr = tl.constexpr(12)  # of columns that no probability is stored of
 CHOSEN: tl.constexpr = tl.constexpr(16)  # scores of the label or of the positives, added up
 NUMBER: tl.constexpr = tl.constexpr(17)  # of positives; or all scores, added up
 SUMS: tl.constexpr = tl.constexpr(18)
 
-# What is known of a row when all its columns are.
+# What is known of a row when all its columns are. Of each softmax: its maximum, and the logarithm of the sum
+# of the exponentials below it, which together have more digits than the logarithm of the whole sum.
 LOSS: tl.constexpr = tl.constexpr(0)
 LSE: tl.constexpr = tl.constexpr(1)
 ENTROPY: tl.constexpr = tl.constexpr(2)
 COUNTED: tl.constexpr = tl.constexpr(3)  # 1 or 0
-SOFT_LSE: tl.constexpr = tl.constexpr(4)  # of z / temperature
-TEACHER_LSE: tl.constexpr = tl.constexpr(5)
-OTHERS_LSE: tl.constexpr = tl.constexpr(6)
-OWN: tl.constexpr = tl.constexpr(7)  # 1 / positives; the mean that "reverse_kl" and "jsd" subtract
-FOUND: tl.constexpr = tl.constexpr(8)
+OWN: tl.constexpr = tl.constexpr(4)  # 1 / positives; the mean that "reverse_kl" and "jsd" subtract
+OF_STUDENT: tl.constexpr = tl.constexpr(5)
+OF_SOFT: tl.constexpr = tl.constexpr(7)
+OF_TEACHER: tl.constexpr = tl.constexpr(9)
+OF_OTHERS: tl.constexpr = tl.constexpr(11)
+FOUND: tl.constexpr = tl.constexpr(13)

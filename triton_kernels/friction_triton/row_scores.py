@@ -15,7 +15,7 @@ def raw_scores(
     x, w, dim, row, column, num_rows, num_columns,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x_i . w_j; without w, x has these products, (num_rows, dim) with num_columns of dim in use."""
+    """x_i . w_j; without w, x has these products, in rows of which each starts dim after the one before."""
     if w is not None:
         return dots(
             x, w, row, column, num_rows, num_columns, dim, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION

@@ -1,4 +1,4 @@
-"""Losses of a row softmax on a GPU: `friction_kernels.scores.row_softmax.evaluate` with fused passes over tiles."""
+"""Losses of a row softmax on a GPU: `friction_kernels.scores.row_softmax.chunked` in fused passes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from friction_kernels.scores.products import spans
+from friction_kernels.scores.route import product_dtype
 from friction_kernels.scores.row_softmax import Found, Problem, Wanted
 from friction_kernels.scores.targets import Distilled, Index, SameLabel, Scores, TopK
 from friction_triton.configurations import (
@@ -44,7 +45,7 @@ class Side(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor, w: Tensor, scale: Tensor | float, bias: Tensor | None) -> Side:
-        dtype = x.dtype if x.dtype == w.dtype else torch.float32
+        dtype = product_dtype(x, w)
         bias = None if bias is None else bias.detach().float().contiguous()
         return cls(x.detach().to(dtype), w.detach().to(dtype), scale, bias)
 
@@ -58,15 +59,21 @@ class Side(NamedTuple):
         return [self.x[rows], self.w, self.x.shape[1], self.scale, self.bias]
 
     def stored(self, rows: slice) -> list:
-        scores = self.x.new_empty((rows.stop - rows.start, len(self.w)), dtype=torch.float32)
+        scores = matrix(rows.stop - rows.start, len(self.w), self.x.device, torch.float32)
         product(self.x[rows], self.w.T, scores)
-        return [scores, None, len(self.w), self.scale, self.bias]
+        return [scores, None, scores.stride(0), self.scale, self.bias]
 
 
 def precision_of(dtype: torch.dtype) -> str:
     if dtype != torch.float32:
         return "bf16"
     return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "fp32"
+
+
+def matrix(rows: int, columns: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Memory for it, whose rows start where products and kernels are fast."""
+    pitch = triton.cdiv(columns, 16) * 16
+    return torch.empty((rows, pitch), device=device, dtype=dtype)[:, :columns]
 
 
 def product(a: Tensor, b: Tensor, out: Tensor, *, add: bool = False) -> None:
@@ -109,9 +116,8 @@ def evaluate(
     if not any(wanted):
         passes.over(slice(0, len(x)), found, None)
     else:
-        pitch = triton.cdiv(len(w), 16) * 16  # what a product reads fast
-        height = max(ROWS, STRIPE_BYTES // (pitch * x.element_size()) // ROWS * ROWS)
-        stored = x.new_empty(min(height, len(x)), pitch)[:, : len(w)]
+        height = max(ROWS, STRIPE_BYTES // (len(w) * x.element_size()) // ROWS * ROWS)
+        stored = matrix(min(height, len(x)), len(w), x.device, x.dtype)
         for rows in spans(len(x), height):
             dz = stored[: rows.stop - rows.start]
             passes.over(rows, found, dz)
@@ -229,7 +235,7 @@ class Passes:
         labels = None if self.labels is None else self.labels[rows]
         of_labels = labels, self.labels_of_columns
         inverse, beta = 1 / self.temperature, self.problem.options.beta
-        sizes = self._tile("sums")
+        sizes = self._tile()
         row_blocks = triton.cdiv(count, sizes["BLOCK_M"])
         blocks = triton.cdiv(num_columns, sizes["BLOCK_N"])
         per_split = triton.cdiv(blocks, splits(row_blocks, blocks, self.device))
@@ -256,12 +262,11 @@ class Passes:
             found[LOSS.value] += loss.where(found[COUNTED.value] > 0, 0)
             found[OWN.value] = of_p
         if dz is not None:
-            sizes = self._tile("derivatives")
-            grid = row_blocks_of(count, sizes) * triton.cdiv(num_columns, sizes["BLOCK_N"])
             factors = None if self.factors is None else self.factors[rows]
             self._launch(
-                row_derivatives_kernel, sizes, (grid,), *scores, *of_labels, self.smoothing, inverse,
-                self.hard_weight, self.soft_weight, beta, found, factors, dz, dz.stride(0), *extent,
+                row_derivatives_kernel, sizes, (row_blocks * blocks,), *scores, *of_labels,
+                self.smoothing, inverse, self.hard_weight, self.soft_weight, beta, found, factors, dz,
+                dz.stride(0), *extent,
             )  # fmt: skip
         return found
 
@@ -272,30 +277,26 @@ class Passes:
         """As of the student; stored log-probabilities are scores, and -inf where there is none."""
         if self.stored is not None:
             ids, logprobs = self.stored.ids[rows], self.stored.logprobs[rows]
-            scores = self._empty(len(ids), self.num_columns).fill_(-math.inf)
-            scores.scatter_(1, ids.long(), logprobs.float().clamp_min(ABSENT))
-            return [scores, None, self.num_columns, 1.0, None]
+            scores = matrix(len(ids), self.num_columns, self.device, torch.float32)
+            scores.fill_(-math.inf).scatter_(1, ids.long(), logprobs.float().clamp_min(ABSENT))
+            return [scores, None, scores.stride(0), 1.0, None]
         if self.teacher is None:
             return [None, None, 0, 1.0, None]
         return self._scores(self.teacher, rows)
 
-    def _tile(self, kernel: str) -> Tile:
-        of_scores = "tile" if self.computed else "stored"
+    def _tile(self) -> Tile:
+        kernel = "rows_alone" if self.teacher is None else "rows_and_teacher"
         precision = precision_of(self.student.x.dtype)
-        return tile(f"row_{kernel}_{of_scores}", precision, architecture(self.device))
+        return tile(
+            kernel if self.computed else "rows_stored", precision, architecture(self.device)
+        )
 
     def _launch(self, kernel, sizes: Tile, grid: tuple[int, ...], *args) -> None:
         precision = DOT_PRECISION[precision_of(self.student.x.dtype)]
-        launch(
-            tuned(kernel, sizes), grid, self.device, *args, FORM=self.form, PRECISION=precision
-        )
+        launch(tuned(kernel, sizes), grid, self.device, *args, FORM=self.form, PRECISION=precision)
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def row_blocks_of(count: int, sizes: Tile) -> int:
-    return triton.cdiv(count, sizes["BLOCK_M"])
 
 
 def entropy_of_smoothed(smoothing: float, columns: int) -> float:

@@ -11,26 +11,26 @@ from friction_triton.row_form import (
     CHOSEN,
     COUNTED,
     ENTROPY,
-    FOUND,
     LOSS,
     LSE,
     NUMBER,
+    OF_OTHERS,
+    OF_SOFT,
+    OF_STUDENT,
+    OF_TEACHER,
     OTHERS,
-    OTHERS_LSE,
     OWN,
     SOFT,
-    SOFT_LSE,
     STUDENT,
     SUMS,
     TEACHER,
-    TEACHER_LSE,
 )
 from friction_triton.row_scores import student_tile, taking_part, teacher_tile
 
 
 @triton.jit
 def no_softmax(COUNT: tl.constexpr):
-    """(maximum, sum of exponentials, two sums of them times something) of rows without columns."""
+    """(maximum m, sum of e = exp(z - m), of e (z - m), of e times something) of rows without columns."""
     zeros = tl.zeros((COUNT,), tl.float32)
     return tl.full((COUNT,), float("-inf"), tl.float32), zeros, zeros, zeros
 
@@ -39,16 +39,25 @@ def no_softmax(COUNT: tl.constexpr):
 def lowered(softmax, maximum):
     """A softmax below a maximum at least as large, which stays finite where there are no columns."""
     finite = tl.where(maximum == float("-inf"), 0.0, maximum)
-    kept = tl.exp(softmax[0] - finite)
-    return (maximum, softmax[1] * kept, softmax[2] * kept, softmax[3] * kept), finite
+    kept, total = tl.exp(softmax[0] - finite), softmax[1]
+    moment = softmax[2] + tl.where(total == 0, 0.0, total * (softmax[0] - finite))
+    return (maximum, total * kept, moment * kept, softmax[3] * kept), finite
 
 
 @triton.jit
-def with_tile(softmax, z):
+def with_tile(softmax, z, MOMENT: tl.constexpr = False):
     """A softmax with a tile of columns, and their exponentials below its maximum."""
     softmax, finite = lowered(softmax, tl.maximum(softmax[0], tl.max(z, axis=1)))
     weights = tl.exp(z - finite[:, None])
-    return (softmax[0], softmax[1] + tl.sum(weights, axis=1), softmax[2], softmax[3]), weights
+    moment = softmax[2]
+    if MOMENT:
+        moment += weighted(weights, z - finite[:, None])
+    return (softmax[0], softmax[1] + tl.sum(weights, axis=1), moment, softmax[3]), weights
+
+
+@triton.jit
+def with_weighted(softmax, weights, values):
+    return softmax[0], softmax[1], softmax[2], softmax[3] + weighted(weights, values)
 
 
 @triton.jit
@@ -66,6 +75,12 @@ def log_sum(softmax):
 def store_softmax(to, pitch, softmax, mask):
     for part in tl.static_range(4):
         tl.store(to + part * pitch, softmax[part], mask=mask)
+
+
+@triton.jit
+def store_normaliser(to, pitch, softmax, mask):
+    tl.store(to, softmax[0], mask=mask)
+    tl.store(to + pitch, tl.log(softmax[1]), mask=mask)
 
 
 @triton.jit
@@ -136,9 +151,7 @@ def row_sums_kernel(
             x, w, dim, scale, bias, softcap, present, row, column, num_rows, num_columns,
             BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
-        student, p = with_tile(student, z)
-        if FORM.entropy:
-            student = (student[0], student[1], student[2] + weighted(p, z), student[3])
+        student, p = with_tile(student, z, FORM.entropy)
         if FORM.hard == "index":
             hit = columns[None, :] == label[:, None]
             chosen += tl.sum(tl.where(hit, z, 0.0), axis=1)
@@ -159,15 +172,14 @@ def row_sums_kernel(
                 z *= inverse_temperature
                 soft, p = with_tile(soft, z)
             if FORM.soft == "ce":
-                teacher = (teacher[0], teacher[1], teacher[2] + weighted(q, -z), teacher[3])
+                teacher = with_weighted(teacher, q, -z)
             if FORM.soft == "kl":
-                teacher = (teacher[0], teacher[1], teacher[2] + weighted(q, z_t - z), teacher[3])
+                teacher = with_weighted(teacher, q, z_t - z)
             if FORM.soft == "reverse_kl":
-                apart = weighted(p, z_t - z)
                 if FORM.tempered:
-                    soft = (soft[0], soft[1], soft[2], soft[3] + apart)
+                    soft = with_weighted(soft, p, z_t - z)
                 else:
-                    student = (student[0], student[1], student[2], student[3] + apart)
+                    student = with_weighted(student, p, z_t - z)
             if FORM.rest == "bucket":
                 others, _ = with_tile(others, tl.where(z_t == float("-inf"), z, float("-inf")))
     mask_rows = rows < num_rows
@@ -195,7 +207,7 @@ def soft_loss(soft, teacher, others, inverse_temperature, FORM: tl.constexpr):
         mean = soft[3] / soft[1]
         return (teacher_lse - soft_lse) - mean, mean
     else:
-        loss = teacher[2] / teacher[1] + soft_lse
+        loss = teacher[3] / teacher[1] + soft_lse
         if FORM.rest == "drop" or FORM.rest == "bucket":
             mass = tl.exp(teacher_lse)
             loss = tl.where(mass > 0, mass * loss, 0.0)
@@ -271,13 +283,24 @@ def row_losses_kernel(
     tl.store(result + LOSS * num_rows, tl.where(counted, loss, 0.0), mask=mask)
     tl.store(result + LSE * num_rows, lse, mask=mask)
     if FORM.entropy:
-        entropy = tl.where(lse == float("-inf"), 0.0, lse - student[2] / student[1])
+        entropy = tl.log(student[1]) - student[2] / student[1]
+        entropy = tl.where(lse == float("-inf"), 0.0, entropy)
         tl.store(result + ENTROPY * num_rows, entropy, mask=mask)
     tl.store(result + COUNTED * num_rows, counted.to(tl.float32), mask=mask)
-    tl.store(result + SOFT_LSE * num_rows, log_sum(soft), mask=mask)
-    tl.store(result + TEACHER_LSE * num_rows, log_sum(teacher), mask=mask)
-    tl.store(result + OTHERS_LSE * num_rows, log_sum(others), mask=mask)
     tl.store(result + OWN * num_rows, own, mask=mask)
+    store_normaliser(result + OF_STUDENT * num_rows, num_rows, student, mask)
+    store_normaliser(result + OF_SOFT * num_rows, num_rows, soft, mask)
+    store_normaliser(result + OF_TEACHER * num_rows, num_rows, teacher, mask)
+    store_normaliser(result + OF_OTHERS * num_rows, num_rows, others, mask)
+
+
+@triton.jit
+def log_softmax(z, found, SOFTMAX: tl.constexpr, rows, num_rows):
+    """Of a tile of scores, by what was found of its rows."""
+    found += SOFTMAX * num_rows + rows
+    maximum = tl.load(found, mask=rows < num_rows, other=0.0)
+    log_total = tl.load(found + num_rows, mask=rows < num_rows, other=0.0)
+    return (z - maximum[:, None]) - log_total[:, None]
 
 
 @triton.jit
@@ -299,11 +322,9 @@ def row_mixture_kernel(
     FORM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """KL(p, m) and KL(q, m) of each split of the columns, with the mixture m; arguments as of row_sums_kernel."""
+    """KL(p, m) and KL(q, m) of each split, with the mixture m; other arguments as of row_sums_kernel."""
     row, split = tl.program_id(0) * BLOCK_M, tl.program_id(1)
     rows = row + tl.arange(0, BLOCK_M)
-    soft_lse = tl.load(found + SOFT_LSE * num_rows + rows, mask=rows < num_rows, other=0.0)
-    teacher_lse = tl.load(found + TEACHER_LSE * num_rows + rows, mask=rows < num_rows, other=0.0)
     of_p, of_q = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
     first_block = split * blocks_per_split
     last_block = tl.minimum(first_block + blocks_per_split, tl.cdiv(num_columns, BLOCK_N))
@@ -321,8 +342,8 @@ def row_mixture_kernel(
             x_teacher, w_teacher, dim_teacher, scale_teacher, bias_teacher, present, row, column,
             num_rows, num_columns, FORM, BLOCK_M, BLOCK_N, BLOCK_D, PRECISION,
         )  # fmt: skip
-        log_p = z * inverse_temperature - soft_lse[:, None]
-        log_q = z_t - teacher_lse[:, None]
+        log_p = log_softmax(z * inverse_temperature, found, OF_SOFT, rows, num_rows)
+        log_q = log_softmax(z_t, found, OF_TEACHER, rows, num_rows)
         log_m = log_mixture(log_p, log_q, beta)
         of_p += weighted(tl.exp(log_p), log_p - log_m)
         of_q += weighted(tl.exp(log_q), log_q - log_m)
