@@ -19,17 +19,18 @@ class Sizes(NamedTuple):
     rows: int
     columns: int
     dim: int
+    teacher_dim: int = 16
 
 
 SIZES = {
     "cuda": {
         "vocabulary": Sizes(8192, 151_936, 2048),
-        "distillation": Sizes(8192, 151_936, 2048),
+        "distillation": Sizes(8192, 151_936, 2048, 4096),
         "contrastive": Sizes(65_536, 65_536, 768),
     },
     "cpu": {
         "vocabulary": Sizes(2048, 50_257, 768),
-        "distillation": Sizes(2048, 50_257, 768),
+        "distillation": Sizes(2048, 50_257, 768, 768),
         "contrastive": Sizes(4096, 4096, 384),
     },
 }
@@ -44,16 +45,17 @@ class Given(NamedTuple):
     teacher: Scores
 
     @classmethod
-    def of(cls, sizes: Sizes, device: str) -> "Given":
+    def of(cls, sizes: Sizes, device: str, dtype: torch.dtype) -> "Given":
         torch.manual_seed(0)
-        dtype = torch.bfloat16 if device == "cuda" else torch.float32
 
-        def matrix(rows: int) -> Tensor:
-            return functional.normalize(torch.randn(rows, sizes.dim, device=device)).to(dtype)
+        def pair(dim: int) -> list[Tensor]:
+            shapes = ((rows, dim) for rows in (sizes.rows, sizes.columns))
+            drawn = (torch.randn(shape, device=device) for shape in shapes)
+            return [functional.normalize(matrix).to(dtype) for matrix in drawn]
 
-        x, w = (matrix(n).requires_grad_() for n in (sizes.rows, sizes.columns))
+        x, w = (matrix.requires_grad_() for matrix in pair(sizes.dim))
         labels = torch.randint(min(sizes.columns, 1000), (sizes.rows,), device=device)
-        return cls(x, w, labels, Scores(matrix(sizes.rows), matrix(sizes.columns), scale=20.0))
+        return cls(x, w, labels, Scores(*pair(sizes.teacher_dim), scale=20.0))
 
 
 def ours(name: str, given: Given, backend: str) -> Tensor:

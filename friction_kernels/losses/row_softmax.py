@@ -64,7 +64,7 @@ def row_softmax_loss(
         loss = {...}[kind][counted].mean()
 
     On a CPU scores of as many rows as 40 MiB hold exist at a time, as many of a teacher if the target is
-    one, and 2 MiB at a time are worked on; on a GPU 128 MiB at most, and 256 MiB of derivatives by them.
+    one, and 2 MiB at a time are worked on; on a GPU 256 MiB, and as much of derivatives by them.
     Products of 16-bit numbers are summed in float32; on a GPU the derivatives that are multiplied have
     their dtype. A mean's or a sum's gradients are made together with it, from the same scores; those of x,
     w, bias and a tensor `scale` that need none cost nothing. With reduction="none" the backward computes

@@ -14,8 +14,7 @@ from friction_kernels.warn import warn
 
 RowBackend = Literal["auto", "triton", "chunked"]
 ROW_BACKENDS = get_args(RowBackend)
-# Computing a score again costs 2 d operations, and storing it twelve bytes of traffic: on an H100 as much.
-TILES_DIM = 256
+TILES_DIM = 256  # up to which computing a score again is sure to take less than moving twelve bytes
 
 
 class Row(NamedTuple):

@@ -30,7 +30,8 @@ from friction_triton.row_form import COUNTED, ENTROPY, FOUND, LOSS, LSE, OWN, SU
 from friction_triton.row_sums import row_losses_kernel, row_mixture_kernel, row_sums_kernel
 
 STRIPE_BYTES = 256 << 20  # of derivatives at a time, in the dtype of the products
-CHUNK_BYTES = 128 << 20  # of stored scores at a time, in float32, a teacher's apart
+# Of stored scores at a time, in float32, a teacher's apart. A product with fewer rows waits for w.
+CHUNK_BYTES = 256 << 20
 ROWS = 128  # of a program that adds splits; of the smallest stripe whose scores are computed
 ABSENT = -1e30  # a stored log-probability of -inf: its column is not among the others
 
@@ -219,10 +220,11 @@ class Passes:
 
     def _parts(self, rows: slice) -> Iterator[slice]:
         """The rows whose scores are stored at a time."""
-        most = rows.stop - rows.start
+        count = most = rows.stop - rows.start
         if not self.computed:
-            most = max(16, CHUNK_BYTES // (4 * self.num_columns) // 16 * 16)
-        for part in spans(rows.stop - rows.start, most):
+            parts = triton.cdiv(4 * count * self.num_columns, CHUNK_BYTES)
+            most = triton.cdiv(triton.cdiv(count, parts), 16) * 16
+        for part in spans(count, most):
             yield slice(rows.start + part.start, rows.start + part.stop)
 
     def _part(self, rows: slice, dz: Tensor | None) -> Tensor:
