@@ -85,6 +85,13 @@ def expected_(p: Tensor, values: Tensor) -> Tensor:
     return (p * values.nan_to_num_()).sum(1)
 
 
+def entropy_of_smoothed(smoothing: float, columns: int) -> float:
+    """Of a label's distribution, a share of which is spread over all columns."""
+    rest = smoothing / columns
+    hit = 1 - smoothing + rest
+    return -(hit * math.log(hit) + (columns - 1) * rest * math.log(rest))
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """One column for each row: cross-entropy over a vocabulary, or a contrastive loss with one positive.
@@ -128,10 +135,7 @@ class Index:
         softmax = Softmax.of(tile.z, options.entropy)
         loss = softmax.lse - (1 - smoothing) * chosen - smoothing * mean
         if options.kind == "kl" and smoothing:
-            columns = tile.z.shape[1]
-            rest = smoothing / columns
-            hit = 1 - smoothing + rest
-            loss = loss + hit * math.log(hit) + (columns - 1) * rest * math.log(rest)
+            loss = loss - entropy_of_smoothed(smoothing, tile.z.shape[1])
         softmax.p.scatter_add_(1, at, torch.full_like(at, smoothing - 1, dtype=tile.z.dtype))
         if smoothing:
             softmax.p.sub_(smoothing / tile.z.shape[1])

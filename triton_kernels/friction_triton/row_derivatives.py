@@ -16,7 +16,8 @@ from friction_triton.row_form import (
     OWN,
 )
 from friction_triton.row_scores import student_tile, taking_part, teacher_tile
-from friction_triton.row_sums import ARGUMENTS, log_mixture, log_softmax
+from friction_triton.row_softmaxes import log_mixture, log_softmax
+from friction_triton.row_sums import ARGUMENTS
 from friction_triton.tiles import half
 
 

@@ -14,7 +14,6 @@ from torch.nn.functional import pad
 from friction_kernels.scores.products import spans
 from friction_kernels.scores.route import product_dtype
 from friction_kernels.scores.row_softmax import Found, Problem, Wanted
-from friction_kernels.scores.targets import Distilled, Index, SameLabel, Scores, TopK
 from friction_triton.configurations import (
     BLOCK_D,
     DOT_PRECISION,
@@ -26,8 +25,9 @@ from friction_triton.configurations import (
 )
 from friction_triton.launches import launch
 from friction_triton.row_derivatives import row_derivatives_kernel
-from friction_triton.row_form import COUNTED, ENTROPY, FOUND, LOSS, LSE, OWN, SUMS, Form
+from friction_triton.row_form import COUNTED, ENTROPY, FOUND, LOSS, LSE, OWN, SUMS
 from friction_triton.row_sums import row_losses_kernel, row_mixture_kernel, row_sums_kernel
+from friction_triton.row_target import comparison_of, form_of
 
 STRIPE_BYTES = 256 << 20  # of derivatives at a time, in the dtype of the products
 # Of stored scores at a time, in float32, a teacher's apart. A product with fewer rows waits for w.
@@ -105,22 +105,24 @@ def evaluate(
     it. Its scores are computed in the passes that need them, or stored for a chunk of its rows at a time.
     """
     student = Side.of(x, w, scale.detach().float().reshape(1), bias)
-    teachers = problem.target.teacher
-    teacher = None if teachers is None else Side.of(*teachers_side(teachers))
-    passes = Passes(problem, student, teacher, factors, computed)
+    teacher = problem.target.teacher
+    of_teacher = None
+    if teacher is not None:
+        of_teacher = Side.of(teacher.x, teacher.w, float(teacher.scale), teacher.bias)
     x, w = student.x, student.w  # in the dtype of the products
+    factors, unit = within_range(factors, x.dtype)
+    passes = Passes(problem, student, of_teacher, factors, computed)
     found = torch.empty((FOUND.value, len(x)), dtype=torch.float32, device=x.device)
-    of_x, of_w = wanted.x or wanted.scale, wanted.w
-    dx = torch.empty_like(x, dtype=torch.float32) if of_x else None
-    dw = torch.empty_like(w, dtype=torch.float32) if of_w else None
+    dx = torch.empty_like(x, dtype=torch.float32) if wanted.x or wanted.scale else None
+    dw = torch.empty_like(w, dtype=torch.float32) if wanted.w else None
     dbias = found.new_zeros(len(w)) if wanted.bias else None
     if not any(wanted):
         passes.over(slice(0, len(x)), found, None)
     else:
         height = max(ROWS, STRIPE_BYTES // (len(w) * x.element_size()) // ROWS * ROWS)
-        stored = matrix(min(height, len(x)), len(w), x.device, x.dtype)
+        stripe = matrix(min(height, len(x)), len(w), x.device, x.dtype)
         for rows in spans(len(x), height):
-            dz = stored[: rows.stop - rows.start]
+            dz = stripe[: rows.stop - rows.start]
             passes.over(rows, found, dz)
             if dx is not None:
                 product(dz, w, dx[rows])
@@ -129,20 +131,20 @@ def evaluate(
             if dbias is not None:
                 dbias += dz.sum(0, dtype=torch.float32)
     dscale = (x * dx).sum() if wanted.scale and dx is not None else None
-    gradients = [
-        dx.mul_(student.scale) if wanted.x and dx is not None else None,
-        None if dw is None else dw.mul_(student.scale),
-        dbias,
-        dscale,
-    ]
-    if passes.unit is not None:
-        gradients = [None if g is None else g.mul_(passes.unit) for g in gradients]
+    dx = dx.mul_(student.scale) if wanted.x and dx is not None else None
+    dw = None if dw is None else dw.mul_(student.scale)
+    gradients = [g if g is None or unit is None else g * unit for g in (dx, dw, dbias, dscale)]
     entropy = found[ENTROPY.value] if problem.options.entropy else None
     return Found(found[LOSS.value], found[COUNTED.value] > 0, found[LSE.value], entropy, gradients)
 
 
-def teachers_side(teachers: Scores) -> tuple:
-    return teachers.x, teachers.w, float(teachers.scale), teachers.bias
+def within_range(factors: Tensor | None, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """Factors that may be multiplied in float16, whose range a loss scale leaves, and their unit."""
+    if factors is None or dtype != torch.float16:
+        return factors, None
+    largest = factors.abs().amax()
+    unit = largest.where(largest > 0, 1.0)
+    return factors / unit, unit
 
 
 class Passes:
@@ -156,61 +158,16 @@ class Passes:
         factors: Tensor | None,
         computed: bool,
     ) -> None:
-        self.problem, self.computed = problem, computed
+        self.problem, self.computed, self.factors = problem, computed, factors
         self.student = student.padded() if computed else student
         self.teacher = teacher.padded() if computed and teacher is not None else teacher
-        self.device = student.x.device
-        self.num_columns = len(student.w)
-        self.unit: Tensor | None = None
-        self.factors = None
-        if factors is not None:
-            self.factors = factors.float()
-            if student.x.dtype == torch.float16:  # whose range gradients with factors may leave
-                largest = self.factors.abs().amax()
-                self.unit = largest.where(largest > 0, 1.0)
-                self.factors = self.factors / self.unit
-        self._read_target()
-
-    def _read_target(self) -> None:
-        """The form, and its numbers."""
-        problem, options = self.problem, self.problem.options
-        target, soft = problem.target, problem.target
-        self.hard_weight, self.soft_weight, self.temperature = 1.0, 1.0, 1.0
-        self.labels, self.labels_of_columns = None, None
-        self.smoothing, self.constant = 0.0, 0.0
-        hard = "none"
-        if isinstance(target, Distilled):
-            hard, soft, labels = "index", target.soft, target.labels
-            self.hard_weight, self.temperature = 1 - target.alpha, target.temperature
-            self.soft_weight = target.alpha * target.temperature
-        elif isinstance(target, Index):
-            hard, labels = "index", target.labels
-        elif isinstance(target, SameLabel):
-            hard, labels = "labels", target.rows_of
-            of_columns = labels if target.columns_of is None else target.columns_of
-            self.labels_of_columns = of_columns.long().contiguous()
-        if hard != "none":
-            self.labels = labels.long().contiguous()
-        if hard == "index" and options.label_smoothing:
-            self.smoothing = options.label_smoothing
-            if options.kind == "kl" and not isinstance(target, Distilled):
-                self.constant = -entropy_of_smoothed(self.smoothing, self.num_columns)
-        self.stored = soft if isinstance(soft, TopK) else None
-        mask = problem.mask
+        self.device, self.num_columns = student.x.device, len(student.w)
+        self.softcap = None if problem.softcap is None else float(problem.softcap)
+        self.comparison = comparison_of(problem, self.num_columns)
+        self.form = form_of(problem)
         self.mask = None
-        if isinstance(mask, Tensor):
-            self.mask = mask.view(torch.uint8).expand(len(self.student.x), self.num_columns)
-        self.form = Form(
-            hard=hard,
-            soft=options.kind if isinstance(soft, Scores | TopK) else "none",
-            rest=soft.rest if isinstance(soft, TopK) else "scores",
-            tempered=isinstance(target, Distilled),
-            smoothed=self.smoothing > 0,
-            entropy=options.entropy,
-            kl=options.kind == "kl",
-            mask="stored" if self.mask is not None else mask or "none",
-            excludes_diagonal=target.excludes_diagonal,
-        )
+        if isinstance(problem.mask, Tensor):
+            self.mask = problem.mask.view(torch.uint8).expand(len(student.x), self.num_columns)
 
     def over(self, rows: slice, found: Tensor, dz: Tensor | None) -> None:
         """Rows' columns of `found`, and their dz if there is one."""
@@ -230,13 +187,11 @@ class Passes:
     def _part(self, rows: slice, dz: Tensor | None) -> Tensor:
         """(FOUND, rows)"""
         count, num_columns = rows.stop - rows.start, self.num_columns
-        scores = [*self._scores(self.student, rows), self.problem.softcap]
-        scores += self._teachers_scores(rows)
+        told, of_labels = self.comparison, self.comparison.of(rows)
+        inverse, beta = 1 / told.temperature, float(self.problem.options.beta)
+        scores = [*self._scores(self.student, rows), self.softcap, *self._teachers_scores(rows)]
         mask = None if self.mask is None else self.mask[rows]
         scores += [mask, *((0, 0) if mask is None else mask.stride())]
-        labels = None if self.labels is None else self.labels[rows]
-        of_labels = labels, self.labels_of_columns
-        inverse, beta = 1 / self.temperature, self.problem.options.beta
         sizes = self._tile()
         row_blocks = triton.cdiv(count, sizes["BLOCK_M"])
         blocks = triton.cdiv(num_columns, sizes["BLOCK_N"])
@@ -249,9 +204,9 @@ class Passes:
             row_sums_kernel, sizes, grid, *scores, *of_labels, inverse, sums, *extent, per_split
         )
         launch(
-            row_losses_kernel, (triton.cdiv(count, ROWS),), self.device, sums, labels, found, count,
-            num_splits, num_columns, self.problem.options.ignore_index, self.smoothing,
-            self.constant, inverse, self.hard_weight, self.soft_weight,
+            row_losses_kernel, (triton.cdiv(count, ROWS),), self.device, sums, of_labels[0], found,
+            count, num_splits, num_columns, self.problem.options.ignore_index, told.smoothing,
+            told.constant, inverse, told.hard_weight, told.soft_weight,
             FORM=self.form, BLOCK=ROWS, num_warps=4,
         )  # fmt: skip
         if self.form.soft == "jsd":
@@ -260,14 +215,14 @@ class Passes:
                 row_mixture_kernel, sizes, grid, *scores, inverse, beta, found, parts, *extent, per_split
             )  # fmt: skip
             of_p, of_q = parts.sum(0)
-            loss = self.soft_weight * self.temperature * (beta * of_q + (1 - beta) * of_p)
+            loss = told.soft_weight * told.temperature * (beta * of_q + (1 - beta) * of_p)
             found[LOSS.value] += loss.where(found[COUNTED.value] > 0, 0)
             found[OWN.value] = of_p
         if dz is not None:
             factors = None if self.factors is None else self.factors[rows]
             self._launch(
                 row_derivatives_kernel, sizes, (row_blocks * blocks,), *scores, *of_labels,
-                self.smoothing, inverse, self.hard_weight, self.soft_weight, beta, found, factors, dz,
+                told.smoothing, inverse, told.hard_weight, told.soft_weight, beta, found, factors, dz,
                 dz.stride(0), *extent,
             )  # fmt: skip
         return found
@@ -277,8 +232,9 @@ class Passes:
 
     def _teachers_scores(self, rows: slice) -> list:
         """As of the student; stored log-probabilities are scores, and -inf where there is none."""
-        if self.stored is not None:
-            ids, logprobs = self.stored.ids[rows], self.stored.logprobs[rows]
+        stored = self.comparison.stored
+        if stored is not None:
+            ids, logprobs = (t[rows] for t in (stored.ids, stored.logprobs))
             scores = matrix(len(ids), self.num_columns, self.device, torch.float32)
             scores.fill_(-math.inf).scatter_(1, ids.long(), logprobs.float().clamp_min(ABSENT))
             return [scores, None, scores.stride(0), 1.0, None]
@@ -299,10 +255,3 @@ class Passes:
 
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.device)
-
-
-def entropy_of_smoothed(smoothing: float, columns: int) -> float:
-    """Of a label's distribution, a share of which is spread over all columns."""
-    rest = smoothing / columns
-    hit = 1 - smoothing + rest
-    return -(hit * math.log(hit) + (columns - 1) * rest * math.log(rest))
