@@ -23,7 +23,7 @@ class OnGpu:
 
 
 def choose(target=LABELS, triton=True, backend="auto", w=None, **options):
-    def reason(device, dtype, inputs):
+    def reason(device, dtype):
         assert dtype in (torch.float32, torch.float64)
         return None if triton and dtype != torch.float64 else "it is not here"
 

@@ -35,14 +35,12 @@ def _left_in_container() -> list[int]:
     return [] if limit == "max" else [max(0, int(limit) - int(used))]
 
 
-def triton_unavailable_reason(
-    device: torch.device, dtype: torch.dtype, inputs: str = "the embeddings"
-) -> str | None:
-    """Return why the Triton kernels cannot serve these inputs, or None if they can."""
+def triton_unavailable_reason(device: torch.device, dtype: torch.dtype) -> str | None:
+    """Return why the Triton kernels cannot serve embeddings, or None if they can."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"{inputs} are on {device}, and its kernels run on CUDA devices"
+        return f"the embeddings are on {device}, and its kernels run on CUDA devices"
     if dtype == torch.float64:
-        return f"{inputs} are float64, and its kernels compute in float32"
+        return "the embeddings are float64, and its kernels compute in float32"
     try:
         import friction_triton.scores  # noqa: F401
     except ImportError as error:

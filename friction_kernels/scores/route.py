@@ -72,7 +72,7 @@ def choose_route(x: Tensor, w: Tensor, target: Target, backend: RowBackend = "au
     fallback_reason = None
     if backend == "triton" or (backend == "auto" and x.device.type == "cuda"):
         widest = torch.float64 if torch.float64 in dtypes else torch.float32
-        fallback_reason = triton_unavailable_reason(x.device, widest, "x and w")
+        fallback_reason = triton_unavailable_reason(x.device, widest)
         if fallback_reason is not None and backend == "triton":
             raise RuntimeError(
                 f"backend='triton' cannot serve: {fallback_reason}; use backend='auto'"
