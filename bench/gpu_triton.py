@@ -42,8 +42,10 @@ class StandIn:
 
 def compile_all(capability: int, dims: list[int], precisions: list[str]) -> None:
     import triton
-    from friction_triton import batch, configurations, scores
+    from friction_triton import batch, configurations, row_softmax, scores
 
+    from bench import loss_contenders
+    from friction_kernels.scores import route
     from friction_kernels.scores.backend import Term
 
     def once(call, quantiles=None) -> list[float]:
@@ -52,7 +54,7 @@ def compile_all(capability: int, dims: list[int], precisions: list[str]) -> None
 
     triton.runtime.driver.set_active(StandIn(capability))
     configurations._milliseconds = once
-    scores.architecture = lambda device: capability // 10 * 10
+    scores.architecture = row_softmax.architecture = lambda device: capability // 10 * 10
     scores.STRIPE_BYTES = 0  # more than one stripe
     for precision, dim, processors in product(precisions, dims, PROCESSORS):
         configurations._processors = lambda device, count=processors: count
@@ -79,6 +81,14 @@ def compile_all(capability: int, dims: list[int], precisions: list[str]) -> None
                 torch.ones(1),
                 precision=precision,
             )
+    route.triton_unavailable_reason, route.TILES_DIM = (
+        lambda *_: None,
+        0,
+    )  # as the benchmark's sizes
+    for name, sizes in loss_contenders.SIZES["cuda"].items():
+        few = sizes._replace(rows=64, columns=96)
+        given = loss_contenders.Given.of(few, "cpu", torch.bfloat16)
+        loss_contenders.ours(name, given, "triton")
 
 
 def main() -> None:

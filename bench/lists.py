@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from bench.goals import compared_with
-from bench.list_contenders import entries_of
+from bench.list_contenders import Entry, entries_of
 from bench.memory import calls_of, peak
 from bench.rounds import Clock, measure, set_repeats
 from bench.scenarios import OwnScenario
@@ -22,7 +22,15 @@ def measure_lists(
     shapes = MODELS["miniature" if scenario.quick else scenario.model]()
     torch.manual_seed(0)
     given = [[torch.randn(s, device=device) for s in shapes] for _ in range(LISTS)]
-    entries, clock, rows = entries_of(given), Clock(device, lead=False), {}
+    rows = measure_entries(entries_of(given), scenario, device, rounds, deadline)
+    return {"tensors": len(shapes), "parameters": elements(shapes), "rows": rows}
+
+
+def measure_entries(
+    entries: list[Entry], scenario: OwnScenario, device: str, rounds: int | None, deadline: float
+) -> dict[str, Any]:
+    """Rows of the results: calls, memory and times."""
+    clock, rows = Clock(device, lead=False), {}
     for entry in entries:
         entry.step()  # loads libraries
         with peak(device) as peaked:
@@ -36,4 +44,4 @@ def measure_lists(
         fields = {"ours": entry.ours, "baseline": entry.baseline}
         rows[entry.name] |= {key: value for key, value in fields.items() if value}
         rows[entry.name] |= times.row(entry.name, {entry.baseline, *compared_with(entry.name)})
-    return {"tensors": len(shapes), "parameters": elements(shapes), "rows": rows}
+    return rows

@@ -10,6 +10,7 @@ ORDER = (
     "scale",
     "gloss",
     "lists",
+    "losses",
     "host",
     "plan",
     "loop",
@@ -146,7 +147,7 @@ def scenario_section(suite: str, scenario: dict[str, Any]) -> str:
         return f"{title}Skipped: {scenario['skipped']}.{missing(scenario)}"
     if "tables" in scenario:
         return title + "\n\n".join(table(t["header"], t["rows"]) for t in scenario["tables"])
-    body = (graphs_table if suite in ("gloss", "lists") else steps_table)(scenario)
+    body = (graphs_table if suite in ("gloss", "lists", "losses") else steps_table)(scenario)
     if suite == "scale":
         body += memory_table(scenario)
     return title + body + missing(scenario)

@@ -23,6 +23,7 @@ MEASURERS = {
     "gloss": "bench.gloss",
     "lists": "bench.lists",
     "loop": "bench.training_loop",
+    "losses": "bench.losses",
     "plan": "bench.plan_memory",
 }
 

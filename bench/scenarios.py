@@ -158,6 +158,12 @@ def lists(device: str) -> list[Scenario]:
     return [OwnScenario("vit_b_16", seconds=40), OwnScenario("tiny", seconds=15)]
 
 
+def losses(device: str) -> list[Scenario]:
+    return [
+        OwnScenario(model, seconds=20) for model in ("vocabulary", "distillation", "contrastive")
+    ]
+
+
 def plan(device: str) -> list[Scenario]:
     return [OwnScenario("20,000 tensors", seconds=20)]
 
@@ -178,6 +184,11 @@ SUITES = {
     "scale": Suite("compressed states, bf16 parameters, clipping", scale),
     "gloss": Suite("G-Loss against forms that store N x N numbers, and other packages", gloss),
     "lists": Suite("products and sums of gradient lists, and PCGrad", lists),
+    "losses": Suite(
+        "losses of row softmaxes against stored scores: a vocabulary, a teacher, positives",
+        losses,
+        by_default=False,
+    ),
     "host": Suite("time of a step against the number of tensors", host),
     "plan": Suite("what an optimizer keeps beside parameters, gradients and states", plan),
     "loop": Suite("a step inside a training loop, and alone", loop, by_default=False),

@@ -46,7 +46,16 @@ MEASURED = ("coefficients_kernel", "product_kernel")
 # Bytes a thread, where its registers have 1,020; at most 80 were seen, and 272 with Triton 3.6. The tiles
 # themselves lie in scratch memory.
 BATCH_SPILLS_AT_MOST = {"new": 128, "before 3.9": 288}
-POINTERS = {"float32": "fp32", "bfloat16": "bf16", "int64": "i64", "int32": "i32", "bool": "i1"}
+POINTERS = {
+    "float32": "fp32",
+    "bfloat16": "bf16",
+    "float16": "fp16",
+    "int64": "i64",
+    "int32": "i32",
+    "uint8": "u8",
+    "bool": "i1",
+}
+ROWS = {"row_sums_kernel", "row_losses_kernel", "row_derivatives_kernel"}
 EVERYTHING = os.environ.get("FRICTION_COMPILE") == "all"
 
 
@@ -114,23 +123,52 @@ def test_batch_kernel(compiled: dict[int, list[dict]], architecture: int, precis
         assert (kernel["tensor_cores"] > 0) == (precision != "fp32"), kernel
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_row_softmax(compiled: dict[int, list[dict]], architecture: int) -> None:
+    """Both routes: within shared memory, no spill; computed 16-bit scores and TF32 ones on tensor cores."""
+    found = [k for k in compiled[architecture] if "form" in k]
+    launched = {}
+    for kernel in found:
+        loss = kernel["precision"], kernel["form"], kernel["route"]
+        launched.setdefault(loss, set()).add(kernel["name"])
+    for (_, form, _), names in launched.items():
+        assert names == ROWS | ({"row_mixture_kernel"} if form == "jsd" else set())
+    assert {precision for precision, _, route in launched if route == "tiles"} == {
+        *PRECISIONS,
+        "fp16",
+    }
+    assert len({form for _, form, route in launched if route == "fused_chunks"}) == 5
+    for kernel in found:
+        assert kernel["shared"] <= SHARED_LIMIT[architecture], kernel
+        assert kernel["spilled"] == 0, kernel
+        multiplies = kernel["route"] == "tiles" and kernel["name"] != "row_losses_kernel"
+        on_tensor_cores = multiplies and kernel["precision"] != "fp32"
+        assert (kernel["tensor_cores"] > 0) == on_tensor_cores, kernel
+
+
 def main(architecture: int) -> None:
     import torch
-    from friction_triton import batch, scores
+    from friction_triton import batch, row_softmax, scores
 
     captured = []
 
     def capture(kernel, grid, device, *args, **options):
         captured.append((kernel, args, options))
 
-    scores.launch = batch.launch = capture
-    scores.architecture = lambda device: architecture
+    scores.launch = batch.launch = row_softmax.launch = capture
+    scores.architecture = row_softmax.architecture = lambda device: architecture
     for precision, dim, num_classes in itertools.product(PRECISIONS, DIMS, CLASSES):
         about = {"precision": precision, "d": dim, "C": num_classes}
         captured.clear()
         pretend_passes(torch, scores.TritonScores, precision, dim, num_classes)
         if batch_is_compiled(architecture, precision, num_classes):
             pretend_batch(torch, batch.batch_gloss, precision, dim, num_classes)
+        for kernel, args, options in captured:
+            for facts in compile_launch(kernel, args, options, architecture):
+                print(json.dumps(about | facts), flush=True)
+    for about, loss in row_softmax_losses(torch):
+        captured.clear()
+        loss()
         for kernel, args, options in captured:
             for facts in compile_launch(kernel, args, options, architecture):
                 print(json.dumps(about | facts), flush=True)
@@ -180,6 +218,59 @@ def pretend_batch(torch, batch_gloss, precision: str, dim: int, num_classes: int
     )
 
 
+def row_softmax_losses(torch):
+    """The forms that need most registers, by both routes, and one loss of each dtype."""
+    from unittest import mock
+
+    from friction_kernels import row_softmax_loss
+    from friction_kernels.scores import route
+    from friction_kernels.targets import Distilled, Index, SameLabel, Scores, TopK
+
+    n, m, d = 256, 512, 128
+    of_rows, of_columns = torch.zeros(n, dtype=torch.int64), torch.zeros(m, dtype=torch.int64)
+    wide = {"mask": torch.ones(n, m, dtype=torch.bool), "bias": torch.zeros(m)}
+    stored = TopK(torch.zeros(n, 2, dtype=torch.int64), torch.zeros(n, 2), "bucket")
+
+    def teacher(dtype):
+        return Scores(torch.zeros(n, d, dtype=dtype), torch.zeros(m, d, dtype=dtype))
+
+    forms = {
+        "labels": lambda _: (
+            Index(of_rows),
+            {"softcap": 9.0, "label_smoothing": 0.1, "bias": wide["bias"]},
+        ),
+        "contrastive": lambda _: (SameLabel(of_rows, of_columns), {"mask": "causal"}),
+        "kl": lambda dtype: (teacher(dtype), {"kind": "kl"}),
+        "jsd": lambda dtype: (Distilled(of_rows, teacher(dtype)), {"kind": "jsd", **wide}),
+        "bucket": lambda _: (Distilled(of_rows, stored), {"kind": "kl", "softcap": 9.0}),
+    }
+
+    def run(form, dtype, dim, precision):
+        target, options = forms[form](dtype)
+        x = torch.zeros(n, d, dtype=dtype, requires_grad=True)
+        w = torch.zeros(m, d, dtype=dtype)
+        matmul = torch.backends.cuda.matmul
+        matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        with (
+            mock.patch.object(route, "TILES_DIM", dim),
+            mock.patch.object(route, "triton_unavailable_reason", lambda *_: None),
+        ):
+            row_softmax_loss(
+                x, w, target, backend="triton", statistics=True, validate=False, **options
+            )
+
+    computed = ("labels", "contrastive", "kl", "jsd")
+    asked = [("bf16", form, "tiles") for form in computed]
+    asked += [("fp32", "labels", "tiles"), ("fp32", "jsd", "tiles"), ("tf32", "jsd", "tiles")]
+    asked += [("fp16", "labels", "tiles")]
+    asked += [("fp32", form, "fused_chunks") for form in (*computed, "bucket")]
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    for precision, form, name in asked:
+        about = {"precision": precision, "form": form, "route": name}
+        arguments = form, dtypes.get(precision, torch.float32), d if name == "tiles" else 0
+        yield about, functools.partial(run, *arguments, precision)
+
+
 def compile_launch(kernel, args, options, architecture: int):
     """Facts of each configuration; arguments are specialised as at a launch, to multiples of 16."""
     import triton
@@ -193,9 +284,9 @@ def compile_launch(kernel, args, options, architecture: int):
         given = dict(zip(function.arg_names, args, strict=False)) | options | config.kwargs
         values = {name: given[name] for name in function.arg_names}
         types = {name: type_of(name, value) for name, value in values.items()}
-        specialised = [
-            n for n, p in zip(values, function.params, strict=True) if not p.do_not_specialize
-        ]
+        parameters = dict(zip(values, function.params, strict=True))
+        specialised = [n for n, p in parameters.items() if not p.do_not_specialize]
+        aligned = [n for n, p in parameters.items() if not p.do_not_specialize_on_alignment]
         source = ASTSource(
             function,
             types,
@@ -203,7 +294,8 @@ def compile_launch(kernel, args, options, architecture: int):
             {
                 (i,): [["tt.divisibility", 16]]
                 for i, (n, v) in enumerate(values.items())
-                if types[n][0] == "*" or (n in specialised and types[n] == "i32" and v % 16 == 0)
+                if (types[n][0] == "*" and n in aligned)
+                or (n in specialised and types[n] == "i32" and v % 16 == 0)
             },
         )
         target = GPUTarget("cuda", architecture, 32)
@@ -222,7 +314,7 @@ def compile_launch(kernel, args, options, architecture: int):
 def type_of(name: str, value) -> str:
     import torch
 
-    if name.isupper():
+    if name.isupper() or value is None:
         return "constexpr"
     if isinstance(value, torch.Tensor):
         return f"*{POINTERS[str(value.dtype).removeprefix('torch.')]}"

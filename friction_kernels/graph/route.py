@@ -18,6 +18,7 @@ from friction_kernels.scores.chunked import (
     LogDomainScores,
 )
 from friction_kernels.scores.devices import free_memory, triton_unavailable_reason
+from friction_kernels.scores.route import Row
 from friction_kernels.warn import warn
 
 Solver = Literal["cg", "iterate"]
@@ -53,14 +54,7 @@ class Settings(NamedTuple):
             checks.check_integer("memory_budget", self.memory_budget, 0)
 
 
-class Row(NamedTuple):
-    """A row of the table of routes, here and in docs/gloss.md. The first route that can serve is taken."""
-
-    when: str
-    how: str
-
-
-ROUTES = {
+ROUTES = {  # in this order; docs/gloss.md has the table
     "batch_kernel": Row(
         f'on a GPU with Triton: up to {MAX_BATCH_NODES} nodes and {MAX_BATCH_CLASSES} classes, "cg", "mean"',
         "loss and gradient in three launches",

@@ -8,6 +8,13 @@ import torch
 from torch import Tensor
 
 from friction_kernels.scores.products import Mask
+from friction_kernels.scores.route import (
+    ROW_BACKENDS,
+    Route,
+    RowBackend,
+    choose_route,
+    warn_of_fallback,
+)
 from friction_kernels.scores.row_softmax import Problem, RowSoftmax, arithmetic_of
 from friction_kernels.scores.targets import KINDS, Index, Kind, Options, Target
 
@@ -22,6 +29,7 @@ class RowSoftmaxStats(NamedTuple):
     counted: Tensor  # (N,), whether a row counts
     lse: Tensor  # (N,), the logarithm of the sum of its exponentials
     entropy: Tensor  # (N,), of its softmax
+    route: Route  # how it was computed
 
 
 def row_softmax_loss(
@@ -40,6 +48,7 @@ def row_softmax_loss(
     label_smoothing: float = 0.0,
     statistics: bool = False,
     validate: bool | None = None,
+    backend: RowBackend = "auto",
 ) -> Tensor | RowSoftmaxStats:
     """The loss of a row softmax of x w^T against a target; neither exists as a whole.
 
@@ -56,10 +65,11 @@ def row_softmax_loss(
         loss = {...}[kind][counted].mean()
 
     On a CPU scores of as many rows as 40 MiB hold exist at a time, as many of a teacher if the target is
-    one, and 2 MiB at a time are worked on; on a GPU 128 MiB, and temporaries as large. Products of 16-bit
-    numbers are summed in float32. A mean's or a sum's gradients are made together with it, from the same
-    scores; those of x, w, bias and a tensor `scale` that need none cost nothing. With reduction="none" the
-    backward computes scores again. The same inputs give the same bits. It can be differentiated once.
+    one, and 2 MiB at a time are worked on; on a GPU 256 MiB, and as much of derivatives by them.
+    Products of 16-bit numbers are summed in float32; on a GPU the derivatives that are multiplied have
+    their dtype. A mean's or a sum's gradients are made together with it, from the same scores; those of x,
+    w, bias and a tensor `scale` that need none cost nothing. With reduction="none" the backward computes
+    scores again. The same inputs give the same bits. It can be differentiated once.
 
     Args:
         x: (N, d) rows: hidden states, queries, anchors. float16, bfloat16, float32 or float64.
@@ -78,9 +88,11 @@ def row_softmax_loss(
             count (default "mean").
         ignore_index: the label of rows that do not count (default -100).
         label_smoothing: the share of an Index target that is spread over all columns (default 0.0).
-        statistics: return RowSoftmaxStats(loss, counted, lse, entropy) (default False).
+        statistics: return RowSoftmaxStats(loss, counted, lse, entropy, route) (default False).
         validate: whether labels, ids and probabilities are looked at, and NaN looked for, before a result is
             returned, for which the host waits for a GPU; None: on the CPU (default None).
+        backend: "triton", "chunked" (plain torch), or "auto", which takes Triton on a GPU where it can serve
+            (default "auto").
 
     Returns:
         the loss, in float32, or in float64 if x or w is. A row without positives or columns, or with
@@ -89,7 +101,8 @@ def row_softmax_loss(
     Raises:
         TypeError: a dtype is not one of the four; `mask` is not bool.
         ValueError: shapes, labels or options do not fit together; a row's loss is NaN (with `validate`).
-        RuntimeError: a second derivative is asked for (create_graph=True), or backward() a second time.
+        RuntimeError: the backend cannot serve; a second derivative is asked for (create_graph=True), or
+            backward() a second time.
 
     Source: the outer form of supervised contrastive losses is that of arXiv 2004.11362; gradients are those
     of the equations above. Chunks are this library's choice.
@@ -101,11 +114,13 @@ def row_softmax_loss(
             "Index(labels) or Scores(x, w)"
         )
     options = Options(kind, beta, ignore_index, label_smoothing, statistics)
-    check_options(options, reduction, softcap, mask, target)
+    check_options(options, reduction, softcap, mask, target, backend)
     checks = x.device.type == "cpu" if validate is None else validate
     target.check(len(x), len(w), options, checks)
     mean = {"mean": True, "sum": False, "none": None}[reduction]
-    problem = Problem(target, options, mask, softcap, mean)
+    route = choose_route(x, w, target, backend)
+    warn_of_fallback(route)
+    problem = Problem(target, options, mask, softcap, mean, route)
     factor = torch.as_tensor(
         scale, dtype=None if isinstance(scale, Tensor) else arithmetic_of(x, w)
     )
@@ -115,7 +130,7 @@ def row_softmax_loss(
     loss, counted, lse, entropy = RowSoftmax.apply(x, w, bias, factor, problem)  # type: ignore[no-untyped-call]
     if checks and not loss.isfinite().all():
         check_rows(lse)
-    return RowSoftmaxStats(loss, counted, lse, entropy) if statistics else loss
+    return RowSoftmaxStats(loss, counted, lse, entropy, route) if statistics else loss
 
 
 def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
@@ -152,11 +167,17 @@ def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
 
 
 def check_options(
-    options: Options, reduction: str, softcap: float | None, mask: Mask, target: Target
+    options: Options,
+    reduction: str,
+    softcap: float | None,
+    mask: Mask,
+    target: Target,
+    backend: str,
 ) -> None:
     for name, value, choices in (
         ("kind", options.kind, KINDS),
         ("reduction", reduction, get_args(Reduction)),
+        ("backend", backend, ROW_BACKENDS),
     ):
         if value not in choices:
             raise ValueError(

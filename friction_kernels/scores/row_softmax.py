@@ -9,6 +9,7 @@ from torch import Tensor
 
 from friction_kernels.scores.derivatives import refuse_second_derivative
 from friction_kernels.scores.products import Mask, columns_of, mask_, scores_of, spans
+from friction_kernels.scores.route import Route
 from friction_kernels.scores.targets import Options, Rows, Target, Tile
 
 TILE_BYTES = 40 << 20  # of scores that exist at once, the teacher's apart
@@ -24,6 +25,7 @@ class Problem(NamedTuple):
     mask: Mask  # True: takes part
     softcap: float | None
     mean: bool | None  # over counted rows; False: the sum; None: each row's loss
+    route: Route
 
 
 class Wanted(NamedTuple):
@@ -58,10 +60,32 @@ def evaluate(
     wanted: Wanted,
     factors: Tensor | None = None,
 ) -> Found:
-    """The losses of all rows, and the gradients that are wanted, from the same scores.
+    """The losses of all rows, and the gradients that are wanted, by the problem's route.
 
     factors: (N,), of the rows in the sum whose gradients are made; None: all 1.
     """
+    with torch.autocast(x.device.type, enabled=False):
+        if problem.route.name == "chunked":
+            return chunked(x, w, bias, scale, problem, wanted, factors)
+        from friction_triton import row_softmax
+
+        computed = problem.route.name == "tiles"
+        found: Found = row_softmax.evaluate(
+            x, w, bias, scale, problem, wanted, factors, computed=computed
+        )
+        return found
+
+
+def chunked(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    scale: Tensor,
+    problem: Problem,
+    wanted: Wanted,
+    factors: Tensor | None,
+) -> Found:
+    """In plain torch: losses and gradients from the same scores."""
     dtype, teachers = arithmetic_of(x, w), problem.target.teacher
     scale, bias = scale.to(dtype), None if bias is None else bias.to(dtype)
     loss, lse = x.new_zeros(len(x), dtype=dtype), x.new_zeros(len(x), dtype=dtype)
@@ -137,8 +161,7 @@ class RowSoftmax(torch.autograd.Function):
         ctx.problem, ctx.used = problem, False
         at_once = problem.mean is not None
         wanted = Wanted(*ctx.needs_input_grad[:4]) if at_once else Wanted(*4 * [False])
-        with torch.autocast(x.device.type, enabled=False):
-            found = evaluate(x, w, bias, scale, problem, wanted)
+        found = evaluate(x, w, bias, scale, problem, wanted)
         entropy = found.lse.new_empty(0) if found.entropy is None else found.entropy
         ctx.mark_non_differentiable(found.counted, found.lse, entropy)
         if not at_once:
@@ -154,8 +177,7 @@ class RowSoftmax(torch.autograd.Function):
         if ctx.problem.mean is None:
             x, w, bias, scale = ctx.saved_tensors
             wanted = Wanted(*ctx.needs_input_grad[:4])
-            with torch.autocast(grad.device.type, enabled=False):
-                gradients = evaluate(x, w, bias, scale, ctx.problem, wanted, grad).gradients
+            gradients = evaluate(x, w, bias, scale, ctx.problem, wanted, grad).gradients
         else:
             if ctx.used:
                 raise RuntimeError(

@@ -85,6 +85,13 @@ def expected_(p: Tensor, values: Tensor) -> Tensor:
     return (p * values.nan_to_num_()).sum(1)
 
 
+def entropy_of_smoothed(smoothing: float, columns: int) -> float:
+    """Of a label's distribution, a share of which is spread over all columns."""
+    rest = smoothing / columns
+    hit = 1 - smoothing + rest
+    return -(hit * math.log(hit) + (columns - 1) * rest * math.log(rest))
+
+
 @dataclass(frozen=True, eq=False)
 class Index:
     """One column for each row: cross-entropy over a vocabulary, or a contrastive loss with one positive.
@@ -128,10 +135,7 @@ class Index:
         softmax = Softmax.of(tile.z, options.entropy)
         loss = softmax.lse - (1 - smoothing) * chosen - smoothing * mean
         if options.kind == "kl" and smoothing:
-            columns = tile.z.shape[1]
-            rest = smoothing / columns
-            hit = 1 - smoothing + rest
-            loss = loss + hit * math.log(hit) + (columns - 1) * rest * math.log(rest)
+            loss = loss - entropy_of_smoothed(smoothing, tile.z.shape[1])
         softmax.p.scatter_add_(1, at, torch.full_like(at, smoothing - 1, dtype=tile.z.dtype))
         if smoothing:
             softmax.p.sub_(smoothing / tile.z.shape[1])
@@ -253,20 +257,17 @@ class TopK:
         if bucket:
             z.scatter_(1, ids, -math.inf)
             largest = z.amax(1).clamp_min_(torch.finfo(z.dtype).min)
-            lse_others = torch.exp(z - largest[:, None]).sum(1).log() + largest
+            of_others = torch.exp(z - largest[:, None])
+            total = of_others.sum(1)
             z.scatter_(1, ids, chosen)
         softmax = Softmax.of(z, options.entropy)
         mass = q.sum(1) + left
         loss = mass * softmax.lse - (q * chosen).sum(1)
-        p = softmax.p
+        p = softmax.p.mul_(mass[:, None])
         if bucket:
-            loss = loss - torch.where(left > 0, left * lse_others, 0)
-            of_chosen = p.gather(1, ids)
-            p_others = (lse_others - softmax.lse).exp()
-            p.mul_(torch.where(left > 0, 1 - left / p_others, mass)[:, None])
-            p.scatter_(1, ids, of_chosen * mass[:, None])
-        else:
-            p.mul_(mass[:, None])
+            loss = loss - torch.where(left > 0, left * (total.log() + largest), 0)
+            share = torch.where(left > 0, left / total, 0)
+            p.addcmul_(of_others, share[:, None], value=-1)
         p.scatter_add_(1, ids, -q)
         if options.kind == "kl":
             loss = loss + torch.xlogy(q, q).sum(1) + torch.xlogy(left, left)

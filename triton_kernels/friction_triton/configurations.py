@@ -62,6 +62,13 @@ def tile(kernel: str, precision: str, architecture: int) -> Tile:
     elif kernel == "coefficients":
         rows, columns, num_warps = (64, 128, 4) if hopper else (128, 64, 8)
         sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": 16}
+    elif kernel == "rows_alone":  # of a row softmax loss without a teacher
+        sizes = {"BLOCK_M": 64, "BLOCK_N": 64 if fp32 else 128}
+    elif kernel == "rows_and_teacher":
+        rows, columns, num_warps = (32, 32, 4) if fp32 else (64, 32 if ampere else 64, 8)
+        sizes = {"BLOCK_M": rows, "BLOCK_N": columns}
+    elif kernel == "rows_stored":  # each warp has a row
+        sizes, stages = {"BLOCK_M": 8, "BLOCK_N": 512}, (1,)
     else:
         assert kernel == "product"
         blackwell_tf32 = architecture >= 100 and precision == "tf32"
