@@ -8,10 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.list_contenders import Entry
-from friction_kernels import row_softmax_loss
+from bench.records import first_line
+from friction_kernels import SupConLoss, row_softmax_loss
 from friction_kernels.targets import Distilled, Index, SameLabel, Scores
 
 OURS, CHUNKED, STORED = "row_softmax_loss", "row_softmax_loss in plain torch", "stored scores"
+SUPCON, PEER = "SupConLoss", "pytorch_metric_learning SupConLoss"
 TEMPERATURE, ALPHA = 2.0, 0.5
 
 
@@ -86,6 +88,14 @@ def stored(name: str, given: Given) -> Tensor:
     return (1 - ALPHA) * hard + ALPHA * TEMPERATURE**2 * soft
 
 
+def of_peer(given: Given) -> Callable[[], Tensor]:
+    """Labels of few classes, which each have many positives; every row meets all others."""
+    from pytorch_metric_learning.losses import SupConLoss as Peer
+
+    loss_fn = Peer(temperature=1 / 20.0)
+    return lambda: loss_fn(given.x, given.labels % 100)
+
+
 def step_of(given: Given, loss: Callable[[], Tensor]) -> Callable[[], None]:
     def step() -> None:
         given.x.grad = given.w.grad = None
@@ -94,9 +104,20 @@ def step_of(given: Given, loss: Callable[[], Tensor]) -> Callable[[], None]:
     return step
 
 
-def entries_of(name: str, given: Given, device: str) -> list[Entry]:
+def entries_of(name: str, given: Given, device: str) -> tuple[list[Entry], dict[str, str]]:
+    """Who is compared, and why who is missing is."""
     found = [Entry(OURS, step_of(given, lambda: ours(name, given, "auto")), True, STORED)]
     if device == "cuda":
         chunked = step_of(given, lambda: ours(name, given, "chunked"))
         found.append(Entry(CHUNKED, chunked, True, STORED, slow=True))
-    return [*found, Entry(STORED, step_of(given, lambda: stored(name, given)))]
+    found.append(Entry(STORED, step_of(given, lambda: stored(name, given))))
+    missing = {}
+    if name == "contrastive":
+        supcon = SupConLoss(temperature=1 / 20.0)
+        step = step_of(given, lambda: supcon(given.x, given.labels % 100))
+        found.append(Entry(SUPCON, step, True, PEER))
+        try:
+            found.append(Entry(PEER, step_of(given, of_peer(given))))
+        except ImportError as error:
+            missing[PEER] = first_line(error)
+    return found, missing

@@ -134,4 +134,6 @@ def test_statistics_are_those_of_the_softmax():
     p = (x @ w.T).softmax(1)
     torch.testing.assert_close(found.lse, (x @ w.T).logsumexp(1))
     torch.testing.assert_close(found.entropy, -(p * p.log()).sum(1))
+    spared = row_softmax_loss(x, w, Index(torch.tensor([0, -100, 2])), statistics="without entropy")
+    assert spared.entropy is None and torch.equal(spared.lse, found.lse)
     assert found.counted.tolist() == [True, False, True]

@@ -111,6 +111,7 @@ NAMES = [
     (losses.GLoss, "backend", route.GRAPH_BACKENDS),
     (losses.GLoss, "sigma", ("learnable", *sigma.RULES)),
     (row_softmax_loss, "kind", targets.KINDS),
+    (row_softmax_loss, "statistics", (False, True, "without entropy")),
     (label_propagation, "solver", route.SOLVERS),
     (gaussian_sigma, "rule", sigma.RULES),
 ]

@@ -19,6 +19,7 @@ from friction_kernels.scores.row_softmax import Problem, RowSoftmax, arithmetic_
 from friction_kernels.scores.targets import KINDS, Index, Kind, Options, Target
 
 Reduction = Literal["mean", "sum", "none"]
+Statistics = Literal[False, True, "without entropy"]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -28,7 +29,7 @@ class RowSoftmaxStats(NamedTuple):
     loss: Tensor
     counted: Tensor  # (N,), whether a row counts
     lse: Tensor  # (N,), the logarithm of the sum of its exponentials
-    entropy: Tensor  # (N,), of its softmax
+    entropy: Tensor | None  # (N,), of its softmax; None if not asked for
     route: Route  # how it was computed
 
 
@@ -46,7 +47,7 @@ def row_softmax_loss(
     reduction: Reduction = "mean",
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    statistics: bool = False,
+    statistics: Statistics = False,
     validate: bool | None = None,
     backend: RowBackend = "auto",
 ) -> Tensor | RowSoftmaxStats:
@@ -88,7 +89,8 @@ def row_softmax_loss(
             count (default "mean").
         ignore_index: the label of rows that do not count (default -100).
         label_smoothing: the share of an Index target that is spread over all columns (default 0.0).
-        statistics: return RowSoftmaxStats(loss, counted, lse, entropy, route) (default False).
+        statistics: return RowSoftmaxStats(loss, counted, lse, entropy, route); "without entropy" spares a
+            pass over the scores (default False).
         validate: whether labels, ids and probabilities are looked at, and NaN looked for, before a result is
             returned, for which the host waits for a GPU; None: on the CPU (default None).
         backend: "triton", "chunked" (plain torch), or "auto", which takes Triton on a GPU where it can serve
@@ -113,8 +115,8 @@ def row_softmax_loss(
             f"target is {type(target).__name__}; give one of friction_kernels.targets, such as "
             "Index(labels) or Scores(x, w)"
         )
-    options = Options(kind, beta, ignore_index, label_smoothing, statistics)
-    check_options(options, reduction, softcap, mask, target, backend)
+    options = Options(kind, beta, ignore_index, label_smoothing, entropy=statistics is True)
+    check_options(options, reduction, statistics, softcap, mask, target, backend)
     checks = x.device.type == "cpu" if validate is None else validate
     target.check(len(x), len(w), options, checks)
     mean = {"mean": True, "sum": False, "none": None}[reduction]
@@ -127,10 +129,13 @@ def row_softmax_loss(
     if factor.numel() != 1:
         raise ValueError(f"scale must be one number, got a tensor {tuple(factor.shape)}")
     factor = factor.to(x.device).reshape(())
-    loss, counted, lse, entropy = RowSoftmax.apply(x, w, bias, factor, problem)  # type: ignore[no-untyped-call]
+    found: tuple[Tensor, ...] = RowSoftmax.apply(x, w, bias, factor, problem)  # type: ignore[no-untyped-call]
+    loss, counted, lse, entropy = found
     if checks and not loss.isfinite().all():
         check_rows(lse)
-    return RowSoftmaxStats(loss, counted, lse, entropy, route) if statistics else loss
+    if not statistics:
+        return loss
+    return RowSoftmaxStats(loss, counted, lse, entropy if options.entropy else None, route)
 
 
 def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
@@ -169,6 +174,7 @@ def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
 def check_options(
     options: Options,
     reduction: str,
+    statistics: Statistics,
     softcap: float | None,
     mask: Mask,
     target: Target,
@@ -178,6 +184,7 @@ def check_options(
         ("kind", options.kind, KINDS),
         ("reduction", reduction, get_args(Reduction)),
         ("backend", backend, ROW_BACKENDS),
+        ("statistics", statistics, get_args(Statistics)),
     ):
         if value not in choices:
             raise ValueError(

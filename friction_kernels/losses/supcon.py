@@ -136,7 +136,7 @@ class SupConLoss(nn.Module):
             scale=1 / self.temperature,
             mask=mask,
             reduction=self.reduction,
-            statistics=True,
+            statistics="without entropy",
         )
         assert isinstance(found, RowSoftmaxStats)
         self.without_positives = (~found.counted & (labels != self.ignore_index)).sum()
