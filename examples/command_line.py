@@ -8,7 +8,16 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
+from torch.optim import Optimizer
+
 from friction_kernels import OPTIMIZERS
+
+TORCH_OPTIMIZERS = {
+    name: member
+    for name, member in vars(torch.optim).items()
+    if inspect.isclass(member) and issubclass(member, Optimizer) and member is not Optimizer
+}
 
 
 class InputError(Exception):
