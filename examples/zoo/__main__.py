@@ -18,6 +18,7 @@ from pathlib import Path
 from examples import ctrl_c  # before what takes seconds to load
 
 # isort: split
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -25,7 +26,7 @@ from examples.command_line import InputError, at_least, refuse_without_effect, w
 from examples.zoo import fetch, report
 from examples.zoo.optimizers import COMPARED, Setting
 from examples.zoo.training import Run, train
-from examples.zoo.workload import NAMES, Workload, workload_class
+from examples.zoo.workload import NAMES, Workload, load, workload_class
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -35,7 +36,12 @@ def command_line() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("models", nargs="*", metavar="NAME", help="models to train, or to fetch the data of")
+    add(
+        "models",
+        nargs="*",
+        metavar="NAME",
+        help="models to train, or to fetch the data of; NAME:VARIANT where there are variants",
+    )
     add("--list", action="store_true", help="name the models, and what their data come from")
     add("--fetch", action="store_true", help="download the data of these models; default all")
     add("--all", action="store_true", help="train all models, for one table")
@@ -75,8 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for name in args.models:
-        if name not in NAMES:
-            raise InputError(f"unknown model {name!r}: choose of {', '.join(NAMES)}")
+        workload_class(name)
     if not args.models and not (args.list or args.fetch or args.all):
         raise InputError("name a model, or give --list, --fetch or --all")
     trains = not (args.list or args.fetch)
@@ -93,6 +98,8 @@ def list_models(folder: Path) -> None:
     for name in NAMES:
         kind = workload_class(name)
         print(f"{name:12} {kind.title}; measured in {kind.metric}")
+        if kind.variants:
+            print(f"{'':12}   variants: {', '.join(f'{name}:{each}' for each in kind.variants)}")
         for package in kind.packages:
             pinned = fetch.PACKAGES[package]
             here = "here" if (folder / pinned.file).is_file() else "not fetched"
@@ -129,9 +136,10 @@ def train_models(args: argparse.Namespace) -> int:
     settings = list(dict.fromkeys(map(Setting.parse, args.optimizer or COMPARED)))
     seeds = args.seeds or (1 if args.all else 3)
     output = writable_folder(args.output)
+    torch.set_num_threads(1)  # threads would wait for each other longer than they work
     for setting in settings:
         setting.try_out()
-    workloads = [workload_class(name)(args.data) for name in names]
+    workloads = [load(name, args.data) for name in names]
     runs: list[Run] = []
     with ctrl_c.Interruption() as interruption, progress_bar() as progress:
         for workload in workloads:
@@ -178,12 +186,16 @@ def show(
     for workload in trained:
         own = of_model[workload.name]
         report.print_model(workload, baselines[workload.name], own)
-        report.draw_curves(workload, own, output / f"{workload.name}.png")
+        report.draw_curves(workload, own, output / f"{file_name(workload)}.png")
     if args.all:
         report.print_all(trained, baselines, runs)
-    results = output / ("all.json" if args.all else f"{'-'.join(w.name for w in trained)}.json")
-    report.save(baselines, runs, results)
+    name = "all" if args.all else "-".join(map(file_name, trained))
+    report.save(baselines, runs, output / f"{name}.json")
     print(f"Curves and results: {output}")
+
+
+def file_name(workload: Workload) -> str:
+    return workload.name.replace(":", "-")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import statistics
 from collections.abc import Callable
@@ -29,10 +30,13 @@ def optimizer_of(run: Run) -> str:
 
 
 def score(runs: Runs) -> str:
-    """Mean ± standard deviation over the seeds."""
     if any(run.diverged for run in runs):
         return "diverged"
-    scores = [run.score for run in runs]
+    return over_seeds([run.score for run in runs])
+
+
+def over_seeds(scores: list[float]) -> str:
+    """Mean ± standard deviation."""
     spread = f" ± {statistics.stdev(scores):.3f}" if len(scores) > 1 else ""
     return f"{statistics.mean(scores):.3f}{spread}"
 
@@ -41,7 +45,8 @@ def print_model(workload: Workload, baselines: dict[str, float], runs: Runs) -> 
     direction = "higher" if workload.higher_is_better else "lower"
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("Optimizer", no_wrap=True)
-    for heading in ("Rate", workload.metric, "Step", "of it update", "States"):
+    details = next((list(run.details) for run in runs if not run.diverged), [])
+    for heading in ("Rate", workload.metric, *details, "Step", "of it update", "States"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, group in grouped(runs, optimizer_of).items():
         step = [seconds for run in group for seconds in run.step_seconds[1:]]
@@ -50,6 +55,7 @@ def print_model(workload: Workload, baselines: dict[str, float], runs: Runs) -> 
             label,
             f"{group[0].lr:g}",
             score(group),
+            *(over_seeds([run.details.get(name, math.nan) for run in group]) for name in details),
             f"{milliseconds(step):.1f} ms",
             f"{milliseconds(update):.2f} ms",
             f"{group[0].state_bytes / 2**20:.1f} MiB",
@@ -98,6 +104,7 @@ def save(baselines: dict[str, dict[str, float]], runs: Runs, file: Path) -> None
             "lr": run.lr,
             "seed": run.seed,
             "score": None if run.diverged else run.score,
+            "details": run.details,
             "step_ms": milliseconds(run.step_seconds),
             "update_ms": milliseconds(run.update_seconds),
             "parameters": run.parameters,

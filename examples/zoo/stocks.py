@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,8 +58,8 @@ class Workload(Base):
     sgd_lr = 0.1
     steps = 300
 
-    def __init__(self, folder: Path, *, miniature: bool = False) -> None:
-        super().__init__(folder, miniature=miniature)
+    def __init__(self, folder: Path, **options: Any) -> None:
+        super().__init__(folder, **options)
         (table,) = self.read("skfolio", "*/sp500_dataset.csv.gz").values()
         head, *lines = gzip.decompress(table).decode().splitlines()
         names = head.split(",")[1:]

@@ -31,6 +31,7 @@ class Run:
     step_seconds: list[float] = field(default_factory=list)  # forward, backward and update
     update_seconds: list[float] = field(default_factory=list)
     score: float = math.nan  # the workload's metric
+    details: dict[str, float] = field(default_factory=dict)
     parameters: int = 0
     state_bytes: int = 0  # of the optimizer
 
@@ -80,6 +81,7 @@ def train(
     else:
         with torch.no_grad():
             run.score = workload.evaluate(model.eval())
+            run.details = workload.details(model)
     run.parameters = sum(p.numel() for p in trained)
     run.state_bytes = state_bytes(optimizer)
     return run
