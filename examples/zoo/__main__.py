@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = command_line()
     args = parser.parse_args(arguments)
     try:
-        check(parser, args)
+        check(parser, args, arguments)
         if args.list:
             list_models(args.data)
         elif args.fetch:
@@ -79,7 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+def check(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, arguments: list[str] | None
+) -> None:
     for name in args.models:
         workload_class(name)
     if not args.models and not (args.list or args.fetch or args.all):
@@ -91,6 +93,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser,
         {option: (trains, purpose) for option in options}
         | {"all": (trains and not args.models, "for all models, without a name")},
+        arguments,
     )
 
 
