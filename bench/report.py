@@ -12,6 +12,7 @@ ORDER = (
     "lists",
     "host",
     "plan",
+    "zoo",
     "loop",
     "end_to_end",
     "quantisers",
