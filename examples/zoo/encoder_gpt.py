@@ -65,7 +65,7 @@ class Workload(Base):
     higher_is_better = False
     lr = 3e-3
     sgd_lr = 0.1
-    steps = 200
+    steps = 150
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)

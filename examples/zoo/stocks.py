@@ -56,7 +56,7 @@ class Workload(Base):
     higher_is_better = True
     lr = 1e-3
     sgd_lr = 0.1
-    steps = 200
+    steps = 150
 
     def __init__(self, folder: Path, **options: Any) -> None:
         super().__init__(folder, **options)
