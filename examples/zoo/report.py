@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from examples.zoo.training import Run, milliseconds
+from examples.zoo.training import Run
 from examples.zoo.workload import Workload
 
 Runs = list[Run]
@@ -49,15 +49,13 @@ def print_model(workload: Workload, baselines: dict[str, float], runs: Runs) -> 
     for heading in ("Rate", workload.metric, *details, "Step", "of it update", "States"):
         table.add_column(heading, justify="right", no_wrap=True)
     for label, group in grouped(runs, optimizer_of).items():
-        step = [seconds for run in group for seconds in run.step_seconds[1:]]
-        update = [seconds for run in group for seconds in run.update_seconds[1:]]
         table.add_row(
             label,
             f"{group[0].lr:g}",
             score(group),
             *(over_seeds([run.details.get(name, math.nan) for run in group]) for name in details),
-            f"{milliseconds(step):.1f} ms",
-            f"{milliseconds(update):.2f} ms",
+            f"{statistics.median(run.step_ms for run in group):.1f} ms",
+            f"{statistics.median(run.update_ms for run in group):.2f} ms",
             f"{group[0].state_bytes / 2**20:.1f} MiB",
         )
     table.add_section()
@@ -105,8 +103,8 @@ def save(baselines: dict[str, dict[str, float]], runs: Runs, file: Path) -> None
             "seed": run.seed,
             "score": None if run.diverged else run.score,
             "details": run.details,
-            "step_ms": milliseconds(run.step_seconds),
-            "update_ms": milliseconds(run.update_seconds),
+            "step_ms": run.step_ms,
+            "update_ms": run.update_ms,
             "parameters": run.parameters,
             "state_bytes": run.state_bytes,
         }

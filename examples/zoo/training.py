@@ -39,6 +39,14 @@ class Run:
     def diverged(self) -> bool:
         return not math.isfinite(self.score) or not math.isfinite(self.losses[-1])
 
+    @property
+    def step_ms(self) -> float:
+        return milliseconds(self.step_seconds)
+
+    @property
+    def update_ms(self) -> float:
+        return milliseconds(self.update_seconds)
+
 
 def milliseconds(seconds: list[float]) -> float:
     return 1000 * statistics.median(seconds[FIRST_STEPS:] or seconds)
