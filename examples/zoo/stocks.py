@@ -54,7 +54,7 @@ class Workload(Base):
     packages = ("skfolio",)
     metric = "accuracy"
     higher_is_better = True
-    lr = 1e-3
+    lr = 3e-3
     sgd_lr = 0.1
     steps = 150
 
