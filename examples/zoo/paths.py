@@ -1,6 +1,7 @@
 """Films for a user along paths user, film, person, film: a GRU reads the paths, attention weighs them."""
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +13,28 @@ from torch.nn.utils.rnn import pad_sequence
 from examples.zoo.movielens import numbered, rows_of, shared_entities
 from examples.zoo.workload import Workload as Base
 
-PATHS, HISTORY = (
-    4,
-    100,
-)  # paths of a user and a film, and the user's latest films that they begin with
-OTHERS, RIVALS, HITS = (
-    7,
-    99,
-    10,
-)  # films beside a seen one, in training and in the test, and HR@HITS
-BATCH, READ = 512, 48  # users with a film each, and how many of them have their paths read
+PATHS, HISTORY = 4, 100  # of a user and a film; a user's latest films, with which paths begin
+OTHERS, RIVALS = 7, 99  # films beside the seen one, in training and in the test
+HITS = 10  # places at the top
+BATCH, READ = 512, 48  # users with a film each, and those of them whose paths are read
 WIDTH = 32
 Batch = tuple[Tensor, Tensor]  # users (B,) and films (B, 1 + OTHERS), the seen one first
-Paths = tuple[
-    Tensor, Tensor, Tensor
-]  # films, their ratings and entities (0 if none), (B, N, PATHS) each
+Paths = tuple[Tensor, Tensor, Tensor]  # films, ratings, entities or 0 for none; (B, N, PATHS) each
 
 
 class PathNetwork(nn.Module):
     """How well a film suits a user: their product, and what the paths between them say."""
 
     def __init__(self, users: int, films: int, entities: int, width: int) -> None:
+        """entities: those that the paths go through; none for the product alone."""
         super().__init__()
-        self.user, self.film = nn.Embedding(users, width), nn.Embedding(films, width)
-        self.entity, self.rating = nn.Embedding(entities, width), nn.Embedding(6, width)
-        self.popularity = nn.Embedding(films, 1)
-        for table in (self.user, self.film, self.entity, self.rating, self.popularity):
-            nn.init.normal_(table.weight, std=0.1)
-        self.gru = nn.GRU(width, width, batch_first=True)
-        self.no_path = nn.Parameter(torch.zeros(width))
-        self.query, self.score = nn.Linear(width, width), nn.Linear(width, 1)
+        self.user, self.film = table(users, width), table(films, width)
+        self.popularity = table(films, 1)
+        if entities:
+            self.entity, self.rating = table(entities, width), table(6, width)
+            self.gru = nn.GRU(width, width, batch_first=True)
+            self.no_path = nn.Parameter(torch.zeros(width))
+            self.query, self.score = nn.Linear(width, width), nn.Linear(width, 1)
 
     def forward(self, users: Tensor, films: Tensor, paths: Paths | None) -> Tensor:
         """Scores (B, N) of users (B,) and films (B, N)."""
@@ -65,6 +58,12 @@ class PathNetwork(nn.Module):
         return torch.where(via.unsqueeze(3) > 0, last.view_as(film), self.no_path)
 
 
+def table(rows: int, width: int) -> nn.Embedding:
+    embedding = nn.Embedding(rows, width)
+    nn.init.normal_(embedding.weight, std=0.1)
+    return embedding
+
+
 class Workload(Base):
     title = "Films along paths of a knowledge graph: GRU and attention"
     packages = ("recbole",)
@@ -72,7 +71,7 @@ class Workload(Base):
     metric = f"HR@{HITS}"
     higher_is_better = True
     lr = 2e-2
-    sgd_lr = 1.0
+    sgd_lr = 10.0
     steps = 500
 
     def __init__(self, folder: Path, **options: Any) -> None:
@@ -104,7 +103,8 @@ class Workload(Base):
 
     def model(self) -> PathNetwork:
         width = 8 if self.miniature else WIDTH
-        return PathNetwork(len(self.seen), self.films, self.entities, width)
+        entities = self.entities if self.variant == "paths" else 0
+        return PathNetwork(len(self.seen), self.films, entities, width)
 
     def batches(self, seed: int) -> Iterator[Batch]:
         random = torch.Generator().manual_seed(seed)
@@ -136,11 +136,15 @@ class Workload(Base):
         return cross_entropy(scores, torch.zeros_like(users))
 
     def evaluate(self, model: nn.Module) -> float:
-        parts = zip(*(part.split(64) for part in self.test), strict=True)
-        with_paths = self.variant == "paths"
-        return hit_rate(
-            torch.cat([model(*part, self.paths(*part) if with_paths else None) for part in parts])
-        )
+        tensors = self.test if self.variant == "product" else (*self.test, *self.test_paths)
+        parts = zip(*(each.split(64) for each in tensors), strict=True)
+        return hit_rate(torch.cat([model(*part[:2], part[2:] or None) for part in parts]))
+
+    @cached_property
+    def test_paths(self) -> Paths:
+        users, films = (each.split(64) for each in self.test)
+        found = map(self.paths, users, films)
+        return tuple(map(torch.cat, zip(*found, strict=True)))
 
     def baselines(self) -> dict[str, float]:
         of_film = normalize(self.seen, dim=0)
