@@ -359,6 +359,8 @@ def test_every_model_is_listed_with_its_data(tmp_path: Path, capsys) -> None:
         (["stokcs"], "unknown model 'stokcs': choose of encoder_gpt"),
         (["stocks:x"], "stocks has no variant 'x'"),
         (["encoder_gpt:x"], "encoder_gpt has no variant 'x': it has encoder, plain, prefix"),
+        (["--list", "stocks"], "--list names all models"),
+        (["--list", "--fetch"], "--fetch would have no effect"),
         (["--list", "--seeds", "2"], "--seeds would have no effect"),
         (["stocks", "--all"], "--all would have no effect"),
         (["stocks", "--optimizer", "Foo"], "unknown optimizer 'Foo'"),

