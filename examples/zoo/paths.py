@@ -67,7 +67,7 @@ def table(rows: int, width: int) -> nn.Embedding:
 class Workload(Base):
     title = "Films along paths of a knowledge graph: GRU and attention"
     packages = ("recbole",)
-    variants = ("paths", "product")
+    variants = ("paths", "no-paths")
     metric = f"HR@{HITS}"
     higher_is_better = True
     lr = 2e-2
@@ -136,7 +136,7 @@ class Workload(Base):
         return cross_entropy(scores, torch.zeros_like(users))
 
     def evaluate(self, model: nn.Module) -> float:
-        tensors = self.test if self.variant == "product" else (*self.test, *self.test_paths)
+        tensors = self.test if self.variant == "no-paths" else (*self.test, *self.test_paths)
         parts = zip(*(each.split(64) for each in tensors), strict=True)
         return hit_rate(torch.cat([model(*part[:2], part[2:] or None) for part in parts]))
 
