@@ -40,6 +40,7 @@ NAMES = (
     "graph_t5",
     "graph_t5:text",
     "sentiment",
+    "sentiment:pcgrad",
     "paths",
     "paths:no-paths",
 )

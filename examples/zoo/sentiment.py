@@ -1,34 +1,28 @@
 """How people rated sentences: a CNN reads the words of each, a GRU the sentences of a document."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 from torch.nn.utils.rnn import pad_sequence
 
 from examples.zoo.fetch import members
+from examples.zoo.rated import Document, documents_of, ratings_of, ridge
 from examples.zoo.workload import Workload as Base
+from friction_kernels.tasks import MultiTask, weightings
 
-TOKEN = re.compile(r"[a-z]+(?:'[a-z]+)?|[:;=]-?[()dp]|[!?.]+|\d+|\S")
 PAD, RARE, FEWEST = 0, 1, 3  # a word is known that stands in so many places of the training data
-LONGEST, MOST = 32, 12  # words of a sentence, sentences of a document
+LONGEST = 32  # words of a sentence
 ALERT = -1.0  # a document whose mean rating is below; ratings are from -4 to 4
 WIDTHS, CHANNELS, WIDTH, BATCH = (1, 2, 3), 24, 32, 64
 
-
-class Document(NamedTuple):
-    sentences: list[list[str]]
-    ratings: Tensor  # (S,)
+WEIGHTINGS = {"pcgrad": weightings.pcgrad, "mgda": weightings.mgda_two}
 
 
 class Batch(NamedTuple):
@@ -39,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class SentenceNetwork(nn.Module):
-    def __init__(self, words: int, width: int) -> None:
+    def __init__(self, words: int, width: int, weighting: weightings.Weighting) -> None:
         super().__init__()
         self.words = nn.Embedding(words, width, padding_idx=PAD)
         nn.init.normal_(self.words.weight, std=0.1)
@@ -47,6 +41,7 @@ class SentenceNetwork(nn.Module):
         pooled = 2 * CHANNELS * len(WIDTHS)
         self.dropout = nn.Dropout(0.5)
         self.gru = nn.GRU(pooled, width, batch_first=True)
+        self.tasks = MultiTask(self.parameters(), weighting)  # what both heads share
         self.rating, self.alert = nn.Linear(pooled + width, 1), nn.Linear(width, 1)
 
     def forward(self, words: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
@@ -68,6 +63,7 @@ class SentenceNetwork(nn.Module):
 class Workload(Base):
     title = "Ratings of sentences: CNN over words, GRU over sentences"
     packages = ("vaderSentiment",)
+    variants = ("sum", *WEIGHTINGS)  # of the two tasks' gradients
     metric = "R² of ratings"
     higher_is_better = True
     lr = 7e-3
@@ -99,7 +95,8 @@ class Workload(Base):
         return Batch(words, sizes, ratings_of(documents), torch.tensor(alerts))
 
     def model(self) -> SentenceNetwork:
-        return SentenceNetwork(RARE + 1 + len(self.vocabulary), 8 if self.miniature else WIDTH)
+        words, width = RARE + 1 + len(self.vocabulary), 8 if self.miniature else WIDTH
+        return SentenceNetwork(words, width, WEIGHTINGS.get(self.variant, weightings.mean)())
 
     def batches(self, seed: int) -> Iterator[Batch]:
         random = torch.Generator().manual_seed(seed)
@@ -107,10 +104,23 @@ class Workload(Base):
             chosen = torch.randint(len(self.train), (BATCH,), generator=random)
             yield self.batch_of([self.train[i] for i in chosen.tolist()])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         ratings, alerts = model(batch.words, batch.sizes)
         of_alerts = binary_cross_entropy_with_logits(alerts, batch.alerts)
-        return mse_loss(ratings, batch.ratings) + of_alerts
+        return mse_loss(ratings, batch.ratings), of_alerts
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return sum(self.losses(model, batch))
+
+    def backward(self, model: nn.Module, batch: Batch) -> Tensor:
+        if self.variant == "sum":
+            return super().backward(model, batch)
+        losses = self.losses(model, batch)
+        for number, loss in enumerate(losses):
+            with model.tasks.task(number):
+                loss.backward(retain_graph=number == 0)
+        model.tasks.combine()
+        return sum(losses)
 
     def evaluate(self, model: nn.Module) -> float:
         ratings, _ = model(self.held_out.words, self.held_out.sizes)
@@ -134,30 +144,4 @@ class Workload(Base):
 
     @cached_property
     def ridge(self) -> Tensor:
-        """Ratings of the held-out sentences by a ridge regression over words and pairs of words."""
-        features = TfidfVectorizer(analyzer=words_and_pairs, sublinear_tf=True, min_df=2)
-        learned, asked = (
-            [own for each in documents for own in each.sentences]
-            for documents in (self.train, self.test)
-        )
-        fitted = Ridge().fit(features.fit_transform(learned), ratings_of(self.train).numpy())
-        return torch.from_numpy(fitted.predict(features.transform(asked))).float()
-
-
-def words_and_pairs(words: list[str]) -> list[str]:
-    return words + [" ".join(pair) for pair in pairwise(words)]
-
-
-def ratings_of(documents: list[Document]) -> Tensor:
-    return torch.cat([each.ratings for each in documents])
-
-
-def documents_of(table: bytes) -> list[Document]:
-    """Of lines with DOCUMENT_SENTENCE, or a number where each text stands alone, rating and text."""
-    found: dict[str, list[tuple[float, list[str]]]] = {}
-    for line in table.decode(errors="replace").splitlines():
-        number, rating, text = line.split("\t", 2)
-        own = found.setdefault(number.partition("_")[0], [])
-        own.append((float(rating), TOKEN.findall(text.lower())))
-    rated = [list(zip(*own[:MOST], strict=True)) for own in found.values()]
-    return [Document(list(texts), torch.tensor(ratings)) for ratings, texts in rated]
+        return ridge(self.train, self.test)
