@@ -62,7 +62,7 @@ class Workload(Base):
     metric = "F1 of names"
     higher_is_better = True
     lr = 1e-2
-    sgd_lr = 0.3
+    sgd_lr = 0.1
     steps = 500
 
     def __init__(self, folder: Path, **options: Any) -> None:

@@ -76,7 +76,7 @@ class Workload(Base):
     variants = ("embeddings", "text", "no-triples")
     metric = "exact answers"
     higher_is_better = True
-    lr = 5e-3
+    lr = 1e-2
     sgd_lr = 0.1
     steps = 400
 
