@@ -13,6 +13,7 @@ ORDER = (
     "losses",
     "host",
     "plan",
+    "zoo",
     "loop",
     "end_to_end",
     "quantisers",

@@ -9,7 +9,7 @@ from bench import contenders, peers, states
 from bench.contenders import COMPILED, COPY, IN_PLACE, Contender
 from bench.gloss_contenders import CONTENDERS as GRAPHS
 from bench.gloss_contenders import Graph
-from bench.shapes import COUNTS
+from bench.shapes import COUNTS, ZOO
 
 
 @dataclass(frozen=True)
@@ -172,6 +172,12 @@ def loop(device: str) -> list[Scenario]:
     return [OwnScenario(model, seconds=30) for model in ("small ViT", "wide ViT")]
 
 
+def zoo(device: str) -> list[Scenario]:
+    from examples.zoo.workload import NAMES  # the examples are no part of the package
+
+    return [StepScenario(ZOO + name, TINY, seconds=12, bound_by_memory=False) for name in NAMES]
+
+
 @dataclass(frozen=True)
 class Suite:
     what: str
@@ -191,6 +197,7 @@ SUITES = {
     ),
     "host": Suite("time of a step against the number of tensors", host),
     "plan": Suite("what an optimizer keeps beside parameters, gradients and states", plan),
+    "zoo": Suite("a step over the small models of examples/zoo", zoo, by_default=False),
     "loop": Suite("a step inside a training loop, and alone", loop, by_default=False),
 }
 

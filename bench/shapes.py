@@ -88,6 +88,14 @@ def miniature() -> list[Shape]:
     return [(64, 3, 7, 7), (64,), (129, 257), (), (5000,)]
 
 
+def zoo(name: str) -> list[Shape]:
+    """What is trained of a model of examples/zoo, whose data have to be there."""
+    from examples.zoo import fetch, workload  # the examples are no part of the package
+
+    model = workload.load(name, fetch.cache_folder()).model()
+    return [tuple(param.shape) for param in model.parameters() if param.requires_grad]
+
+
 COUNTS = (10, 100, 1000, 10_000)  # of tensors
 MODELS: dict[str, Callable[[], list[Shape]]] = {
     "resnet50": resnet50,
@@ -100,6 +108,13 @@ MODELS: dict[str, Callable[[], list[Shape]]] = {
     **{f"vectors_{n}": partial(vectors, n) for n in COUNTS},
     "miniature": miniature,
 }
+
+
+ZOO = "zoo/"  # before the name of a model of examples/zoo
+
+
+def shapes_of(model: str) -> list[Shape]:
+    return zoo(model.removeprefix(ZOO)) if model.startswith(ZOO) else MODELS[model]()
 
 
 def elements(shapes: list[Shape]) -> int:

@@ -20,7 +20,7 @@ from bench.peers import import_failure
 from bench.records import TIME_IS_UP, first_line
 from bench.rounds import Clock, Times, measure, set_repeats
 from bench.scenarios import StepScenario
-from bench.shapes import MODELS, Shape, elements, miniature
+from bench.shapes import Shape, elements, miniature, shapes_of
 
 WARMUP_STEPS = 3
 # Tensors in float32, as large as the largest, that a step in plain torch has at once.
@@ -114,7 +114,7 @@ class Field:
 
     def __init__(self, scenario: StepScenario, device: str, deadline: float) -> None:
         self.scenario, self.device, self.deadline = scenario, device, deadline
-        self.shapes = MODELS[scenario.model]()
+        self.shapes = shapes_of(scenario.model)
         types = dict.fromkeys(c.dtype or scenario.dtype for c in scenario.contenders)
         self.tensors = {dtype: tensors_of(self.shapes, device, dtype) for dtype in types}
         self.small = {dtype: tensors_of(miniature(), device, dtype) for dtype in types}
@@ -200,7 +200,7 @@ def measure_steps(
     scenario: StepScenario, device: str, rounds: int | None, deadline: float
 ) -> dict[str, Any]:
     """A scenario's part of the results. deadline: of time.monotonic(), after which nothing more begins."""
-    shapes = MODELS[scenario.model]()
+    shapes = shapes_of(scenario.model)
     found = {
         "model": scenario.model,
         "dtype": str(scenario.dtype).removeprefix("torch."),

@@ -8,7 +8,16 @@ import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import torch
+from torch.optim import Optimizer
+
 from friction_kernels import OPTIMIZERS
+
+TORCH_OPTIMIZERS = {
+    name: member
+    for name, member in vars(torch.optim).items()
+    if inspect.isclass(member) and issubclass(member, Optimizer) and member is not Optimizer
+}
 
 
 class InputError(Exception):
@@ -43,18 +52,20 @@ def writable_folder(folder: Path) -> Path:
         ) from error
 
 
-def options_given(parser: argparse.ArgumentParser) -> set[str]:
+def options_given(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> set[str]:
     """The options that stand on the command line, also where they say what is the default."""
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([]))))
-    parsed = vars(parser.parse_args(namespace=blank))
+    parsed = vars(parser.parse_args(arguments, namespace=blank))
     return {name for name, value in parsed.items() if value is not None}
 
 
 def refuse_without_effect(
-    parser: argparse.ArgumentParser, conditions: dict[str, tuple[bool, str]]
+    parser: argparse.ArgumentParser,
+    conditions: dict[str, tuple[bool, str]],
+    arguments: list[str] | None = None,
 ) -> None:
     """conditions: for an option whether it has an effect beside the others, and what it is for."""
-    given = options_given(parser)
+    given = options_given(parser, arguments)
     for option, (has_effect, purpose) in conditions.items():
         if option in given and not has_effect:
             raise InputError(

@@ -1,9 +1,9 @@
 """The optimizers of `finetune_text.py`: those of friction_kernels by name, and torch's of other names."""
 
-import inspect
 from collections.abc import Iterable
 
 import torch
+from command_line import TORCH_OPTIMIZERS as EVERY_OPTIMIZER
 from command_line import InputError, takes
 from torch import nn
 from torch.optim import Optimizer
@@ -12,10 +12,8 @@ from friction_kernels import OPTIMIZERS
 
 TORCH_OPTIMIZERS = {
     name: member
-    for name, member in vars(torch.optim).items()
-    if inspect.isclass(member)
-    and issubclass(member, Optimizer)
-    and name not in ("Optimizer", "SparseAdam")  # which refuses gradients that are not sparse
+    for name, member in EVERY_OPTIMIZER.items()
+    if name != "SparseAdam"  # which refuses gradients that are not sparse
 }
 MOMENTUM = 0.9
 # Learning rates of a new head or classifier, of a pretrained encoder, and of a classifier that learns

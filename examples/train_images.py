@@ -28,6 +28,7 @@ from pathlib import Path
 import ctrl_c
 import torch
 from command_line import (
+    TORCH_OPTIMIZERS,
     InputError,
     at_least,
     known_optimizer,
@@ -46,11 +47,6 @@ from tqdm import tqdm
 
 from friction_kernels import OPTIMIZERS
 
-TORCH_OPTIMIZERS = {
-    name: member
-    for name, member in vars(torch.optim).items()
-    if inspect.isclass(member) and issubclass(member, Optimizer) and member is not Optimizer
-}
 # An RSGDM is an SGD with Nesterov momentum whose learning rate is (1 - momentum) times its own.
 MOMENTUM = 0.9
 RSGDM_RATE = 0.3

@@ -13,7 +13,7 @@ from bench.memory import sizes_of
 from bench.peers import import_failure, peer
 from bench.rounds import Clock, Times, measure
 from bench.scenarios import StepScenario, scenarios_of
-from bench.shapes import MODELS, elements
+from bench.shapes import MODELS, elements, shapes_of
 from bench.states import ALL_8BIT, CLIPPED, CLIPPED_UNSCALED, GRAD_8BIT, PLAIN, SPLIT, WAYS
 from bench.steps import Entry, Field, Pool, measure_steps, tensors_of
 
@@ -147,6 +147,13 @@ def test_named_contenders_exist():
 def test_models_have_the_published_sizes(model, tensors, parameters):
     shapes = MODELS[model]()
     assert (len(shapes), elements(shapes)) == (tensors, parameters)
+
+
+def test_models_of_the_zoo_have_the_shapes_that_are_trained():
+    """This one needs no data that are fetched."""
+    shapes = shapes_of("zoo/encoder_gpt")
+    assert shapes[:2] == [(128, 64), (256, 64)] and elements(shapes) > 200_000
+    assert "zoo/encoder_gpt" in [s.model for s in scenarios_of("zoo", "cpu")]
 
 
 def test_bytes_of_peers_states_are_counted():
