@@ -17,7 +17,7 @@ def measure_losses(
     given = Given.of(sizes, device, torch.bfloat16 if device == "cuda" else torch.float32)
     entries, missing = entries_of(scenario.model, given, device)
     if reason := why_too_large(4 * STORED_COPIES * sizes.rows * sizes.columns, device):
-        entries = [entry for entry in entries if entry.name not in (STORED, PEER)]
-        missing |= {STORED: reason, PEER: reason}
+        missing |= {entry.name: reason for entry in entries if entry.name in (STORED, PEER)}
+        entries = [entry for entry in entries if entry.name not in missing]
     rows = measure_entries(entries, scenario, device, rounds, deadline)
     return {**sizes._asdict(), "rows": rows, "missing": missing}

@@ -131,6 +131,11 @@ class GradientGuidance:
 
         Returns the loss, detached.
         """
+        if not callable(closure):
+            raise TypeError(
+                f"closure is {type(closure).__name__}; give a function that computes the loss: "
+                "guidance.backward(lambda: loss_fn(model(x), y))"
+            )
         every = self._directions()
         has_direction = any(direction is not None for direction in every.values())
         guides = self.magnitude > 0 or (self.consistency > 0 and has_direction)

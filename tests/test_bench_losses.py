@@ -23,7 +23,7 @@ def test_contenders_compute_the_same(name):
 
 @pytest.mark.parametrize("why", [None, "needs about 8 GiB, and 1 GiB are free"])
 def test_a_scenario_in_miniature(why):
-    (scenario,) = (s.miniature() for s in scenarios.losses("cpu") if s.model == "contrastive")
+    (scenario,) = (s.miniature() for s in scenarios.losses("cpu") if s.model == "vocabulary")
     with mock.patch.object(losses, "why_too_large", lambda *_: why):
         found = losses.measure_losses(scenario, "cpu", 2, time.monotonic() + 20)
     assert found["rows"][loss_contenders.OURS]["seconds"] > 0

@@ -224,6 +224,8 @@ def test_what_makes_no_sense_is_refused():
 
     refuses(r"labels must be \(2, 3\), .* got \(1, 3\)", LinearCrossEntropyLoss(), labels[:1])
     refuses("label 9 of row 0 is none of 9", LinearCrossEntropyLoss(), labels + 9)
+    with pytest.raises(TypeError, match=r"teacher must be Scores.* got Tensor; of logits: "):
+        DistillationLoss()(hidden, weight, labels, hidden @ weight.T)
     refuses("reduction must be one of", LinearCrossEntropyLoss(reduction="max"))
     fewer, shorter = Scores(teacher.x, teacher.w[:8]), Scores(teacher.x[:1], teacher.w)
     refuses("8 columns, and the student 9: vocabularies", DistillationLoss(), labels, fewer)

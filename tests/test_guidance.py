@@ -239,6 +239,14 @@ def test_what_cannot_be_used_is_named(given, error, message):
         GradientGuidance(AdamW(params), **given)
 
 
+def test_a_loss_in_place_of_a_closure_is_named():
+    params = [nn.Parameter(torch.ones(3))]
+    with pytest.raises(
+        TypeError, match="closure is Tensor; give a function that computes the loss"
+    ):
+        GradientGuidance(AdamW(params), **R).backward(params[0].sum())
+
+
 def test_momentum_that_cannot_be_used_is_named():
     params = [nn.Parameter(torch.ones(300))]
     with pytest.raises(ValueError, match="SGD keeps no momentum with momentum=0"):

@@ -9,7 +9,7 @@ from row_softmax_cases import problems, random, stored, with_gradients
 
 from friction_kernels import row_softmax_loss
 from friction_kernels.scores import row_softmax
-from friction_kernels.targets import Index, Scores, TopK
+from friction_kernels.targets import Distilled, Index, Scores, TopK
 
 
 @pytest.mark.parametrize("rows", [None, pytest.param(3, marks=pytest.mark.deep)])
@@ -137,3 +137,37 @@ def test_statistics_are_those_of_the_softmax():
     spared = row_softmax_loss(x, w, Index(torch.tensor([0, -100, 2])), statistics="without entropy")
     assert spared.entropy is None and torch.equal(spared.lse, found.lse)
     assert found.counted.tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("mask", [torch.arange(5) < 3, "causal", "diagonal"], ids=str)
+def test_a_label_that_the_mask_takes_out_is_named(mask):
+    x, w = random(3, 2), random(5, 2)
+    diagonal = isinstance(mask, str) and mask == "diagonal"
+    labels = torch.tensor([1, 1, 0] if diagonal else [0, 4, 1])
+    with pytest.raises(ValueError, match=f"label {labels[1]} of row 1 is a column that mask takes"):
+        row_softmax_loss(x, w, Index(labels), mask=mask)
+    assert row_softmax_loss(x, w, Index(labels), mask=mask, validate=False) == torch.inf
+    labels[1:] = -100
+    assert row_softmax_loss(x, w, Index(labels), mask=mask) < torch.inf
+
+
+def test_a_bucket_of_no_columns_holds_nothing():
+    torch.manual_seed(0)
+    x, w = torch.randn(4, 8), torch.randn(1000, 8)
+    logprobs, ids = torch.randn(4, 1000).log_softmax(1).topk(1000)
+    expected = -(logprobs.exp() * (x @ w.T).log_softmax(1).gather(1, ids)).sum(1).mean()
+    for target in (
+        TopK(ids, logprobs, "bucket"),
+        Distilled(ids[:, 0], TopK(ids, logprobs, "bucket"), 1.0, 1.0),
+    ):
+        torch.testing.assert_close(row_softmax_loss(x, w, target), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_probabilities_may_be_stored_in_16_bits(dtype):
+    torch.manual_seed(0)
+    logprobs, ids = (4 * torch.randn(64, 1000)).log_softmax(1).topk(500)
+    x, w = torch.randn(64, 8), torch.randn(1000, 8)
+    exact = row_softmax_loss(x, w, TopK(ids, logprobs))
+    rounded = row_softmax_loss(x, w, TopK(ids, logprobs.to(dtype)))
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0)

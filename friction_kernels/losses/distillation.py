@@ -118,5 +118,10 @@ class DistillationLoss(nn.Module):
 def rows_of_teacher(teacher: Scores | TopK) -> Scores | TopK:
     if isinstance(teacher, Scores):
         return replace(teacher, x=rows_of("the teacher's hidden states", teacher.x))
+    if not isinstance(teacher, TopK):
+        raise TypeError(
+            f"teacher must be Scores(hidden, weight) or TopK(ids, logprobs), got {type(teacher).__name__}; "
+            "of logits: logprobs, ids = (logits / temperature).log_softmax(-1).topk(k)"
+        )
     ids, logprobs = rows_of("ids", teacher.ids), rows_of("logprobs", teacher.logprobs)
     return replace(teacher, ids=ids, logprobs=logprobs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -16,7 +17,15 @@ from friction_kernels.scores.route import (
     warn_of_fallback,
 )
 from friction_kernels.scores.row_softmax import Problem, RowSoftmax, arithmetic_of
-from friction_kernels.scores.targets import KINDS, Index, Kind, Options, Target
+from friction_kernels.scores.targets import (
+    KINDS,
+    Distilled,
+    Index,
+    Kind,
+    Options,
+    Target,
+    TopK,
+)
 
 Reduction = Literal["mean", "sum", "none"]
 Statistics = Literal[False, True, "without entropy"]
@@ -102,7 +111,8 @@ def row_softmax_loss(
 
     Raises:
         TypeError: a dtype is not one of the four; `mask` is not bool.
-        ValueError: shapes, labels or options do not fit together; a row's loss is NaN (with `validate`).
+        ValueError: shapes, labels or options do not fit together; a mask takes a label's column out, or a
+            row's scores are NaN (with `validate`).
         RuntimeError: the backend cannot serve; a second derivative is asked for (create_graph=True), or
             backward() a second time.
 
@@ -119,6 +129,12 @@ def row_softmax_loss(
     check_options(options, reduction, statistics, softcap, mask, target, backend)
     checks = x.device.type == "cpu" if validate is None else validate
     target.check(len(x), len(w), options, checks)
+    if checks and isinstance(target, Index | Distilled):
+        check_labels_take_part(target.labels, mask, ignore_index)
+    if isinstance(target, TopK):
+        target = target.without_empty_bucket(len(w))
+    elif isinstance(target, Distilled) and isinstance(target.soft, TopK):
+        target = replace(target, soft=target.soft.without_empty_bucket(len(w)))
     mean = {"mean": True, "sum": False, "none": None}[reduction]
     route = choose_route(x, w, target, backend)
     warn_of_fallback(route)
@@ -198,6 +214,25 @@ def check_options(
         )
     if options.label_smoothing and (mask is not None or not isinstance(target, Index)):
         raise ValueError("label_smoothing is for Index targets without a mask")
+
+
+def check_labels_take_part(labels: Tensor, mask: Mask, ignore_index: int) -> None:
+    """Raise for a label whose column the mask takes out, so that its loss would be infinite."""
+    rows = torch.arange(len(labels), device=labels.device)
+    counted = labels != ignore_index
+    columns = labels.where(counted, 0).long()
+    if mask is None:
+        return
+    if isinstance(mask, Tensor):
+        takes_part = mask[columns] if mask.dim() == 1 else mask[rows, columns]
+    else:
+        takes_part = columns <= rows if mask == "causal" else columns != rows
+    if (wrong := counted & ~takes_part).any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"label {int(labels[row])} of row {row} is a column that mask takes out; give the row "
+            f"ignore_index ({ignore_index}), or let the column take part"
+        )
 
 
 def check_rows(lse: Tensor) -> None:

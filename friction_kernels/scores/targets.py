@@ -131,9 +131,14 @@ class Index:
         at = labels.where(counted, 0)[:, None]
         chosen = tile.z.gather(1, at)[:, 0]
         smoothing = options.label_smoothing
-        mean = tile.z.mean(1) if smoothing else chosen
+        mean = tile.z.mean(1) if smoothing else None
         softmax = Softmax.of(tile.z, options.entropy)
-        loss = softmax.lse - (1 - smoothing) * chosen - smoothing * mean
+        loss = (
+            softmax.lse - (1 - smoothing) * chosen
+        )  # inf where a mask takes the label out, as in torch
+        if smoothing:
+            assert mean is not None
+            loss = loss - smoothing * mean
         if options.kind == "kl" and smoothing:
             loss = loss - entropy_of_smoothed(smoothing, tile.z.shape[1])
         softmax.p.scatter_add_(1, at, torch.full_like(at, smoothing - 1, dtype=tile.z.dtype))
@@ -240,10 +245,18 @@ class TopK:
         if not (self.logprobs <= 0).all():
             raise ValueError("logprobs must be logarithms of probabilities, at most 0")
         mass = self.logprobs.double().exp().sum(1)
-        if (mass > 1 + 1e-3).any():
+        tolerance = (
+            1e-3 + 4 * torch.finfo(self.logprobs.dtype).eps
+        )  # what storing in 16 bits rounds
+        if (mass > 1 + tolerance).any():
             raise ValueError(
                 f"probabilities of row {int(mass.argmax())} add up to {mass.max().item():.6g}, more than 1"
             )
+
+    def without_empty_bucket(self, columns: int) -> TopK:
+        """A bucket of no columns holds nothing, whatever rounding leaves of the mass."""
+        empty = self.rest == "bucket" and self.ids.shape[1] >= columns
+        return replace(self, rest="drop") if empty else self
 
     def rows(self, tile: Tile, options: Options) -> Rows:
         ids, z = self.ids[tile.rows], tile.z
