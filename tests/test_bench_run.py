@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from bench import __main__ as command
-from bench import goals, machine, records, report, runner
+from bench import goals, loss_contenders, machine, records, report, runner
 from bench.contenders import ADAMW_FUSED
 from bench.gloss_contenders import AUTHORS, OURS
 from bench.goals import GOALS, Goal, judge, of_graph
@@ -292,6 +292,10 @@ def test_every_goal_is_of_what_is_measured():
         contenders = {c.name for c in found[goal.scenario].contenders}
         if goal.suite == "lists":
             contenders = {entry.name for entry in entries_of([[torch.ones(2)]] * 5)}
+        elif goal.suite == "losses":
+            given = loss_contenders.Given.of(loss_contenders.MINIATURE, "cpu", torch.float32)
+            entries, missing = loss_contenders.entries_of(goal.scenario, given, "cpu")
+            contenders = {entry.name for entry in entries} | missing.keys()
         assert {goal.contender, goal.against or goal.contender} <= contenders, goal
 
 
