@@ -124,8 +124,8 @@ class MultiTask:
             raise RuntimeError(f"task {number} is entered within task {self._open}; end that first")
         if number in self._kept:
             raise RuntimeError(
-                f"task {number} is entered twice; call combine() first, or clear() after a failed backward, or make "
-                "both backwards in one block"
+                f"task {number} is entered twice; call combine() first, or clear() after a failed "
+                "backward, or make both backwards in one block"
             )
         check_no_gradients(self._parameters, f"task {number}")
         self._open = number
