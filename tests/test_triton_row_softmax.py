@@ -239,8 +239,8 @@ def test_scores_of_any_size(way):
     assert_as_plain_torch(problem, torch.float32, "fused_chunks")
 
 
-def test_a_large_vocabulary(way):
-    n, m = 3, 151_936
+def test_a_large_vocabulary(monkeypatch):
+    way, n, m = use("fused_chunks", monkeypatch), 3, 151_936
     x, w = random(n, 16, seed=6), random(m, 16, seed=7)
     problem = x, w, Index(torch.tensor([m - 1, 0, -100])), {"scale": 0.5, "softcap": 5.0}
     assert_as_plain_torch(problem, torch.bfloat16, way)
