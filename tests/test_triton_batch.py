@@ -3,25 +3,16 @@
 Without a GPU it is interpreted; see test_triton_scores.py.
 """
 
-import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from interpreter import require_interpreter
+from interpreter import device_of_triton
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    already = "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-    assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
-if DEVICE == "cpu":
-    require_interpreter()
+DEVICE = device_of_triton()
 
 from friction_triton.batch import BatchGLoss, batch_gloss  # noqa: E402
 from friction_triton.launches import counts  # noqa: E402

@@ -4,26 +4,17 @@ Without a GPU the kernels are interpreted on the CPU; see test_triton_scores.py.
 """
 
 import math
-import os
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from interpreter import require_interpreter
+from interpreter import device_of_triton
 from row_softmax_cases import SIZES, problems, random
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    already = "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-    assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
-if DEVICE == "cpu":
-    require_interpreter()
+DEVICE = device_of_triton()
 
 from friction_triton import row_softmax as on_gpu  # noqa: E402
 from friction_triton.launches import counts  # noqa: E402

@@ -1,11 +1,9 @@
 """The Triton passes over a score matrix, against the same sums written densely in float64.
 
 Without a GPU the kernels are interpreted on the CPU, which TRITON_INTERPRET asks for; Triton reads it when
-it is first imported, so it is set here before that.
+it is first imported, so `device_of_triton` sets it before that.
 """
 
-import os
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,17 +12,10 @@ import pytest
 import torch
 from graph_cases import Graph, assert_right_or_reported, graphs
 from hypothesis import Phase, given, settings
-from interpreter import require_interpreter
+from interpreter import device_of_triton
 from torch import Tensor
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    already = "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
-    assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
-    os.environ["TRITON_INTERPRET"] = "1"
-pytest.importorskip("triton")
-if DEVICE == "cpu":
-    require_interpreter()
+DEVICE = device_of_triton()
 
 from friction_triton import configurations, scores  # noqa: E402
 from friction_triton.launches import counts  # noqa: E402

@@ -1,8 +1,24 @@
-"""Whether Triton's interpreter runs on this machine."""
+"""Where Triton's kernels run in tests: on a GPU, or interpreted on the CPU."""
 
+import os
+import sys
 from importlib.metadata import version
 
 import pytest
+import torch
+
+
+def device_of_triton() -> str:
+    """The device, before Triton is first imported; skips the module where there is none."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        already = "triton" in sys.modules and os.environ.get("TRITON_INTERPRET") != "1"
+        assert not already, "Triton was imported for a GPU: set TRITON_INTERPRET=1 in conftest.py"
+        os.environ["TRITON_INTERPRET"] = "1"
+    pytest.importorskip("triton")
+    if device == "cpu":
+        require_interpreter()
+    return device
 
 
 def require_interpreter() -> None:
