@@ -7,6 +7,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from friction_triton.online_softmax import log_mixture, log_softmax
 from friction_triton.row_form import (
     COUNTED,
     OF_OTHERS,
@@ -16,7 +17,6 @@ from friction_triton.row_form import (
     OWN,
 )
 from friction_triton.row_scores import student_tile, taking_part, teacher_tile
-from friction_triton.row_softmaxes import log_mixture, log_softmax
 from friction_triton.row_sums import ARGUMENTS
 from friction_triton.tiles import half
 

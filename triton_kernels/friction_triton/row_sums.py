@@ -7,6 +7,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from friction_triton.online_softmax import (
+    log_mixture,
+    log_softmax,
+    log_sum,
+    no_softmax,
+    store_normaliser,
+    store_softmax,
+    weighted,
+    with_split,
+    with_tile,
+    with_weighted,
+)
 from friction_triton.row_form import (
     CHOSEN,
     COUNTED,
@@ -26,18 +38,6 @@ from friction_triton.row_form import (
     TEACHER,
 )
 from friction_triton.row_scores import student_tile, taking_part, teacher_tile
-from friction_triton.row_softmaxes import (
-    log_mixture,
-    log_softmax,
-    log_sum,
-    no_softmax,
-    store_normaliser,
-    store_softmax,
-    weighted,
-    with_split,
-    with_tile,
-    with_weighted,
-)
 
 ARGUMENTS = [  # that are not specialised
     "first_row", "num_rows", "num_columns", "row_stride", "column_stride", "blocks_per_split",

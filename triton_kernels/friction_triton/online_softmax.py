@@ -1,4 +1,4 @@
-"""Softmaxes of rows whose columns come tile by tile, or split by split."""
+"""Online softmaxes: of rows whose columns come tile by tile, or split by split."""
 
 # ruff: noqa: N803 - constexpr arguments are in capitals, as is usual in Triton
 
