@@ -3,6 +3,7 @@ PYTHON ?= python3
 # The version that is tested. By name, because a range may take a build of several GB.
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
+KERNELS := import torch; print("auto" if torch.version.cuda else 0)
 CPP := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 CPP_TESTS := $(shell git ls-files 'tests/native/*' 'tests/ptx/*.h' 'tests/ptx/*.cpp')
 
@@ -75,8 +76,9 @@ build/npm/node_modules: Makefile
 # Installed anew when the build or the native sources change; Python files are used where they are.
 .venv/installed: .venv/bin/python pyproject.toml setup.py CMakeLists.txt friction_kernels/optim/states.def $(CPP)
 	$(BIN)/pip install --quiet '$(TORCH)'
-	@echo 'compiling the kernels: a few minutes, some ten where nvcc is found (FRICTION_CUDA=0 leaves GPU kernels out)'
-	$(BIN)/pip install --quiet --editable '.[test]'
+	@echo 'compiling the kernels: a few minutes, some ten with GPU kernels, which a torch without CUDA has no use for'
+	FRICTION_CUDA="$${FRICTION_CUDA-$$($(BIN)/python -c '$(KERNELS)')}" \
+		$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
 # What the project, as it is installed, asks for beside: the project itself is not built again.

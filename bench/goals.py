@@ -13,8 +13,8 @@ from bench.contenders import (
 from bench.contenders import TAKING as TAKING_GRADIENTS
 from bench.gloss_contenders import AUTHORS, OURS
 from bench.list_contenders import CONCATENATED, GRAM_OF_TWO, PASS_OF_TWO, PER_TENSOR
+from bench.loss_contenders import MANY_ROWS, PEER, STORED, SUPCON
 from bench.loss_contenders import OURS as ROW_SOFTMAX
-from bench.loss_contenders import PEER, STORED, SUPCON
 from bench.peers import ADAMP
 from bench.states import (
     ADAMW_8BIT,
@@ -173,6 +173,7 @@ ON_PROCESSOR = [
     Goal("losses", "cpu", "distillation", ROW_SOFTMAX, STORED, at_most=1.1),
     Goal("losses", "cpu", "distillation", ROW_SOFTMAX, STORED, at_most=1 / 20, of="extra memory"),
     Goal("losses", "cpu", "contrastive", PEER, SUPCON, at_least=1.5),
+    Goal("losses", "cpu", MANY_ROWS, SUPCON, at_most=GIB / 2, of="extra memory"),
     Goal("gloss", "cpu", of_graph(128), AUTHORS, OURS, at_least=1),
     Goal("gloss", "cpu", of_graph(512), AUTHORS, OURS, at_least=4),
     Goal("gloss", "cpu", of_graph(2048), AUTHORS, OURS, at_least=15),

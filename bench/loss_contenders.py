@@ -14,6 +14,7 @@ from friction_kernels.targets import Distilled, Index, SameLabel, Scores
 
 OURS, CHUNKED, STORED = "row_softmax_loss", "row_softmax_loss in plain torch", "stored scores"
 SUPCON, PEER = "SupConLoss", "pytorch_metric_learning SupConLoss"
+MANY_ROWS = "contrastive_65536"  # minutes a step, and more scores than a machine has memory for
 TEMPERATURE, ALPHA = 2.0, 0.5
 
 
@@ -34,6 +35,7 @@ SIZES = {
         "vocabulary": Sizes(2048, 50_257, 768),
         "distillation": Sizes(2048, 50_257, 768, 768),
         "contrastive": Sizes(4096, 4096, 384),
+        MANY_ROWS: Sizes(65_536, 65_536, 384),
     },
 }
 MINIATURE = Sizes(64, 96, 16)
@@ -106,6 +108,10 @@ def step_of(given: Given, loss: Callable[[], Tensor]) -> Callable[[], None]:
 
 def entries_of(name: str, given: Given, device: str) -> tuple[list[Entry], dict[str, str]]:
     """Who is compared, and why who is missing is."""
+    supcon = SupConLoss(temperature=1 / 20.0)
+    step = step_of(given, lambda: supcon(given.x, given.labels % 100))
+    if name == MANY_ROWS:
+        return [Entry(SUPCON, step, True, slow=True)], {}
     found = [Entry(OURS, step_of(given, lambda: ours(name, given, "auto")), True, STORED)]
     if device == "cuda":
         chunked = step_of(given, lambda: ours(name, given, "chunked"))
@@ -113,8 +119,6 @@ def entries_of(name: str, given: Given, device: str) -> tuple[list[Entry], dict[
     found.append(Entry(STORED, step_of(given, lambda: stored(name, given))))
     missing = {}
     if name == "contrastive":
-        supcon = SupConLoss(temperature=1 / 20.0)
-        step = step_of(given, lambda: supcon(given.x, given.labels % 100))
         found.append(Entry(SUPCON, step, True, PEER))
         try:
             found.append(Entry(PEER, step_of(given, of_peer(given))))

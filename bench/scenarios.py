@@ -9,6 +9,7 @@ from bench import contenders, peers, states
 from bench.contenders import COMPILED, COPY, IN_PLACE, Contender
 from bench.gloss_contenders import CONTENDERS as GRAPHS
 from bench.gloss_contenders import Graph
+from bench.loss_contenders import SIZES
 from bench.shapes import COUNTS, ZOO
 
 
@@ -159,9 +160,7 @@ def lists(device: str) -> list[Scenario]:
 
 
 def losses(device: str) -> list[Scenario]:
-    return [
-        OwnScenario(model, seconds=20) for model in ("vocabulary", "distillation", "contrastive")
-    ]
+    return [OwnScenario(model, seconds=20) for model in SIZES[device]]
 
 
 def plan(device: str) -> list[Scenario]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels import lists
+from friction_kernels.choices import check_choice
 from friction_kernels.shards import is_dtensor, wrap
 
 Mode = Literal["difference", "exact", "first_order"]
@@ -95,8 +96,7 @@ class GradientGuidance:
         for name, value in given.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number of at least 0, got {value}")
-        if mode not in get_args(Mode):
-            raise ValueError(f"mode must be one of {get_args(Mode)}, got {mode!r}")
+        check_choice("mode", mode, get_args(Mode))
         if mode == "first_order" and magnitude > 0.5:
             raise ValueError(
                 f"magnitude must be at most 0.5 in mode 'first_order', got {magnitude}: 0.5 shortens the "

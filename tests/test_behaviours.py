@@ -39,7 +39,10 @@ from friction_kernels.backends import describe
 from friction_kernels.optim.options import DEFAULTS as SCALE_OPTIONS
 from friction_kernels.optim.options import TORCHS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("ignore:.*cannot be served by native kernels"),
+]
 
 SHAPES = [(3, 4), (4, 3), (5,), (2, 3, 2), (), (6, 1)]
 

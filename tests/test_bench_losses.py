@@ -8,7 +8,7 @@ import torch
 
 from bench import loss_contenders, losses, scenarios
 
-NAMES = [scenario.model for scenario in scenarios.losses("cpu")]
+NAMES = [scenario.model for scenario in scenarios.losses("cuda")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -31,6 +31,9 @@ def test_a_scenario_in_miniature(why):
     assert (loss_contenders.STORED in found["rows"]) == (why is None)
 
 
-def test_sizes_are_named_for_each_device():
-    for device, sizes in loss_contenders.SIZES.items():
-        assert list(sizes) == [scenario.model for scenario in scenarios.losses(device)] == NAMES
+def test_many_rows_are_measured_of_supcon_alone():
+    (scenario,) = (
+        s.miniature() for s in scenarios.losses("cpu") if s.model == loss_contenders.MANY_ROWS
+    )
+    rows = losses.measure_losses(scenario, "cpu", 2, time.monotonic() + 20)["rows"]
+    assert list(rows) == [loss_contenders.SUPCON] and rows[loss_contenders.SUPCON]["rounds"] == 1

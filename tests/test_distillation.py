@@ -17,7 +17,7 @@ from distillation_cases import (
 from torch.nn import functional
 
 from bench.memory import peak
-from friction_kernels import DistillationLoss, LinearCrossEntropyLoss
+from friction_kernels import AttentionAlignment, DistillationLoss, LinearCrossEntropyLoss
 from friction_kernels.scores import row_softmax
 from friction_kernels.targets import Scores, TopK
 
@@ -226,11 +226,43 @@ def test_what_makes_no_sense_is_refused():
     refuses("label 9 of row 0 is none of 9", LinearCrossEntropyLoss(), labels + 9)
     with pytest.raises(TypeError, match=r"teacher must be Scores.* got Tensor; of logits: "):
         DistillationLoss()(hidden, weight, labels, hidden @ weight.T)
-    refuses("reduction must be one of", LinearCrossEntropyLoss(reduction="max"))
     fewer, shorter = Scores(teacher.x, teacher.w[:8]), Scores(teacher.x[:1], teacher.w)
     refuses("8 columns, and the student 9: vocabularies", DistillationLoss(), labels, fewer)
     refuses("the teacher has 3 rows, and the student 6", DistillationLoss(), labels, shorter)
-    refuses("alpha must be from 0 to 1", DistillationLoss(alpha=1.5), labels, teacher)
-    refuses("temperature must be above 0", DistillationLoss(temperature=0), labels, teacher)
-    refuses("beta must be between", DistillationLoss(kind="jsd", beta=1), labels, teacher)
     refuses("TopK has k of them", DistillationLoss(kind="jsd"), labels, top)
+
+
+@pytest.mark.parametrize(
+    ("message", "loss", "options"),
+    [
+        ("alpha must be from 0 to 1", DistillationLoss, {"alpha": 1.5}),
+        ("temperature must be above 0", DistillationLoss, {"temperature": 0}),
+        ("beta must be between 0 and 1", DistillationLoss, {"kind": "jsd", "beta": 1}),
+        ("kind must be one of 'ce', 'kl'", DistillationLoss, {"kind": "tvd"}),
+        ("reduction must be one of 'mean'", DistillationLoss, {"reduction": "max"}),
+        ("reduction must be one of 'mean'", LinearCrossEntropyLoss, {"reduction": "max"}),
+        ("softcap must be above 0", LinearCrossEntropyLoss, {"softcap": 0.0}),
+        ("label_smoothing must be from 0", LinearCrossEntropyLoss, {"label_smoothing": 1.0}),
+        ("kind must be one of 'ce', 'kl'", AttentionAlignment, {"kind": "tvd"}),
+    ],
+    ids=str,
+)
+def test_an_option_out_of_range_is_refused_where_it_is_given(message, loss, options):
+    with pytest.raises(ValueError, match=message):
+        loss(**options)
+
+
+def test_errors_call_hidden_states_and_head_by_their_names():
+    hidden, weight, labels = random(2, 3, 8), random(9, 8, seed=1), some_labels(2, 3)
+    cases = (
+        ("hidden has 8 columns, and weight 7", ValueError, (hidden, weight[:, :7])),
+        ("bias must be .9,., one for each row of weight", ValueError, (hidden, weight, labels[0])),
+        ("weight is Linear, and no tensor", TypeError, (hidden, torch.nn.Linear(8, 9))),
+        ("hidden is torch.int64", TypeError, (hidden.long(), weight)),
+    )
+    teacher = Scores(random(2, 3, 5), random(9, 5))
+    for message, error, (states, head, *bias) in cases:
+        with pytest.raises(error, match=message):
+            LinearCrossEntropyLoss()(states, head, labels, *bias)
+        with pytest.raises(error, match=message):
+            DistillationLoss()(states, head, labels, teacher, *bias)

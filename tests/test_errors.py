@@ -16,6 +16,8 @@ from torch import nn
 from friction_kernels import OPTIMIZERS, backends
 from friction_kernels.optim import checks
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*cannot be served by native kernels")
+
 warm_or_not = pytest.mark.parametrize("warm", [0, 2], ids=["at the first step", "after two steps"])
 
 

@@ -10,6 +10,8 @@ from graph_cases import clusters, relative
 from friction_kernels.graph.dense import normalize
 from friction_kernels.losses import GLoss, GraphMemory
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*without ids")
+
 
 def batches(count, num_nodes=20, dim=6, num_classes=3):
     e, labels = clusters(count * num_nodes, dim, num_classes)

@@ -11,6 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from friction_kernels.losses import GLoss, GraphMemory
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*without ids"),
+    pytest.mark.filterwarnings("ignore:no labelled node has class"),
+]
+
 DIM = 6
 
 

@@ -12,6 +12,8 @@ from friction_kernels.graph import route
 from friction_kernels.losses import GLoss
 from friction_kernels.scores import devices
 
+pytestmark = pytest.mark.filterwarnings("ignore:no labelled node has class")
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 PAGE = Path(__file__).parents[1] / "docs" / "gloss.md"
 

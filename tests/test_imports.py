@@ -9,7 +9,7 @@ from markdown_pages import ROOT
 
 PACKAGE = ROOT / "friction_kernels"
 # What everything may import: how this package looks at tensors, processes and itself.
-COMMON = {"backends", "flattened", "launches", "shards", "version", "warn", "_native"}
+COMMON = {"backends", "choices", "flattened", "launches", "shards", "version", "warn", "_native"}
 
 
 def name_of(path) -> str:

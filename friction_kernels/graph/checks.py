@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
@@ -20,11 +19,6 @@ INTEGERS = (
     torch.uint32,
     torch.uint64,
 )
-
-
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:

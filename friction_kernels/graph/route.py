@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
 from friction_kernels.graph.constants import MAX_BATCH_CLASSES, MAX_BATCH_NODES
 from friction_kernels.scores.backend import Scores
@@ -44,12 +45,12 @@ class Settings(NamedTuple):
     memory_budget: int | None = None
 
     def check(self) -> None:
-        checks.check_choice("solver", self.solver, SOLVERS)
+        check_choice("solver", self.solver, SOLVERS)
         checks.check_positive("tol", self.tol)
         checks.check_integer("max_iter", self.max_iter, 1)
         checks.check_integer("num_iters", self.num_iters, 1)
-        checks.check_choice("precision", self.precision, PRECISIONS)
-        checks.check_choice("backend", self.backend, GRAPH_BACKENDS)
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("backend", self.backend, GRAPH_BACKENDS)
         if self.memory_budget is not None:
             checks.check_integer("memory_budget", self.memory_budget, 0)
 

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
 from friction_kernels.graph.torch_modes import refuse_transforms
 from friction_kernels.graph.unit_rows import unit_rows
@@ -59,7 +60,7 @@ def gaussian_sigma(
         ValueError, TypeError: invalid embeddings or labels, or a rule without a positive result.
         RuntimeError: a transform of torch.func.
     """
-    checks.check_choice("rule", rule, RULES)
+    check_choice("rule", rule, RULES)
     checks.check_ignore_index(ignore_index)
     checks.check_embeddings(embeddings)
     refuse_transforms("gaussian_sigma", embeddings)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor, nn
 
+from friction_kernels.choices import check_choice
 from friction_kernels.losses.row_softmax import row_softmax_loss
 from friction_kernels.scores.row_softmax import arithmetic_of
-from friction_kernels.scores.targets import Kind, Scores
+from friction_kernels.scores.targets import KINDS, Kind, Scores
 
 
 class AttentionAlignment(nn.Module):
@@ -49,6 +50,7 @@ class AttentionAlignment(nn.Module):
         heads: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        check_choice("kind", kind, KINDS)
         self.kind: Kind = kind
         self.causal = causal
         self.heads = None if heads is None else tuple(heads)

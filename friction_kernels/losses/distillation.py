@@ -7,9 +7,19 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from friction_kernels.losses.row_softmax import Reduction, row_softmax_loss
-from friction_kernels.losses.tokens import labels_of_rows, rows_of
-from friction_kernels.scores.targets import Distilled, Kind, Scores, TopK
+from friction_kernels.choices import check_choice
+from friction_kernels.graph.checks import check_ignore_index
+from friction_kernels.losses.row_softmax import REDUCTIONS, Reduction, row_softmax_loss
+from friction_kernels.losses.tokens import labels_of_rows, rows_of, rows_of_head
+from friction_kernels.scores.targets import (
+    KINDS,
+    Distilled,
+    Kind,
+    Scores,
+    TopK,
+    check_beta,
+    check_distillation,
+)
 
 
 class DistillationLoss(nn.Module):
@@ -40,7 +50,8 @@ class DistillationLoss(nn.Module):
             whose labels are the input ids; the last of each sequence takes no part (default False).
 
     Raises:
-        ValueError: shapes, labels or options do not fit together, vocabularies differ, or logits are NaN.
+        ValueError: an option is out of range, from the constructor; from the call, shapes or labels do not
+            fit together, vocabularies differ, or logits are NaN.
         TypeError: a dtype is not float16, bfloat16, float32 or float64.
     """
 
@@ -55,6 +66,12 @@ class DistillationLoss(nn.Module):
         shift: bool = False,
     ) -> None:
         super().__init__()
+        check_distillation(alpha, temperature)
+        check_choice("kind", kind, KINDS)
+        if kind == "jsd":
+            check_beta(beta)
+        check_ignore_index(ignore_index)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.alpha = alpha
         self.temperature = temperature
         self.kind: Kind = kind
@@ -94,7 +111,7 @@ class DistillationLoss(nn.Module):
             bias: (V,) of the student's head (default None).
         """
         loss = row_softmax_loss(
-            rows_of("hidden", hidden),
+            rows_of_head(hidden, weight, bias),
             weight,
             Distilled(
                 labels_of_rows(hidden, labels, self.shift, self.ignore_index),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
 from friction_kernels.graph.nodes import arrange, draw_keys, draw_labelled, first_copies
 from friction_kernels.graph.route import GraphBackend, Settings, Solver, check_backend
@@ -18,15 +19,14 @@ from friction_kernels.losses.fused import FusedStats
 from friction_kernels.losses.memory import GraphMemory
 from friction_kernels.losses.recovery import (
     FORMS,
-    REDUCTIONS,
     Form,
     Options,
-    Reduction,
     check_nodes,
     loss_of_nodes,
     loss_of_nothing,
     unchecked_loss,
 )
+from friction_kernels.losses.row_softmax import REDUCTIONS, Reduction
 from friction_kernels.losses.statistics import GLossStats
 from friction_kernels.losses.width import Width, WidthModule
 from friction_kernels.scores.chunked import Precision
@@ -141,10 +141,10 @@ class GLoss(WidthModule):
         super().__init__()
         checks.check_integer("num_classes", num_classes, 2)
         checks.check_share("gamma", gamma)
-        checks.check_choice("form", form, FORMS)
+        check_choice("form", form, FORMS)
         checks.check_class_weight(class_weight, num_classes)
         Settings(solver, tol, max_iter, num_iters, precision, backend, memory_budget).check()
-        checks.check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
         checks.check_ignore_index(ignore_index)
         if memory is not None and not isinstance(memory, GraphMemory):
             raise TypeError(f"memory must be a GraphMemory, got {type(memory).__name__}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from friction_kernels.graph import checks
+from friction_kernels.choices import check_choice
 from friction_kernels.losses.distributed import gather_rows
 from friction_kernels.losses.embeddings import (
     check_matrix,
@@ -15,8 +15,7 @@ from friction_kernels.losses.embeddings import (
     number_of,
     unit_length,
 )
-from friction_kernels.losses.recovery import REDUCTIONS, Reduction
-from friction_kernels.losses.row_softmax import row_softmax_loss
+from friction_kernels.losses.row_softmax import REDUCTIONS, Reduction, row_softmax_loss
 from friction_kernels.scores.targets import Index
 
 
@@ -60,7 +59,7 @@ class InfoNCELoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        checks.check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.temperature, self.symmetric, self.normalize = temperature, symmetric, normalize
         self.reduction, self.gather = reduction, gather
 

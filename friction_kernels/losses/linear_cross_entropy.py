@@ -6,8 +6,16 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
-from friction_kernels.losses.row_softmax import Reduction, row_softmax_loss
-from friction_kernels.losses.tokens import labels_of_rows, rows_of
+from friction_kernels.choices import check_choice
+from friction_kernels.graph.checks import check_ignore_index
+from friction_kernels.losses.row_softmax import (
+    REDUCTIONS,
+    Reduction,
+    check_label_smoothing,
+    check_softcap,
+    row_softmax_loss,
+)
+from friction_kernels.losses.tokens import labels_of_rows, rows_of_head
 from friction_kernels.scores.targets import Index
 
 
@@ -37,7 +45,8 @@ class LinearCrossEntropyLoss(nn.Module):
             whose labels are the input ids; the last of each sequence does not count (default False).
 
     Raises:
-        ValueError: shapes, labels or options do not fit together, or logits are NaN.
+        ValueError: an option is out of range, from the constructor; from the call, shapes or labels do not
+            fit together, or logits are NaN.
         TypeError: a dtype is not float16, bfloat16, float32 or float64.
     """
 
@@ -50,6 +59,10 @@ class LinearCrossEntropyLoss(nn.Module):
         shift: bool = False,
     ) -> None:
         super().__init__()
+        check_ignore_index(ignore_index)
+        check_label_smoothing(label_smoothing)
+        check_softcap(softcap)
+        check_choice("reduction", reduction, REDUCTIONS)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.softcap = softcap
@@ -73,9 +86,10 @@ class LinearCrossEntropyLoss(nn.Module):
             labels: (...) integers from 0 to V - 1, or ignore_index.
             bias: (V,) of the linear layer (default None).
         """
+        rows = rows_of_head(hidden, weight, bias)
         flat = labels_of_rows(hidden, labels, self.shift, self.ignore_index)
         loss = row_softmax_loss(
-            rows_of("hidden", hidden),
+            rows,
             weight,
             Index(flat),
             bias=bias,

@@ -17,8 +17,7 @@ from friction_kernels.losses.fused import FusedStats, fused_loss
 from friction_kernels.losses.statistics import GLossStats
 
 Form = Literal["official", "log"]
-Reduction = Literal["mean", "sum", "none"]
-FORMS, REDUCTIONS = get_args(Form), get_args(Reduction)
+FORMS = get_args(Form)
 
 
 class Options(NamedTuple):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
 from friction_kernels.losses.embeddings import (
     check_matrix,
@@ -14,8 +15,7 @@ from friction_kernels.losses.embeddings import (
     number_of,
     unit_length,
 )
-from friction_kernels.losses.recovery import REDUCTIONS, Reduction
-from friction_kernels.losses.row_softmax import row_softmax_loss
+from friction_kernels.losses.row_softmax import REDUCTIONS, Reduction, row_softmax_loss
 from friction_kernels.scores.targets import Index
 
 
@@ -60,7 +60,7 @@ class RetrievalLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        checks.check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
         checks.check_ignore_index(ignore_index)
         self.temperature, self.normalize = temperature, normalize
         self.reduction, self.ignore_index = reduction, ignore_index

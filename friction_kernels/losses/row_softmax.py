@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.scores.products import Mask
 from friction_kernels.scores.route import (
     ROW_BACKENDS,
@@ -28,6 +29,7 @@ from friction_kernels.scores.targets import (
 )
 
 Reduction = Literal["mean", "sum", "none"]
+REDUCTIONS = get_args(Reduction)
 Statistics = Literal[False, True, "without entropy"]
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -154,8 +156,15 @@ def row_softmax_loss(
     return RowSoftmaxStats(loss, counted, lse, entropy if options.entropy else None, route)
 
 
-def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
-    for name, tensor in (("x", x), ("w", w)):
+def check_shapes(
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    mask: Mask = None,
+    names: tuple[str, str] = ("x", "w"),
+) -> None:
+    rows, columns = names
+    for name, tensor in zip(names, (x, w), strict=True):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} is {type(tensor).__name__}, and no tensor; give its weight")
         if tensor.dtype not in DTYPES:
@@ -167,12 +176,14 @@ def check_shapes(x: Tensor, w: Tensor, bias: Tensor | None, mask: Mask) -> None:
                 f"{name} must be a matrix that is not empty, got {tuple(tensor.shape)}"
             )
         if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, and x on {x.device}")
+            raise ValueError(f"{name} is on {tensor.device}, and {rows} on {x.device}")
     if x.shape[1] != w.shape[1]:
-        raise ValueError(f"x has {x.shape[1]} columns, and w {w.shape[1]}; they must have the same")
+        raise ValueError(
+            f"{rows} has {x.shape[1]} columns, and {columns} {w.shape[1]}; they must have the same"
+        )
     if bias is not None and bias.shape != (len(w),):
         raise ValueError(
-            f"bias must be ({len(w)},), one for each row of w, got {tuple(bias.shape)}"
+            f"bias must be ({len(w)},), one for each row of {columns}, got {tuple(bias.shape)}"
         )
     if isinstance(mask, Tensor):
         if mask.dtype != torch.bool:
@@ -196,24 +207,24 @@ def check_options(
     target: Target,
     backend: str,
 ) -> None:
-    for name, value, choices in (
-        ("kind", options.kind, KINDS),
-        ("reduction", reduction, get_args(Reduction)),
-        ("backend", backend, ROW_BACKENDS),
-        ("statistics", statistics, get_args(Statistics)),
-    ):
-        if value not in choices:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}"
-            )
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0, got {softcap}")
-    if not 0 <= options.label_smoothing < 1:
-        raise ValueError(
-            f"label_smoothing must be from 0 to below 1, got {options.label_smoothing}"
-        )
+    check_choice("kind", options.kind, KINDS)
+    check_choice("reduction", reduction, REDUCTIONS)
+    check_choice("backend", backend, ROW_BACKENDS)
+    check_choice("statistics", statistics, get_args(Statistics))
+    check_softcap(softcap)
+    check_label_smoothing(options.label_smoothing)
     if options.label_smoothing and (mask is not None or not isinstance(target, Index)):
         raise ValueError("label_smoothing is for Index targets without a mask")
+
+
+def check_softcap(softcap: float | None) -> None:
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"softcap must be above 0, got {softcap}")
+
+
+def check_label_smoothing(label_smoothing: float) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
 
 
 def check_labels_take_part(labels: Tensor, mask: Mask, ignore_index: int) -> None:

@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
 from friction_kernels.losses.distributed import gather_rows, is_distributed
 from friction_kernels.losses.document_ids import NO_ID, int64_ids
 from friction_kernels.losses.embeddings import check_temperature, number_of, unit_length
 from friction_kernels.losses.memory import GraphMemory
-from friction_kernels.losses.recovery import REDUCTIONS, Reduction
-from friction_kernels.losses.row_softmax import RowSoftmaxStats, row_softmax_loss
+from friction_kernels.losses.row_softmax import (
+    REDUCTIONS,
+    Reduction,
+    RowSoftmaxStats,
+    row_softmax_loss,
+)
 from friction_kernels.scores.targets import SameLabel
 
 
@@ -73,7 +78,7 @@ class SupConLoss(nn.Module):
     ) -> None:
         super().__init__()
         check_temperature(temperature)
-        checks.check_choice("reduction", reduction, REDUCTIONS)
+        check_choice("reduction", reduction, REDUCTIONS)
         checks.check_ignore_index(ignore_index)
         if memory is not None and not isinstance(memory, GraphMemory):
             raise TypeError(f"memory must be a GraphMemory, got {type(memory).__name__}")

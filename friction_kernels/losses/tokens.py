@@ -5,12 +5,21 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
+from friction_kernels.losses.row_softmax import check_shapes
+
 
 def rows_of(name: str, tensor: Tensor) -> Tensor:
     """(..., d) as (N, d)."""
     if tensor.dim() == 0:
         raise ValueError(f"{name} must be (..., d), got a number")
     return tensor.reshape(-1, tensor.shape[-1])
+
+
+def rows_of_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N, d) of the hidden states that a linear layer takes; raises for what does not fit it."""
+    rows = rows_of("hidden", hidden)
+    check_shapes(rows, weight, bias, names=("hidden", "weight"))
+    return rows
 
 
 def labels_of_rows(hidden: Tensor, labels: Tensor, shift: bool, ignore_index: int) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
 from friction_kernels.graph.sigma import RULES, Rule, gaussian_sigma
 from friction_kernels.graph.unit_rows import unit_rows
@@ -26,7 +27,7 @@ class WidthModule(torch.nn.Module):
             checks.check_sigma(sigma)
             self._sigma = sigma
             return
-        checks.check_choice("sigma", sigma, ("learnable", *RULES))
+        check_choice("sigma", sigma, ("learnable", *RULES))
         if sigma == "learnable":
             self.log_sigma = torch.nn.Parameter(torch.tensor(math.log(SIGMA_AT_FIRST)))
         else:

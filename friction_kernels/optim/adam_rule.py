@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from friction_kernels import equations
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checks, taking
 from friction_kernels.optim.rule import MeasuredRule, Operands, ProjectedRule, Rule
 
@@ -33,7 +34,7 @@ class AdamRule(Rule):
         checks.check_betas(group["betas"])
         checks.check_number("eps", group["eps"])
         checks.check_number("weight_decay", group["weight_decay"])
-        checks.check_choice("maximize", group["maximize"], (False, True))
+        check_choice("maximize", group["maximize"], (False, True))
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         beta1, beta2 = checks.pair_of_betas(group["betas"])
@@ -132,7 +133,7 @@ class FrictionAdamRule(AdamRule, MeasuredRule):
         """What the friction is a function of, besides beta3."""
         if self.friction == "diff":  # it has an input of its own
             return "product"
-        checks.check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
+        check_choice("friction_input", group["friction_input"], FRICTION_INPUTS)
         chosen: FrictionInput = group["friction_input"]
         return chosen
 
@@ -177,7 +178,7 @@ class _ProjectedAdamRule(AdamRule, ProjectedRule):
         super().check_group(group)
         checks.check_number("delta", group["delta"])
         checks.check_number("wd_ratio", group["wd_ratio"])
-        checks.check_choice("nesterov", group["nesterov"], (False, True))
+        check_choice("nesterov", group["nesterov"], (False, True))
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: group[name] for name in ("nesterov", "delta", "wd_ratio")}

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels import backends
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checkpoints, checks, compiled, options, state_checks, taking
 from friction_kernels.optim.fallbacks import Entry, entries_of, warn_of_fallbacks
 from friction_kernels.optim.gradient_scaling import GradientScaling, LossScale, Needs
@@ -229,7 +230,7 @@ class PlannedOptimizer(Optimizer):
         for index, group in enumerate(groups):
             checks.check_members(index, group)
             taking.check_members(self.rule, index, group)
-            checks.check_choice("backend", group["backend"], backends.BACKENDS)
+            check_choice("backend", group["backend"], backends.BACKENDS)
             checks.check_capturable(group, group["params"])
             group["process_group"] = name_of(group["process_group"])
             options.check(group, self.rule.states)

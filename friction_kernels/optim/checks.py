@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from friction_kernels.backends import BACKENDS, NATIVE_DTYPES, is_plain, native_unavailable_reason
+from friction_kernels.choices import check_choice
 
 NO_MEMORY = "has no memory for its elements; bring its storage back, or clone() a zero tensor"
 
@@ -63,12 +64,6 @@ def check_bound(name: str, value: float) -> None:
     """Raise ValueError unless value is a number above 0; infinity is allowed."""
     if isinstance(value, bool) or not isinstance(value, Real) or not value > 0:
         raise ValueError(f"{name} must be a number above 0 (math.inf only measures), got {value!r}")
-
-
-def check_choice(name: str, value: object, choices: Sequence[object]) -> None:
-    # Arrays are not hashable, and would compare element by element.
-    if not isinstance(value, Hashable) or value not in set(choices):
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def pair_of_betas(value: Sequence[float | Tensor]) -> Sequence[float | Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from friction_kernels.backends import Backend
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.adam import ADAMP_ARGS, PROJECTION
 from friction_kernels.optim.adam_rule import (
@@ -224,10 +225,10 @@ class FrictionAdamW(PlannedOptimizer):
         capturable: bool = False,
         backend: Backend = "auto",
     ) -> None:
-        checks.check_choice("friction", friction, (*FRICTIONS, None))
+        check_choice("friction", friction, (*FRICTIONS, None))
         # Checked without friction, too, so that turning it on is the only change.
-        checks.check_choice("friction_input", friction_input, FRICTION_INPUTS)
-        checks.check_choice("take_gradients", take_gradients, (False, True))
+        check_choice("friction_input", friction_input, FRICTION_INPUTS)
+        check_choice("take_gradients", take_gradients, (False, True))
         checks.check_number("beta3", beta3)
         self.rule = (
             AdamRule(decoupled=True)

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checks
 from friction_kernels.optim.blockwise import BLOCK
 from friction_kernels.optim.master_weights import LOW_PRECISION
@@ -132,9 +133,9 @@ def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
     """Raise for an option that is out of range or conflicts with another option of the group."""
     if group["max_grad_norm"] is not None:
         checks.check_bound("max_grad_norm", group["max_grad_norm"])
-    checks.check_choice("skip_nonfinite", group["skip_nonfinite"], (False, True))
-    checks.check_choice("master", group["master"], MASTERS)
-    checks.check_choice("rounding", group["rounding"], ROUNDINGS)
+    check_choice("skip_nonfinite", group["skip_nonfinite"], (False, True))
+    check_choice("master", group["master"], MASTERS)
+    check_choice("rounding", group["rounding"], ROUNDINGS)
     if group["rounding"] == "stochastic" and group["master"] is not None:
         raise ValueError(
             f"rounding='stochastic' and master={group['master']!r} exclude each other: with a master "
@@ -144,11 +145,11 @@ def check(group: Mapping[str, Any], states: Iterable[str]) -> None:
     processes_of(group["process_group"])
     asked = group["state_dtype"]
     if not isinstance(asked, Mapping):
-        checks.check_choice("state_dtype", asked, STATE_DTYPES)
+        check_choice("state_dtype", asked, STATE_DTYPES)
         return
     for name, value in asked.items():
-        checks.check_choice("a name in state_dtype", name, tuple(states))
-        checks.check_choice(f"state_dtype[{name!r}]", value, STATE_DTYPES)
+        check_choice("a name in state_dtype", name, tuple(states))
+        check_choice(f"state_dtype[{name!r}]", value, STATE_DTYPES)
 
 
 def check_seed(seed: object) -> None:

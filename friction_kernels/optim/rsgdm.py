@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from friction_kernels import equations
 from friction_kernels.backends import Backend
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
@@ -70,7 +71,7 @@ class RSGDMRule(Rule):
         checks.check_number("momentum", group["momentum"], below=1.0)
         checks.check_number("weight_decay", group["weight_decay"])
         for flag in ("decoupled_weight_decay", "maximize"):
-            checks.check_choice(flag, group[flag], (False, True))
+            check_choice(flag, group[flag], (False, True))
 
     def settings(self, group: Mapping[str, Any]) -> dict[str, Any]:
         own = {name: group[name] for name in ("lr", "momentum", "weight_decay", "maximize")}

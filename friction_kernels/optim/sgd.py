@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from friction_kernels import equations
 from friction_kernels.backends import Backend
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.base import PlannedOptimizer
 from friction_kernels.optim.options import Master, Rounding, StateDtype
@@ -32,7 +33,7 @@ class SGDRule(Rule):
         if group["dampening"] != 0:
             raise ValueError(f"dampening must be 0, got {group['dampening']!r}; leave it out")
         for flag in ("nesterov", "maximize"):
-            checks.check_choice(flag, group[flag], (False, True))
+            check_choice(flag, group[flag], (False, True))
         if group["nesterov"] and checks.as_number("momentum", group["momentum"]) == 0:
             raise ValueError("nesterov=True needs a momentum above 0, got momentum=0")
 

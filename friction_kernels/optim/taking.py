@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.optim import checks, options
 from friction_kernels.optim.rule import Rule
 from friction_kernels.shards import local
@@ -29,7 +30,7 @@ def takes(rule: Rule, group: Mapping[str, Any]) -> bool:
 
 def check_group(group: Mapping[str, Any], *, decoupled: bool) -> None:
     """Raise if the option is wrong or conflicts with another option of the group."""
-    checks.check_choice("take_gradients", group.get("take_gradients", False), (False, True))
+    check_choice("take_gradients", group.get("take_gradients", False), (False, True))
     if not group.get("take_gradients", False):
         return
     if group["capturable"]:

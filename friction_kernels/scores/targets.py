@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.scores.products import mask_
 
 Kind = Literal["ce", "kl", "reverse_kl", "jsd"]
@@ -221,10 +222,7 @@ class TopK:
     teacher = None
 
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
-        if self.rest not in RESTS:
-            raise ValueError(
-                f"rest must be one of {', '.join(map(repr, RESTS))}, got {self.rest!r}"
-            )
+        check_choice("rest", self.rest, RESTS)
         if self.ids.dim() != 2 or len(self.ids) != rows or self.ids.shape != self.logprobs.shape:
             raise ValueError(
                 f"ids and logprobs must be ({rows}, k), got {tuple(self.ids.shape)} and "
@@ -321,8 +319,8 @@ class Scores:
                 f"the teacher has {len(self.w)} columns, and the student {columns}: vocabularies must be "
                 "the same"
             )
-        if options.kind == "jsd" and not 0 < options.beta < 1:
-            raise ValueError(f"beta must be between 0 and 1, got {options.beta}")
+        if options.kind == "jsd":
+            check_beta(options.beta)
 
     def rows(self, tile: Tile, options: Options) -> Rows:
         assert tile.teacher is not None
@@ -384,10 +382,7 @@ class Distilled:
         return replace(self.soft, scale=self.soft.scale / self.temperature, bias=bias)
 
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise ValueError(f"alpha must be from 0 to 1, got {self.alpha}")
-        if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be above 0 and finite, got {self.temperature}")
+        check_distillation(self.alpha, self.temperature)
         self.soft.check(rows, columns, options, validate)
         Index(self.labels).check(rows, columns, options._replace(kind="ce"), validate)
 
@@ -403,3 +398,15 @@ class Distilled:
 
 
 Target = Index | SameLabel | TopK | Scores | Distilled
+
+
+def check_beta(beta: float) -> None:
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must be between 0 and 1, got {beta}")
+
+
+def check_distillation(alpha: float, temperature: float) -> None:
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")

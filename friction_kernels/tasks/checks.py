@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from friction_kernels.choices import check_choice
 from friction_kernels.lists.operands import Operand, check_tensor
 from friction_kernels.shards import local, mismatch
 from friction_kernels.tasks.keeping import KEEPS, Keep
 
 
 def check_parameters(parameters: Sequence[Tensor], keep: Keep) -> None:
-    if keep not in KEEPS:
-        raise ValueError(f"keep must be one of {', '.join(map(repr, KEEPS))}, got {keep!r}")
+    check_choice("keep", keep, KEEPS)
     if not parameters:
         raise ValueError("there are no shared parameters; give those that several tasks train")
     seen: dict[int, int] = {}
