@@ -21,7 +21,7 @@ from friction_kernels import (
     row_softmax_loss,
 )
 from friction_kernels.graph import route, sigma
-from friction_kernels.losses import recovery
+from friction_kernels.losses import recovery, row_softmax
 from friction_kernels.optim import adam_rule, options
 from friction_kernels.scores import chunked, targets
 
@@ -105,7 +105,7 @@ NAMES = [
     (optim.SigSignAdamP, "backend", backends.BACKENDS),
     (optim.RSGDM, "state_dtype", options.STATE_DTYPES),
     (losses.GLoss, "form", recovery.FORMS),
-    (losses.GLoss, "reduction", recovery.REDUCTIONS),
+    (losses.GLoss, "reduction", row_softmax.REDUCTIONS),
     (losses.GLoss, "solver", route.SOLVERS),
     (losses.GLoss, "precision", chunked.PRECISIONS),
     (losses.GLoss, "backend", route.GRAPH_BACKENDS),

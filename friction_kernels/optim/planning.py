@@ -239,7 +239,7 @@ class StepPlan:
         params = list(compress(chain.from_iterable(self.members), members))
         trained = [param for param in params if not checks.is_frozen(param)]
         devices = (param.device for param in (*trained, *params))
-        return next((d for d in devices if d.type != "meta"), device_of_sums(processes))
+        return next((d for d in devices if d.type != "meta"), None) or device_of_sums(processes)
 
     def _local_squared_norm(
         self, groups: Groups, counted: list[bool], device: torch.device
