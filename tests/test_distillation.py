@@ -256,7 +256,7 @@ def test_errors_call_hidden_states_and_head_by_their_names():
     hidden, weight, labels = random(2, 3, 8), random(9, 8, seed=1), some_labels(2, 3)
     cases = (
         ("hidden has 8 columns, and weight 7", ValueError, (hidden, weight[:, :7])),
-        ("bias must be .9,., one for each row of weight", ValueError, (hidden, weight, labels[0])),
+        ("bias must be .9,., one for each row of weight", ValueError, (hidden, weight, random(8))),
         ("weight is Linear, and no tensor", TypeError, (hidden, torch.nn.Linear(8, 9))),
         ("hidden is torch.int64", TypeError, (hidden.long(), weight)),
     )

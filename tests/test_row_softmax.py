@@ -76,7 +76,7 @@ LABELS = torch.tensor([0, 1, 2])
         (
             lambda x, w: row_softmax_loss(x, w, TopK(LABELS[:, None], torch.ones(3, 1))),
             ValueError,
-            "logprobs must be logarithms",
+            "logprobs of row 0 must be logarithms",
         ),
         (
             lambda x, w: row_softmax_loss(x, w, Scores(x, w[:4])),

@@ -219,6 +219,18 @@ def test_without_a_row_that_counts_loss_and_gradients_are_zero(way):
     assert loss == 0 and not x.grad.any() and not w.grad.any()
 
 
+def test_labels_that_a_loss_does_not_weigh_may_be_impossible(way):
+    x, w, bias = random(6, 8), random(17, 8, seed=1), random(17, seed=2)
+    bias[0] = -math.inf
+    teacher = Scores(random(6, 8, seed=3), random(17, 8, seed=4), bias=bias)
+    options = {"scale": 1.0, "bias": bias, "kind": "kl"}
+    target = Distilled(torch.zeros(6, dtype=torch.long), teacher, alpha=1.0)
+    found = results(x, w, target, options, torch.float32, DEVICE, backend="triton")[1]
+    exact = results(x, w, target, options, torch.float64)[1]
+    assert exact[0].isfinite()
+    assert error(found[0], exact[0]) < 1e-6 and error(found[3], exact[3]) < 1e-6
+
+
 def test_scores_of_any_size(way):
     """Nothing overflows that need not."""
     x, w = 200 * random(20, 6, seed=6), random(70, 6, seed=7)

@@ -46,14 +46,14 @@ def _has_tangent(value: object) -> bool:
     return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
-def refuse_recomputation(why: str) -> None:
+def refuse_recomputation(name: str, why: str) -> None:
     """Raise inside backward(), where torch.utils.checkpoint recomputes.
 
     Recomputation restores only the default generators, no other state. A call from a hook looks the same.
     """
     if torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            f"GLoss was called by backward(), as torch.utils.checkpoint does to recompute a loss, and {why}: "
-            "the gradient may be that of another loss; call GLoss outside of checkpointed functions and "
-            "of hooks"
+            f"{name} was called by backward(), as torch.utils.checkpoint does to recompute a loss, and "
+            f"{why}: the gradient may be that of another loss; call {name} outside of checkpointed "
+            "functions and of hooks"
         )

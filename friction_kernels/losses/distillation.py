@@ -11,14 +11,13 @@ from friction_kernels.choices import check_choice
 from friction_kernels.graph.checks import check_ignore_index
 from friction_kernels.losses.row_softmax import REDUCTIONS, Reduction, row_softmax_loss
 from friction_kernels.losses.tokens import labels_of_rows, rows_of, rows_of_head
+from friction_kernels.scores.checks import check_beta, check_distillation
 from friction_kernels.scores.targets import (
     KINDS,
     Distilled,
     Kind,
     Scores,
     TopK,
-    check_beta,
-    check_distillation,
 )
 
 

@@ -8,6 +8,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# By whose numbers ranks tell each other what they send.
+DTYPES = (
+    torch.bool,
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+)
+
 
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
@@ -54,7 +68,7 @@ def same_on_all_ranks(tensor: Tensor) -> Tensor:
 
 def _sizes(first: Tensor, tensors: tuple[Tensor | None, ...]) -> list[int]:
     """The number of rows on each rank. Raises on every rank if anything else differs between ranks."""
-    layout = [0 if t is None else 1 + t[:0].dim() * 1000 + t.element_size() for t in tensors]
+    layout = [0 if t is None else 1000 * t.dim() + DTYPES.index(t.dtype) for t in tensors]
     header = torch.tensor([len(first), *first.shape[1:], *layout], device=first.device)
     headers = [torch.empty_like(header) for _ in range(dist.get_world_size())]
     dist.all_gather(headers, header)

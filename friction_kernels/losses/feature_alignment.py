@@ -54,6 +54,8 @@ class FeatureAlignment(nn.Module):
             mask: (...) bool, True at tokens that count; None: all (default None).
         """
         self._check(hidden, teacher, mask)
+        if mask is not None:  # what does not count may be anything
+            hidden, teacher = (t.where(mask[..., None], 0) for t in (hidden, teacher))
         projected: Tensor = self.projection(hidden)
         wide = torch.promote_types(projected.dtype, torch.float32)
         errors = (projected.to(wide) - teacher.detach().to(wide)).square().mean(-1)

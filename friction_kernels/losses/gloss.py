@@ -204,9 +204,9 @@ class GLoss(WidthModule):
             self.memory.check_rows(embeddings)
         refuse_transforms("GLoss", embeddings, self.sigma)
         if self._remembers():
-            refuse_recomputation("this call would add to its memory")
+            refuse_recomputation("GLoss", "this call would add to its memory")
         if self.generator is not None and labelled is None:
-            refuse_recomputation("its generator draws anew")
+            refuse_recomputation("GLoss", "its generator draws anew")
         labels = checks.int64_labels(labels)
         ids = None if ids is None else int64_ids(ids)
         with torch.autocast(embeddings.device.type, enabled=False):

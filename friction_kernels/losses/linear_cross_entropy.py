@@ -11,11 +11,10 @@ from friction_kernels.graph.checks import check_ignore_index
 from friction_kernels.losses.row_softmax import (
     REDUCTIONS,
     Reduction,
-    check_label_smoothing,
-    check_softcap,
     row_softmax_loss,
 )
 from friction_kernels.losses.tokens import labels_of_rows, rows_of_head
+from friction_kernels.scores.checks import check_label_smoothing, check_softcap
 from friction_kernels.scores.targets import Index
 
 

@@ -9,6 +9,17 @@ import torch
 from torch import Tensor
 
 from friction_kernels.choices import check_choice
+from friction_kernels.graph.checks import check_ignore_index
+from friction_kernels.graph.torch_modes import uncompiled
+from friction_kernels.scores.checks import (
+    check_found,
+    check_ids_take_part,
+    check_label_smoothing,
+    check_labels_take_part,
+    check_mask,
+    check_operands,
+    check_softcap,
+)
 from friction_kernels.scores.products import Mask
 from friction_kernels.scores.route import (
     ROW_BACKENDS,
@@ -31,7 +42,6 @@ from friction_kernels.scores.targets import (
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = get_args(Reduction)
 Statistics = Literal[False, True, "without entropy"]
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class RowSoftmaxStats(NamedTuple):
@@ -44,6 +54,7 @@ class RowSoftmaxStats(NamedTuple):
     route: Route  # how it was computed
 
 
+@uncompiled
 def row_softmax_loss(
     x: Tensor,
     w: Tensor,
@@ -98,7 +109,7 @@ def row_softmax_loss(
         softcap: the bound of capped scores (default None).
         reduction: "mean" over the rows that count, "sum", or "none" for (N,) losses, 0 where a row does not
             count (default "mean").
-        ignore_index: the label of rows that do not count (default -100).
+        ignore_index: the label, of Index and Distilled targets, of rows that do not count (default -100).
         label_smoothing: the share of an Index target that is spread over all columns (default 0.0).
         statistics: return RowSoftmaxStats(loss, counted, lse, entropy, route); "without entropy" spares a
             pass over the scores (default False).
@@ -121,26 +132,37 @@ def row_softmax_loss(
     Source: the outer form of supervised contrastive losses is that of arXiv 2004.11362; gradients are those
     of the equations above. Chunks are this library's choice.
     """
-    check_shapes(x, w, bias, mask)
+    check_operands(x, w, bias)
+    check_mask(mask, len(x), len(w))
     if not isinstance(target, get_args(Target)):
         raise TypeError(
             f"target is {type(target).__name__}; give one of friction_kernels.targets, such as "
             "Index(labels) or Scores(x, w)"
         )
-    options = Options(kind, beta, ignore_index, label_smoothing, entropy=statistics is True)
+    options = Options(
+        kind,
+        beta,
+        ignore_index,
+        label_smoothing,
+        entropy=statistics not in (False, "without entropy"),
+    )
     check_options(options, reduction, statistics, softcap, mask, target, backend)
     checks = x.device.type == "cpu" if validate is None else validate
     target.check(len(x), len(w), options, checks)
+    teacher, soft = target.teacher, target.soft if isinstance(target, Distilled) else target
+    if teacher is not None and teacher.x.device != x.device:
+        raise ValueError(f"the teacher is on {teacher.x.device}, and x on {x.device}")
     if checks and isinstance(target, Index | Distilled):
         check_labels_take_part(target.labels, mask, ignore_index)
-    if isinstance(target, TopK):
-        target = target.without_empty_bucket(len(w))
-    elif isinstance(target, Distilled) and isinstance(target.soft, TopK):
-        target = replace(target, soft=target.soft.without_empty_bucket(len(w)))
+    if isinstance(soft, TopK):
+        if checks:
+            check_ids_take_part(soft.ids, soft.logprobs, mask)
+        soft = soft.without_empty_bucket(len(w))
+        target = replace(target, soft=soft) if isinstance(target, Distilled) else soft
     mean = {"mean": True, "sum": False, "none": None}[reduction]
     route = choose_route(x, w, target, backend)
     warn_of_fallback(route)
-    problem = Problem(target, options, mask, softcap, mean, route)
+    problem = Problem(target, options, mask, softcap, mean, route, torch.is_grad_enabled())
     factor = torch.as_tensor(
         scale, dtype=None if isinstance(scale, Tensor) else arithmetic_of(x, w)
     )
@@ -148,54 +170,12 @@ def row_softmax_loss(
         raise ValueError(f"scale must be one number, got a tensor {tuple(factor.shape)}")
     factor = factor.to(x.device).reshape(())
     found: tuple[Tensor, ...] = RowSoftmax.apply(x, w, bias, factor, problem)  # type: ignore[no-untyped-call]
-    loss, counted, lse, entropy = found
+    loss, counted, lse, entropy, losses = found
     if checks and not loss.isfinite().all():
-        check_rows(lse)
+        check_found(lse, losses)
     if not statistics:
         return loss
     return RowSoftmaxStats(loss, counted, lse, entropy if options.entropy else None, route)
-
-
-def check_shapes(
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    mask: Mask = None,
-    names: tuple[str, str] = ("x", "w"),
-) -> None:
-    rows, columns = names
-    for name, tensor in zip(names, (x, w), strict=True):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} is {type(tensor).__name__}, and no tensor; give its weight")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(
-                f"{name} is {tensor.dtype}; scores are of float16, bfloat16, float32 or float64"
-            )
-        if tensor.dim() != 2 or 0 in tensor.shape:
-            raise ValueError(
-                f"{name} must be a matrix that is not empty, got {tuple(tensor.shape)}"
-            )
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device}, and {rows} on {x.device}")
-    if x.shape[1] != w.shape[1]:
-        raise ValueError(
-            f"{rows} has {x.shape[1]} columns, and {columns} {w.shape[1]}; they must have the same"
-        )
-    if bias is not None and bias.shape != (len(w),):
-        raise ValueError(
-            f"bias must be ({len(w)},), one for each row of {columns}, got {tuple(bias.shape)}"
-        )
-    if isinstance(mask, Tensor):
-        if mask.dtype != torch.bool:
-            raise TypeError(
-                f"mask is {mask.dtype}; it must be bool, True where a column takes part"
-            )
-        if mask.shape not in ((len(w),), (len(x), len(w))):
-            raise ValueError(
-                f"mask must be ({len(w)},) or ({len(x)}, {len(w)}), got {tuple(mask.shape)}"
-            )
-    elif mask not in (None, "causal", "diagonal"):
-        raise ValueError(f"mask must be a bool tensor, 'causal', 'diagonal' or None, got {mask!r}")
 
 
 def check_options(
@@ -211,46 +191,8 @@ def check_options(
     check_choice("reduction", reduction, REDUCTIONS)
     check_choice("backend", backend, ROW_BACKENDS)
     check_choice("statistics", statistics, get_args(Statistics))
+    check_ignore_index(options.ignore_index)
     check_softcap(softcap)
     check_label_smoothing(options.label_smoothing)
     if options.label_smoothing and (mask is not None or not isinstance(target, Index)):
         raise ValueError("label_smoothing is for Index targets without a mask")
-
-
-def check_softcap(softcap: float | None) -> None:
-    if softcap is not None and not softcap > 0:
-        raise ValueError(f"softcap must be above 0, got {softcap}")
-
-
-def check_label_smoothing(label_smoothing: float) -> None:
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be from 0 to below 1, got {label_smoothing}")
-
-
-def check_labels_take_part(labels: Tensor, mask: Mask, ignore_index: int) -> None:
-    """Raise for a label whose column the mask takes out, so that its loss would be infinite."""
-    rows = torch.arange(len(labels), device=labels.device)
-    counted = labels != ignore_index
-    columns = labels.where(counted, 0).long()
-    if mask is None:
-        return
-    if isinstance(mask, Tensor):
-        takes_part = mask[columns] if mask.dim() == 1 else mask[rows, columns]
-    else:
-        takes_part = columns <= rows if mask == "causal" else columns != rows
-    if (wrong := counted & ~takes_part).any():
-        row = int(wrong.nonzero()[0])
-        raise ValueError(
-            f"label {int(labels[row])} of row {row} is a column that mask takes out; give the row "
-            f"ignore_index ({ignore_index}), or let the column take part"
-        )
-
-
-def check_rows(lse: Tensor) -> None:
-    """Raise for scores that are not numbers."""
-    if (wrong := lse.isnan()).any():
-        rows = wrong.nonzero().flatten().tolist()
-        shown = ", ".join(map(str, rows[:5])) + (", ..." if len(rows) > 5 else "")
-        raise ValueError(
-            f"scores of {len(rows)} rows are NaN: {shown}; look at x, w, bias and scale"
-        )

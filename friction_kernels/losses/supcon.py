@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from friction_kernels.choices import check_choice
 from friction_kernels.graph import checks
+from friction_kernels.graph.torch_modes import refuse_recomputation
 from friction_kernels.losses.distributed import gather_rows, is_distributed
 from friction_kernels.losses.document_ids import NO_ID, int64_ids
 from friction_kernels.losses.embeddings import check_temperature, number_of, unit_length
@@ -46,13 +47,14 @@ class SupConLoss(nn.Module):
         normalize: scale rows to unit length; False takes embeddings as they are (default True).
         reduction: "mean" over the rows that have positives, "sum", or "none" for (N,) losses, 0 at rows
             without (default "mean").
-        ignore_index: rows with this label take no part (default -100).
+        ignore_index: rows with this label take no part, and may hold anything (default -100).
         memory: a `GraphMemory`, whose rows are further columns without a gradient. It stores each batch in
             training mode if gradients are enabled (default None).
         gather: take the rows of all ranks (torch.distributed). Every rank computes the same loss, and its
             own rows get exactly the gradient that they would get in a single process with all rows.
             DistributedDataParallel then averages what a single process would sum: multiply the loss by the
-            world size to get the same step. Has no effect without torch.distributed (default False).
+            world size to get the same step. (A trained temperature gets its whole gradient on every rank.)
+            Has no effect without torch.distributed (default False).
 
     Attributes:
         without_positives: scalar tensor, the number of the last call's rows that have no positive; None
@@ -64,7 +66,8 @@ class SupConLoss(nn.Module):
     Raises:
         ValueError, TypeError: an argument out of range, from the constructor; from the call, invalid
             embeddings, labels, mask or ids.
-        RuntimeError: from backward(), a second time, or a second derivative.
+        RuntimeError: from backward(), a second time, a second derivative, or where it recomputes a call
+            that added to the memory (torch.utils.checkpoint).
     """
 
     def __init__(
@@ -126,8 +129,12 @@ class SupConLoss(nn.Module):
         if self.memory is not None:
             self.memory.check_rows(embeddings)
         check_mask(mask, len(embeddings), self.gather and is_distributed())
-        z = unit_length("embeddings", embeddings) if self.normalize else embeddings
+        if self._remembers():
+            refuse_recomputation("SupConLoss", "this call would add to its memory")
         labels = checks.int64_labels(labels)
+        known = labels != self.ignore_index
+        embeddings = embeddings.where(known[:, None], 1)  # others take no part, whatever they are
+        z = unit_length("embeddings", embeddings) if self.normalize else embeddings
         ids = None if ids is None else int64_ids(ids)
         if self.memory is not None and ids is not None and bool((ids == NO_ID).any()):
             checks.raise_for_ids(ids == NO_ID)
@@ -145,11 +152,15 @@ class SupConLoss(nn.Module):
         )
         assert isinstance(found, RowSoftmaxStats)
         self.without_positives = (~found.counted & (labels != self.ignore_index)).sum()
-        if self.memory is not None and self.training and torch.is_grad_enabled():
+        if self.memory is not None and self._remembers():
             known = labels != self.ignore_index
             rows = z.detach()[known].float(), labels[known], None if ids is None else ids[known]
             self.memory.put(*(rows if self.gather else gather_rows(*rows)))
         return found.loss
+
+    def _remembers(self) -> bool:
+        """Whether a call would change the memory."""
+        return self.memory is not None and self.training and torch.is_grad_enabled()
 
     def _columns(
         self, z: Tensor, labels: Tensor, mask: Tensor | None, ids: Tensor | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from friction_kernels.losses.row_softmax import check_shapes
+from friction_kernels.scores.checks import check_operands
 
 
 def rows_of(name: str, tensor: Tensor) -> Tensor:
@@ -18,7 +18,7 @@ def rows_of(name: str, tensor: Tensor) -> Tensor:
 def rows_of_head(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """(N, d) of the hidden states that a linear layer takes; raises for what does not fit it."""
     rows = rows_of("hidden", hidden)
-    check_shapes(rows, weight, bias, names=("hidden", "weight"))
+    check_operands(rows, weight, bias, names=("hidden", "weight"))
     return rows
 
 
@@ -29,6 +29,8 @@ def labels_of_rows(hidden: Tensor, labels: Tensor, shift: bool, ignore_index: in
             f"labels must be {tuple(hidden.shape[:-1])}, one for each hidden state, got "
             f"{tuple(labels.shape)}"
         )
+    if not labels.is_floating_point():
+        labels = labels.long()
     if shift:
         labels = functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
     return labels.reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,7 @@ class Problem(NamedTuple):
     softcap: float | None
     mean: bool | None  # over counted rows; False: the sum; None: each row's loss
     route: Route
+    differentiated: bool  # whether gradients may be asked for
 
 
 class Wanted(NamedTuple):
@@ -114,7 +116,7 @@ def chunked(
             if entropy is not None and found.entropy is not None:
                 entropy[here] = found.entropy
             if factors is not None:
-                z[block].mul_(factors[here, None])
+                z[block].mul_(factors[here].where(found.counted, 0)[:, None])
         if dx is not None:
             dx[rows] = 0
             for columns, right in columns_of(w, dtype):
@@ -146,8 +148,20 @@ def _block(tile: Tile, problem: Problem) -> Rows:
     return found
 
 
+def versions_of(problem: Problem) -> list[int]:
+    """How often the tensors of its target and its mask were changed; of those that count it."""
+    given, found = [problem.target, problem.mask], []
+    while given:
+        value = given.pop()
+        if is_dataclass(value):
+            given += (getattr(value, field.name) for field in fields(value))
+        elif isinstance(value, Tensor) and not value.is_inference():
+            found.append(value._version)
+    return found
+
+
 class RowSoftmax(torch.autograd.Function):
-    """The loss, and of each row whether it counts, its logsumexp and its entropy.
+    """The loss, and of each row whether it counts, its logsumexp, its entropy and its loss.
 
     The gradients of a sum are made with it, and multiplied in backward(). Those of single rows need their
     factors, so the scores are computed again.
@@ -160,22 +174,30 @@ class RowSoftmax(torch.autograd.Function):
         ctx.dtypes = [None if t is None else t.dtype for t in (x, w, bias, scale)]
         ctx.problem, ctx.used = problem, False
         at_once = problem.mean is not None
-        wanted = Wanted(*ctx.needs_input_grad[:4]) if at_once else Wanted(*4 * [False])
+        now = at_once and problem.differentiated  # which needs_input_grad does not know
+        wanted = Wanted(*ctx.needs_input_grad[:4]) if now else Wanted(*4 * [False])
         found = evaluate(x, w, bias, scale, problem, wanted)
         entropy = found.lse.new_empty(0) if found.entropy is None else found.entropy
-        ctx.mark_non_differentiable(found.counted, found.lse, entropy)
+        of_rows = found.counted, found.lse, entropy, found.loss.detach()
+        ctx.mark_non_differentiable(*of_rows)
         if not at_once:
             ctx.save_for_backward(x, w, bias, scale)
-            return found.loss, found.counted, found.lse, entropy
-        number = found.counted.sum().clamp_min(1) if problem.mean else torch.ones_like(scale)
+            ctx.versions = versions_of(problem)
+            return found.loss, *of_rows
+        number = found.counted.sum().clamp_min(1) if problem.mean else found.loss.new_ones(())
         ctx.save_for_backward(number, *found.gradients)
-        return found.loss.sum() / number, found.counted, found.lse, entropy
+        return found.loss.sum() / number, *of_rows
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         refuse_second_derivative("a row softmax loss")
         if ctx.problem.mean is None:
             x, w, bias, scale = ctx.saved_tensors
+            if versions_of(ctx.problem) != ctx.versions:
+                raise RuntimeError(
+                    "the target or the mask of a row softmax loss was changed in place before backward(), "
+                    "which computes the scores again; give the loss a clone"
+                )
             wanted = Wanted(*ctx.needs_input_grad[:4])
             gradients = evaluate(x, w, bias, scale, ctx.problem, wanted, grad).gradients
         else:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from friction_kernels.choices import check_choice
+from friction_kernels.scores.checks import check_beta, check_distillation, check_operands
 from friction_kernels.scores.products import mask_
 
 Kind = Literal["ce", "kl", "reverse_kl", "jsd"]
@@ -81,9 +82,10 @@ def clear_(matrix: Tensor, rows: Tensor) -> None:
         matrix.masked_fill_(rows[:, None], 0)
 
 
-def expected_(p: Tensor, values: Tensor) -> Tensor:
-    """sum_j p_ij values_ij; values become finite, since those that are not meet p = 0."""
-    return (p * values.nan_to_num_()).sum(1)
+def expected(p: Tensor, values: Tensor) -> Tensor:
+    """sum_j p_ij values_ij, to which a value adds nothing where p is 0, also if it is not finite."""
+    products = (p * values).nan_to_num_(nan=0.0, posinf=math.inf, neginf=-math.inf)
+    return products.sum(1) + 0 * p[:, 0]  # NaN, if the row's probabilities are
 
 
 def entropy_of_smoothed(smoothing: float, columns: int) -> float:
@@ -117,8 +119,9 @@ class Index:
                 "columns but one; use 'ce'"
             )
         if validate:
-            wrong = (self.labels < 0) | (self.labels >= columns)
-            wrong &= self.labels != options.ignore_index
+            labels = self.labels.long()  # 8 bits may have no number for so many columns
+            wrong = (labels < 0) | (labels >= columns)
+            wrong &= labels != options.ignore_index
             if wrong.any():
                 row = int(wrong.nonzero()[0])
                 raise ValueError(
@@ -185,7 +188,7 @@ class SameLabel:
         of_columns = self.rows_of if self.columns_of is None else self.columns_of
         # Numbers rather than bools, which torch's operators on CPUs are slow with.
         positive = torch.empty_like(tile.z)
-        torch.eq(self.rows_of[tile.rows, None], of_columns, out=positive)
+        torch.eq(self.rows_of[tile.rows, None].long(), of_columns.long(), out=positive)
         if tile.masked:  # a column that takes no part is no positive
             positive.masked_fill_(tile.z == -math.inf, 0)
         elif self.exclude_self:
@@ -228,6 +231,11 @@ class TopK:
                 f"ids and logprobs must be ({rows}, k), got {tuple(self.ids.shape)} and "
                 f"{tuple(self.logprobs.shape)}"
             )
+        if self.ids.is_floating_point() or not self.logprobs.is_floating_point():
+            raise TypeError(
+                f"ids must be integers and logprobs floating-point, got {self.ids.dtype} and "
+                f"{self.logprobs.dtype}"
+            )
         if options.kind not in ("ce", "kl"):
             raise ValueError(
                 f"kind {options.kind!r} needs the teacher's probability of every column, and TopK has k of "
@@ -235,13 +243,22 @@ class TopK:
             )
         if not validate:
             return
-        if ((self.ids < 0) | (self.ids >= columns)).any():
-            raise ValueError(f"ids must be 0 to {columns - 1}, one of the columns")
-        ordered = self.ids.sort(1).values
+        ids = self.ids.long()
+        if (wrong := ((ids < 0) | (ids >= columns)).any(1)).any():
+            raise ValueError(
+                f"ids of row {int(wrong.nonzero()[0])} must be 0 to {columns - 1}, one of the columns"
+            )
+        ordered = ids.sort(1).values
         if (repeated := (ordered[:, 1:] == ordered[:, :-1]).any(1)).any():
             raise ValueError(f"ids of row {int(repeated.nonzero()[0])} are not all different")
-        if not (self.logprobs <= 0).all():
-            raise ValueError("logprobs must be logarithms of probabilities, at most 0")
+        if (wrong := ~(self.logprobs <= 0).all(1)).any():
+            raise ValueError(
+                f"logprobs of row {int(wrong.nonzero()[0])} must be logarithms of probabilities, at most 0"
+            )
+        if self.rest == "renormalise" and (wrong := (self.logprobs == -math.inf).all(1)).any():
+            raise ValueError(
+                f"logprobs of row {int(wrong.nonzero()[0])} are all -inf, which cannot be renormalised"
+            )
         mass = self.logprobs.double().exp().sum(1)
         tolerance = (
             1e-3 + 4 * torch.finfo(self.logprobs.dtype).eps
@@ -257,10 +274,11 @@ class TopK:
         return replace(self, rest="drop") if empty else self
 
     def rows(self, tile: Tile, options: Options) -> Rows:
-        ids, z = self.ids[tile.rows], tile.z
-        q = self.logprobs[tile.rows].to(z.dtype).exp()
+        ids, z = self.ids[tile.rows].long(), tile.z
+        log_q = self.logprobs[tile.rows].to(z.dtype)
         if self.rest == "renormalise":
-            q = q / q.sum(1, keepdim=True)
+            log_q = log_q.log_softmax(1)
+        q = log_q.exp()
         chosen = z.gather(1, ids)
         bucket = self.rest == "bucket"
         others = 1 - q.sum(1)
@@ -273,7 +291,7 @@ class TopK:
             z.scatter_(1, ids, chosen)
         softmax = Softmax.of(z, options.entropy)
         mass = q.sum(1) + left
-        loss = mass * softmax.lse - (q * chosen).sum(1)
+        loss = mass * softmax.lse - expected(q, chosen)
         p = softmax.p.mul_(mass[:, None])
         if bucket:
             loss = loss - torch.where(left > 0, left * (total.log() + largest), 0)
@@ -307,11 +325,7 @@ class Scores:
         return self
 
     def check(self, rows: int, columns: int, options: Options, validate: bool) -> None:
-        if self.x.dim() != 2 or self.w.dim() != 2 or self.x.shape[1] != self.w.shape[1]:
-            raise ValueError(
-                f"the teacher's x and w must be (N, d) and (M, d), got {tuple(self.x.shape)} and "
-                f"{tuple(self.w.shape)}"
-            )
+        check_operands(self.x, self.w, self.bias, names=("the teacher's x", "the teacher's w"))
         if len(self.x) != rows:
             raise ValueError(f"the teacher has {len(self.x)} rows, and the student {rows}")
         if len(self.w) != columns:
@@ -331,15 +345,15 @@ class Scores:
         student, teacher = Softmax.of(tile.z, options.entropy), Softmax.of(tile.teacher)
         p, q = student.p, teacher.p
         if options.kind == "ce":
-            loss = expected_(q, apart) + student.lse
+            loss = expected(q, apart) + student.lse
             p.sub_(q)
         elif options.kind == "kl":
-            loss = expected_(q, apart) + (student.lse - teacher.lse)
+            loss = expected(q, apart) + (student.lse - teacher.lse)
             p.sub_(q)
         else:
-            mean = expected_(p, apart)
+            mean = expected(p, apart)
             loss = (teacher.lse - student.lse) - mean
-            p.mul_(apart.neg_().add_(mean[:, None]))
+            p.mul_(apart.nan_to_num_().neg_().add_(mean[:, None]))
         return student.rows(loss)
 
     def _jsd(self, z: Tensor, z_t: Tensor, options: Options) -> Rows:
@@ -349,9 +363,9 @@ class Scores:
         log_q.sub_(teacher.lse[:, None])
         log_mix = torch.logaddexp(log_q + math.log(beta), log_p + math.log1p(-beta))
         ratio = log_p.sub_(log_mix)
-        of_p = expected_(student.p, ratio)
-        loss = beta * expected_(teacher.p, log_q.sub_(log_mix)) + (1 - beta) * of_p
-        student.p.mul_(ratio.sub_(of_p[:, None])).mul_(1 - beta)
+        of_p = expected(student.p, ratio)
+        loss = beta * expected(teacher.p, log_q.sub_(log_mix)) + (1 - beta) * of_p
+        student.p.mul_(ratio.nan_to_num_().sub_(of_p[:, None])).mul_(1 - beta)
         return student.rows(loss)
 
 
@@ -393,20 +407,10 @@ class Distilled:
         counted = hard.counted & soft.counted
         tile.z.mul_(1 - self.alpha).add_(of_soft, alpha=self.alpha * self.temperature)
         clear_(tile.z, ~counted)
-        loss = (1 - self.alpha) * hard.loss + self.alpha * self.temperature**2 * soft.loss
+        loss = self.alpha * self.temperature**2 * soft.loss
+        if self.alpha < 1:  # else a label of no probability would count
+            loss = loss + (1 - self.alpha) * hard.loss
         return Rows(loss.where(counted, 0), counted, hard.lse, hard.entropy)
 
 
 Target = Index | SameLabel | TopK | Scores | Distilled
-
-
-def check_beta(beta: float) -> None:
-    if not 0 < beta < 1:
-        raise ValueError(f"beta must be between 0 and 1, got {beta}")
-
-
-def check_distillation(alpha: float, temperature: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be from 0 to 1, got {alpha}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be above 0 and finite, got {temperature}")

@@ -208,9 +208,10 @@ def row_losses_kernel(
     if FORM.hard == "index":
         label = tl.load(labels + rows, mask=mask, other=0)
         counted = counted & (label != ignore_index)
-        loss += hard_weight * (lse - (1 - smoothing) * chosen + constant)
+        of_label = lse - (1 - smoothing) * chosen + constant
         if FORM.smoothed:
-            loss -= hard_weight * smoothing * (number / num_columns)
+            of_label -= smoothing * (number / num_columns)
+        loss += tl.where(hard_weight > 0, hard_weight * of_label, 0.0)
     if FORM.hard == "labels":
         counted = counted & (number > 0)
         own = 1 / tl.maximum(number, 1.0)
