@@ -32,6 +32,8 @@ NAMES = (
     "encoder_gpt",
     "encoder_gpt:plain",
     "encoder_gpt:prefix",
+    "encoder_gpt:small",
+    "encoder_gpt:distilled",
     "stocks",
     "summaries",
     "comments",

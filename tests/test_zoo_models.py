@@ -1,18 +1,21 @@
-"""Parts of the zoo's models of names, questions, ratings and films."""
+"""Parts of the zoo's models of source code, names, questions, ratings and films."""
 
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import cross_entropy, kl_div
 from zoo_packages import movielens, synsets, tweets, write_text_packages
 
 from examples.command_line import InputError
 from examples.zoo.entities import few, sentences_of
 from examples.zoo.fetch import fetch
 from examples.zoo.movielens import rows_of, shared_entities
+from examples.zoo.optimizers import Setting
 from examples.zoo.paths import hit_rate
 from examples.zoo.tagging import ChainHead, SpanHead, spans_of
+from examples.zoo.training import train
 from examples.zoo.wordnet import WordNet, among_others, questions_of
 from examples.zoo.workload import load, workload_class
 from friction_kernels import AdamW
@@ -25,6 +28,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zoo")
     write_text_packages(folder)
     return folder
+
+
+# Source code.
+
+
+def test_a_student_learns_from_the_labels_and_its_teacher(folder: Path) -> None:
+    workload = load("encoder_gpt:distilled", folder, miniature=True)
+    student, (batch,) = workload.model(), itertools.islice(workload.batches(0), 1)
+    workload.loss(student, batch).backward()
+    logits, taught = (m.head(m(*batch)).flatten(0, 1) for m in (student, workload.teacher))
+    of_labels = cross_entropy(logits, batch[1].flatten())
+    of_teacher = kl_div(logits.log_softmax(1), taught.softmax(1), reduction="batchmean")
+    params = list(student.parameters())
+    expected = torch.autograd.grad((of_labels + of_teacher) / 2, params)
+    torch.testing.assert_close([param.grad for param in params], list(expected))
+
+
+def test_one_trained_teacher_serves_all_students(folder: Path) -> None:
+    workload = load("encoder_gpt:distilled", folder, miniature=True)
+    teacher, score = workload.teacher, workload.evaluate(workload.teacher)
+    for seed in (0, 1):
+        train(workload, Setting.parse("AdamW"), seed, steps=2)
+    assert workload.teacher is teacher and workload.evaluate(teacher) == score
+    assert score < workload.evaluate(load("encoder_gpt", folder, miniature=True).model()) - 0.5
 
 
 # Names.

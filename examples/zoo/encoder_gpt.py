@@ -5,6 +5,7 @@ import sysconfig
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +13,33 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from examples.zoo.optimizers import Setting
+from examples.zoo.training import train
 from examples.zoo.workload import Workload as Base
+from friction_kernels import DistillationLoss
+from friction_kernels.targets import Scores
 
 BYTES = 256
 BLOCK, WIDTH, HEADS, LAYERS, BATCH = 64, 64, 4, 2, 16
 TEST_BLOCKS = 256
 TEST_FILE = 10  # every tenth
 ORDER = 3  # of the counting baseline
+STUDENTS = ("small", "distilled")  # half as wide as the whole model
+DISTILLATION = DistillationLoss(temperature=1.0)  # in the search a higher one did harm
 Batch = tuple[Tensor, Tensor]  # a block and the next one, (B, BLOCK) each
 
 
 class EncoderGPT(nn.Module):
-    """The logits of each byte of `target`, given those before it and what the variant sees of `previous`."""
+    """What the head makes each byte of `target` of: those before it, and what is read of `previous`."""
 
-    def __init__(self, variant: str, width: int) -> None:
+    def __init__(self, reads: str, width: int) -> None:
         super().__init__()
-        self.variant = variant
+        self.reads = reads
         options = {"dropout": 0.0, "activation": "gelu", "batch_first": True, "norm_first": True}
         sizes = width, HEADS, 4 * width
         self.bytes = nn.Embedding(BYTES, width)
         self.positions = nn.Parameter(0.02 * torch.randn(2 * BLOCK, width))
-        if variant == "encoder":
+        if reads == "encoder":
             layers = [nn.TransformerEncoderLayer(*sizes, **options) for _ in range(LAYERS)]
             self.encoder = nn.Sequential(*layers, nn.LayerNorm(width))
             kind = nn.TransformerDecoderLayer
@@ -43,24 +50,24 @@ class EncoderGPT(nn.Module):
 
     def forward(self, previous: Tensor, target: Tensor) -> Tensor:
         shown = torch.cat([previous[:, -1:], target[:, :-1]], dim=1)
-        if self.variant == "prefix":
+        if self.reads == "prefix":
             shown = torch.cat([previous[:, :-1], shown], dim=1)
         length = shown.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(length)
         x = self.bytes(shown) + self.positions[:length]
-        if self.variant == "encoder":
+        if self.reads == "encoder":
             memory = self.encoder(self.bytes(previous) + self.positions[BLOCK : 2 * BLOCK])
             for layer in self.decoder:
                 x = layer(x, memory, tgt_mask=causal, tgt_is_causal=True)
         else:
             for layer in self.decoder:
                 x = layer(x, causal, is_causal=True)
-        return self.head(self.norm(x[:, -BLOCK:]))
+        return self.norm(x[:, -BLOCK:])
 
 
 class Workload(Base):
     title = "Encoder and GPT over source code"
-    variants = ("encoder", "plain", "prefix")
+    variants = ("encoder", "plain", "prefix", *STUDENTS)
     metric = "bits a byte"
     higher_is_better = False
     lr = 3e-3
@@ -83,8 +90,20 @@ class Workload(Base):
         previous, target = torch.tensor(rows).split(BLOCK, dim=1)
         return previous, target
 
-    def model(self) -> nn.Module:
-        return EncoderGPT(self.variant, 16 if self.miniature else WIDTH)
+    def model(self) -> EncoderGPT:
+        width = 16 if self.miniature else WIDTH
+        if self.variant in STUDENTS:
+            return EncoderGPT("encoder", width // 2)
+        return EncoderGPT(self.variant, width)
+
+    @cached_property
+    def teacher(self) -> EncoderGPT:
+        """The whole model, trained with AdamW: once, for all optimizers and seeds."""
+        torch.manual_seed(0)
+        whole = Workload(self.folder, miniature=self.miniature)
+        model, steps = whole.model(), 20 if self.miniature else self.steps
+        train(whole, Setting.parse("AdamW"), 0, model=model, steps=steps)
+        return model.requires_grad_(False)
 
     def batches(self, seed: int) -> Iterator[Batch]:
         random = torch.Generator().manual_seed(seed)
@@ -92,11 +111,18 @@ class Workload(Base):
             yield self.blocks(self.train_text, BATCH, random)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return cross_entropy(model(*batch).flatten(0, 1), batch[1].flatten())
+        if self.variant != "distilled":
+            return self.nats(model, batch)
+        own, other = model.head, self.teacher.head
+        teacher = Scores(self.teacher(*batch), other.weight, bias=other.bias)
+        return DISTILLATION(model(*batch), own.weight, batch[1], teacher, own.bias)
+
+    def nats(self, model: nn.Module, batch: Batch) -> Tensor:
+        return cross_entropy(model.head(model(*batch)).flatten(0, 1), batch[1].flatten())
 
     def evaluate(self, model: nn.Module) -> float:
         parts = zip(*(part.split(BATCH) for part in self.test), strict=True)
-        losses = [self.loss(model, part).item() for part in parts]
+        losses = [self.nats(model, part).item() for part in parts]
         return sum(losses) / len(losses) / math.log(2)
 
     def baselines(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -57,17 +57,21 @@ def train(
     setting: Setting,
     seed: int,
     *,
+    model: nn.Module | None = None,
     lr: float | None = None,
     steps: int | None = None,
     backend: str = "auto",
     advance: Callable[[], None] = lambda: None,
 ) -> Run:
-    """Train from the seed's weights on the seed's batches; `advance` is called after each step."""
+    """Train on the seed's batches; `advance` is called after each step.
+
+    model: left trained; default a new one, with the seed's weights.
+    """
     lr = setting.rate(workload) if lr is None else lr
     steps = workload.steps if steps is None else steps
     run = Run(workload.name, setting.text, lr, seed)
     torch.manual_seed(seed)
-    model = workload.model().train()
+    model = (workload.model() if model is None else model).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = setting.optimizer(trained, lr, backend)
     schedule = LambdaLR(optimizer, lambda step: rate_factor(step, steps))
