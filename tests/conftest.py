@@ -21,6 +21,10 @@ from processes import Processes
 
 from friction_kernels import _native
 
+# Workers share the cores: threads that wait for each other would take longer than the work.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+torch.set_num_threads(max(1, torch.get_num_threads() // WORKERS))
+
 EXAMPLES = os.environ.get("EXAMPLES") or ("2000" if os.environ.get("CI") else "200")
 settings.register_profile(
     "ours",
