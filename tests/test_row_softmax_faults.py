@@ -39,6 +39,18 @@ def test_a_compiled_loss_is_that_of_the_loss(backend):
         loss.backward()
 
 
+def test_rows_as_wide_as_the_widest_models():
+    hidden, weight = (random(n, 8192, seed=n).float().requires_grad_() for n in (3, 5))
+    labels = torch.tensor([0, 4, 2])
+    loss = LinearCrossEntropyLoss()(hidden, weight, labels)
+    expected = functional.cross_entropy(hidden.double() @ weight.double().T, labels)
+    found = (loss, *torch.autograd.grad(loss, (hidden, weight)))
+    exact = (expected, *torch.autograd.grad(expected, (hidden, weight)))
+    for mine, theirs in zip(found, exact, strict=True):
+        error = torch.linalg.vector_norm(mine.double() - theirs.double())
+        assert error < 5e-5 * torch.linalg.vector_norm(theirs)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_an_evaluation_makes_no_gradients(mode, monkeypatch):
     (hidden, weight), asked_for = operands(), []
