@@ -1,4 +1,4 @@
-// Operations on lists of tensors. Compiled once per instruction set, as kernels.cpp is.
+// Operations on lists of tensors. Compiled once per instruction set, as rule_kernels.h is.
 #include <algorithm>
 
 #include "instruction_set.h"

@@ -108,13 +108,14 @@ struct KernelSet : KernelsOf<Rules> {
   }
 };
 
-KernelSet kernels_baseline();
-ListKernels list_kernels_baseline();
+#define FRICTION_DECLARE_KERNELS(isa)   \
+  KernelSet kernels_##isa();            \
+  void add_projected_##isa(KernelSet&); \
+  ListKernels list_kernels_##isa()
+FRICTION_DECLARE_KERNELS(baseline);
 #if defined(FRICTION_X86)
-KernelSet kernels_avx2();
-ListKernels list_kernels_avx2();
-KernelSet kernels_avx512();
-ListKernels list_kernels_avx512();
+FRICTION_DECLARE_KERNELS(avx2);
+FRICTION_DECLARE_KERNELS(avx512);
 #endif
 
 }  // namespace friction

@@ -1,6 +1,7 @@
 // Stages a chunk of every operand for a rule, as plain arrays of the arithmetic type. An operand
 // that is stored like that is used in place. Any other is converted, gathered or dequantized into a
-// buffer, and written back if the rule writes it. Included only by kernels.cpp.
+// buffer, and written back if the rule writes it. Included only where an instruction set is
+// compiled.
 #pragma once
 
 #include "../formats/blockwise.h"

@@ -1,6 +1,9 @@
 // The CPU driver: how a worker processes its part of the table. Compiled once per instruction set
 // (FRICTION_ISA) with the same arithmetic in each: no fused multiply-adds, no library functions,
 // sums in a fixed number of lanes. So every instruction set and thread count gives the same bits.
+// In a namespace without a name, or the linker would take one set's functions for all.
+#pragma once
+
 #include <iterator>
 #include <utility>
 
@@ -394,16 +397,18 @@ RuleKernels<Rule> rule_kernels() {
   return kernels;
 }
 
-template <class... Rule>
-KernelSet kernel_set(const char* instruction_set, ListKernels list_kernels(), RuleList<Rule...>) {
-  return {{{rule_kernels<Rule>()...}}, instruction_set, list_kernels()};
+template <class Rule, bool kProjects>
+void add_kernels_of(KernelSet& set) {
+  if constexpr (Rule::kProjects == kProjects)
+    std::get<RuleKernels<Rule>>(set.rules) = rule_kernels<Rule>();
+}
+
+// Those of all rules that project, or of all others: each half is a source, so that two compilers
+// share an instruction set.
+template <bool kProjects, class... Rule>
+void add_kernels(KernelSet& set, RuleList<Rule...>) {
+  (add_kernels_of<Rule, kProjects>(set), ...);
 }
 
 }  // namespace
-
-KernelSet FRICTION_JOIN(kernels_, FRICTION_ISA)() {
-  return kernel_set(FRICTION_TEXT(FRICTION_ISA), FRICTION_JOIN(list_kernels_, FRICTION_ISA),
-                    Rules());
-}
-
 }  // namespace friction
