@@ -184,15 +184,14 @@ class Field:
             return {}
         moved = entry.moved(self.device)
         found = {"bytes": moved, "gb_s": moved / times.median(entry.name) / 1e9}
-        shares = {
-            other.name: moved / other.opt.moved / ratio
-            for other in self.entries
-            if isinstance(other.opt, Copy) and (ratio := times.ratio(entry.name, other.name))
-        }
-        if COPY in shares:
-            found["share_of_copy"] = shares[COPY]
-        if IN_PLACE in shares:  # what memory can do is the faster of the two
-            found["share_of_limit"] = min(shares.values())
+        measures = {other.name: other.opt for other in self.entries if isinstance(other.opt, Copy)}
+        if COPY in measures and (ratio := times.ratio(entry.name, COPY)):
+            found["share_of_copy"] = moved / measures[COPY].moved / ratio
+        if IN_PLACE in measures:  # what memory can do is the faster of the two, at its best
+            best = max(
+                opt.moved / min(times.seconds[name].values()) for name, opt in measures.items()
+            )
+            found["share_of_limit"] = 1e9 * found["gb_s"] / best
         return found
 
 
